@@ -1,0 +1,1 @@
+"""Actors: pure decide and evolve in the middle, effects at the edge."""

@@ -1,0 +1,1 @@
+"""The orchestrator: sagas, placement, retries and timers, folded from the log."""

@@ -1,0 +1,1 @@
+"""Real servers on this machine: nats-server and PostgreSQL, started and stopped by the program."""

@@ -1,0 +1,1 @@
+"""Event and command types, the envelope, subjects, the log and its errors."""

@@ -1,0 +1,1 @@
+"""The customer-support desk and its five agents."""

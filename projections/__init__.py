@@ -1,0 +1,1 @@
+"""Tables derived from the log, kept with their checkpoints in PostgreSQL."""
