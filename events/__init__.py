@@ -1,1 +1,1 @@
-"""Event and command types, the envelope, subjects, the log and its errors."""
+"""The log: subjects, envelopes, event types, and reading and appending on JetStream. Imports nothing of ours."""

@@ -1,0 +1,628 @@
+"""The event types of the log and the one place that knows which type belongs under which subject.
+
+Each class is version 1 of its type. A stored version is never edited: a change of meaning or of a required field is a
+new class with the next number. Fields unknown to this release are ignored when reading, so adding an optional field is
+not a new version. `data` of an event is exactly the fields below; times are integer microseconds since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from cuebook.events.errors import PoisonMessageError, UnknownEventError
+from cuebook.events.subjects import Address
+
+__all__ = [
+    "TERMINAL_RUN_FACTS",
+    "TERMINAL_TASK_FACTS",
+    "AgentDraining",
+    "AgentLost",
+    "AgentRecovered",
+    "AgentRegistered",
+    "AgentStopped",
+    "AgentSuspected",
+    "AnswerRefused",
+    "DrainRequested",
+    "Error",
+    "Event",
+    "HandlerSpec",
+    "MessageRejected",
+    "OutsideEvent",
+    "RetryPolicy",
+    "RetryRule",
+    "RunCancelRequested",
+    "RunCancelled",
+    "RunCompensated",
+    "RunCompensating",
+    "RunCompleted",
+    "RunFailed",
+    "RunRejected",
+    "RunRequested",
+    "RunResumed",
+    "RunRetryRequested",
+    "RunStarted",
+    "RunStuck",
+    "StepAnswered",
+    "StepAsked",
+    "StepCancelled",
+    "StepExpired",
+    "StepMatched",
+    "StepSlept",
+    "StepWaiting",
+    "TaskAborted",
+    "TaskAssigned",
+    "TaskCancelRequested",
+    "TaskCancelled",
+    "TaskCompleted",
+    "TaskEscalated",
+    "TaskFailed",
+    "TaskProgressed",
+    "TaskRejected",
+    "TaskRequested",
+    "TaskResolved",
+    "TaskRetried",
+    "event_type_of",
+    "parse_event",
+    "to_data",
+]
+
+
+class Event:
+    """Base of all event types. `event_type` is `<family>.<fact>.v<version>`, stored for ever."""
+
+    __slots__ = ()
+    event_type: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error:
+    """What went wrong in a handler. `classes`: the exception's class names, most specific first, for retry rules."""
+
+    type: str
+    message: str
+    classes: list[str] = field(default_factory=list)
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRule:
+    """Overrides the policy for one class of error, by class name. `attempts` 1 means: do not try again."""
+
+    error: str
+    attempts: int
+    backoff_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """`attempts` in all; the n-th pause is `backoff_s * factor**(n-1)`, at most `max_s`, plus or minus `jitter`."""
+
+    attempts: int = 3
+    backoff_s: float = 1.0
+    factor: float = 2.0
+    max_s: float = 60.0
+    jitter: float = 0.1
+    rules: list[RetryRule] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerSpec:
+    """What an agent says about one handler. Schemas are JSON Schema 2020-12."""
+
+    input_schema: dict[str, Any] = field(default_factory=dict)
+    output_schema: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float = 60.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    compensation: bool = False
+    description: str = ""
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequested(Event):
+    """Somebody asks for a run of the saga named in the subject."""
+
+    event_type: ClassVar[str] = "run.requested.v1"
+    input: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A run began. `trigger`: stream sequence of the message that asked for it; `retry_of`: the run it repeats."""
+
+    event_type: ClassVar[str] = "run.started.v1"
+    saga: str
+    version: str = ""
+    input: Any = None
+    trigger: int = 0
+    retry_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCompleted(Event):
+    """The saga returned."""
+
+    event_type: ClassVar[str] = "run.completed.v1"
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed(Event):
+    """The saga raised and nothing had to be undone."""
+
+    event_type: ClassVar[str] = "run.failed.v1"
+    error: Error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCompensating(Event):
+    """The run will be undone: `steps` are the completed steps with a compensation, in the order of their undoing."""
+
+    event_type: ClassVar[str] = "run.compensating.v1"
+    reason: str
+    error: Error | None = None
+    steps: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCompensated(Event):
+    """Every compensation has a recorded result of its own."""
+
+    event_type: ClassVar[str] = "run.compensated.v1"
+    reason: str
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCancelRequested(Event):
+    """Somebody wants the run to end; what it did is undone."""
+
+    event_type: ClassVar[str] = "run.cancel_requested.v1"
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCancelled(Event):
+    """The run ended on request and nothing had to be undone."""
+
+    event_type: ClassVar[str] = "run.cancelled.v1"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStuck(Event):
+    """The run waits for a person: the saga's code and its history disagree, or a compensation was given up.
+
+    `recorded` is what the log says about step `step`, `asked` what the saga's present code asks for.
+    """
+
+    event_type: ClassVar[str] = "run.stuck.v1"
+    reason: str
+    step: int | None = None
+    recorded: Any = None
+    asked: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRetryRequested(Event):
+    """A person says: go on with a stuck run, with the saga's present code."""
+
+    event_type: ClassVar[str] = "run.retry_requested.v1"
+    by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResumed(Event):
+    """A stuck run goes on."""
+
+    event_type: ClassVar[str] = "run.resumed.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRejected(Event):
+    """The request for a run was refused; nothing was done."""
+
+    event_type: ClassVar[str] = "run.rejected.v1"
+    reason: str
+    remedy: str = ""
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRequested(Event):
+    """Somebody asks the agent named in the subject to handle `input`. Higher `priority` goes first (-100 to 100).
+
+    `handler` may be empty where the agent has just one. `labels` must all be present on the instance. Tasks with the same
+    `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the step can
+    be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of the step.
+    """
+
+    event_type: ClassVar[str] = "task.requested.v1"
+    handler: str = ""
+    input: Any = None
+    priority: int = 0
+    affinity: str | None = None
+    labels: dict[str, str] | None = None
+    timeout_s: float | None = None
+    retry: RetryPolicy | None = None
+    compensation: bool = False
+    compensates: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAssigned(Event):
+    """The instance named in the subject was given the task. `reason`: why this one, for people.
+
+    `deadline`: microseconds since 1970; the attempt is over then, whatever the agent does.
+    """
+
+    event_type: ClassVar[str] = "task.assigned.v1"
+    handler: str
+    attempt: int
+    deadline: int
+    input: Any = None
+    reason: dict[str, Any] = field(default_factory=dict)
+    compensates: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCompleted(Event):
+    """The task's one result. `by`: the agent instance, or the person who supplied it."""
+
+    event_type: ClassVar[str] = "task.completed.v1"
+    output: Any = None
+    attempt: int = 0
+    duration_s: float = 0.0
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailed(Event):
+    """One attempt failed; `retried`, `escalated` or `aborted` follows."""
+
+    event_type: ClassVar[str] = "task.failed.v1"
+    error: Error
+    attempt: int = 0
+    duration_s: float = 0.0
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRetried(Event):
+    """The task is free again from `due` (microseconds since 1970)."""
+
+    event_type: ClassVar[str] = "task.retried.v1"
+    due: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEscalated(Event):
+    """A person must decide: supply the result, retry or abort."""
+
+    event_type: ClassVar[str] = "task.escalated.v1"
+    reason: str
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResolved(Event):
+    """A person decided about an escalated task. `output` counts only with the action `supply`."""
+
+    event_type: ClassVar[str] = "task.resolved.v1"
+    action: Literal["supply", "retry", "abort"]
+    output: Any = None
+    by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAborted(Event):
+    """The task ended without a result; in a saga its call raises."""
+
+    event_type: ClassVar[str] = "task.aborted.v1"
+    reason: str
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCancelRequested(Event):
+    """Somebody no longer wants this task."""
+
+    event_type: ClassVar[str] = "task.cancel_requested.v1"
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCancelled(Event):
+    """The task ended on request. `outcome_unknown`: the agent did not confirm, so its effect may have happened."""
+
+    event_type: ClassVar[str] = "task.cancelled.v1"
+    reason: str = ""
+    outcome_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRejected(Event):
+    """The request was refused before anything was done."""
+
+    event_type: ClassVar[str] = "task.rejected.v1"
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskProgressed(Event):
+    """What a handler says about its work. `fraction` from 0 to 1, where it knows."""
+
+    event_type: ClassVar[str] = "progress.progress.v1"
+    message: str = ""
+    fraction: float | None = None
+    attempt: int = 0
+
+
+# --- steps that are not tasks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSlept(Event):
+    """The saga sleeps until `due` (microseconds since 1970)."""
+
+    event_type: ClassVar[str] = "step.slept.v1"
+    due: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWaiting(Event):
+    """The saga waits for an outside event on `topic` whose data has all of `match`; not after `due`.
+
+    Events count from stream sequence `since` on, so that one which came early is not missed.
+    """
+
+    event_type: ClassVar[str] = "step.waiting.v1"
+    topic: str
+    match: dict[str, Any] = field(default_factory=dict)
+    since: int = 0
+    due: int | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMatched(Event):
+    """The awaited event came; it stands in the stream at `sequence`."""
+
+    event_type: ClassVar[str] = "step.matched.v1"
+    sequence: int
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAsked(Event):
+    """The saga asks a person. `schema`: what an answer looks like, as JSON Schema; no answer counts after `due`."""
+
+    event_type: ClassVar[str] = "step.asked.v1"
+    question: str
+    schema: dict[str, Any] = field(default_factory=dict)
+    context: Any = None
+    due: int | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAnswered(Event):
+    """A person answered."""
+
+    event_type: ClassVar[str] = "step.answered.v1"
+    value: Any = None
+    by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRefused(Event):
+    """The answer at stream sequence `sequence` does not fit the question's schema; the question stands."""
+
+    event_type: ClassVar[str] = "step.refused.v1"
+    sequence: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepExpired(Event):
+    """The time is over: a sleep has ended, or nothing came and nobody answered."""
+
+    event_type: ClassVar[str] = "step.expired.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCancelled(Event):
+    """The run ended while the step was open."""
+
+    event_type: ClassVar[str] = "step.cancelled.v1"
+    reason: str = ""
+
+
+# --- agents -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRegistered(Event):
+    """An instance offers `slots` tasks at a time. `labels`: what it has; `recycle_after`: tasks until it is renewed."""
+
+    event_type: ClassVar[str] = "agent.registered.v1"
+    slots: int
+    handlers: dict[str, HandlerSpec]
+    version: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    recycle_after: int = 0
+    heartbeat_s: float = 1.0
+    description: str = ""
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSuspected(Event):
+    """Heartbeats are missing; nothing new is placed there."""
+
+    event_type: ClassVar[str] = "agent.suspected.v1"
+    silent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLost(Event):
+    """Heartbeats were missing for too long; its tasks go to others."""
+
+    event_type: ClassVar[str] = "agent.lost.v1"
+    silent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRecovered(Event):
+    """A suspected or lost instance is heard again."""
+
+    event_type: ClassVar[str] = "agent.recovered.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequested(Event):
+    """Somebody asks the instance to finish what it has and stop."""
+
+    event_type: ClassVar[str] = "agent.drain_requested.v1"
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentDraining(Event):
+    """The instance takes nothing new and finishes what it has."""
+
+    event_type: ClassVar[str] = "agent.draining.v1"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStopped(Event):
+    """The instance is gone, in good order; whatever it still had was handed back."""
+
+    event_type: ClassVar[str] = "agent.stopped.v1"
+    reason: str = ""
+    handled: int = 0
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageRejected(Event):
+    """The message at the stream sequence named in the subject was refused and has no effect."""
+
+    event_type: ClassVar[str] = "rejected.rejected.v1"
+    subject: str
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideEvent(Event):
+    """A fact from anybody under `<space>.event.<topic>`. Its type is the author's own business."""
+
+    event_type: ClassVar[str] = "event"
+    data: Any = None
+
+
+TERMINAL_TASK_FACTS = frozenset({"completed", "cancelled", "aborted", "rejected"})
+TERMINAL_RUN_FACTS = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
+
+_CLASSES: tuple[type[Event], ...] = (
+    RunRequested, RunStarted, RunCompleted, RunFailed, RunCompensating, RunCompensated, RunCancelRequested,
+    RunCancelled, RunStuck, RunRetryRequested, RunResumed, RunRejected,
+    TaskRequested, TaskAssigned, TaskCompleted, TaskFailed, TaskRetried, TaskEscalated, TaskResolved, TaskAborted,
+    TaskCancelRequested, TaskCancelled, TaskRejected, TaskProgressed,
+    StepSlept, StepWaiting, StepMatched, StepAsked, StepAnswered, AnswerRefused, StepExpired, StepCancelled,
+    AgentRegistered, AgentSuspected, AgentLost, AgentRecovered, DrainRequested, AgentDraining, AgentStopped,
+    MessageRejected,
+)  # fmt: skip
+
+_ADAPTERS = {cls.event_type: TypeAdapter(cls) for cls in _CLASSES}
+_VALIDATE = {event_type: adapter.validator.validate_python for event_type, adapter in _ADAPTERS.items()}
+_REQUIRED = object()
+
+
+def _defaults(cls: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (
+            f.name,
+            f.default
+            if f.default is not MISSING
+            else f.default_factory()
+            if callable(f.default_factory)
+            else _REQUIRED,
+        )
+        for f in fields(cls)
+    )
+
+
+_FIELDS = {cls: _defaults(cls) for cls in (*_CLASSES, Error, RetryRule, RetryPolicy, HandlerSpec)}
+_KNOWN = {cls.event_type.rpartition(".")[0]: cls.event_type for cls in _CLASSES}
+
+
+def event_type_of(address: Address) -> str:
+    """The newest type for a subject, as a plain JSON message without an envelope is read. Raises UnknownEventError."""
+    if address.kind == "event":
+        return address.topic
+    event_type = _KNOWN.get(f"{address.kind}.{address.fact}")
+    if event_type is None:
+        raise UnknownEventError(
+            f"{address.kind} has no fact {address.fact!r}", remedy="docs/wire-format.md lists the facts"
+        )
+    return event_type
+
+
+def parse_event(address: Address, event_type: str, data: Any) -> Event:
+    """Turn decoded `data` into the typed event. Raises UnknownEventError, or PoisonMessageError for a wrong shape."""
+    if address.kind == "event":
+        return OutsideEvent(data=data)
+    validate = _VALIDATE.get(event_type)
+    if validate is None or not event_type.startswith(f"{address.kind}.{address.fact}.v"):
+        if validate is None:
+            raise UnknownEventError(
+                f"event type {event_type!r} is not known to this release", remedy="read it with a newer release"
+            )
+        raise PoisonMessageError(f"an event of type {event_type!r} does not belong under fact {address.fact!r}")
+    try:
+        return validate(data if data is not None else {})  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "data"
+        raise PoisonMessageError(f"{event_type}: {where}: {first['msg']}", remedy="correct the field") from error
+
+
+def to_data(event: Any) -> Any:
+    """The fields of an event as plain data, ready for the codec. Fields at their default are left out."""
+    if type(event) is OutsideEvent:
+        return event.data
+    data = {}
+    for name, default in _FIELDS[type(event)]:
+        value = getattr(event, name)
+        if value is default or value == default:
+            continue
+        if type(value) in _FIELDS:
+            value = to_data(value)
+        elif type(value) is list and value and type(value[0]) in _FIELDS:
+            value = [to_data(item) for item in value]
+        elif name == "handlers":
+            value = {key: to_data(item) for key, item in value.items()}
+        data[name] = value
+    return data
