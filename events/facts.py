@@ -2,7 +2,8 @@
 
 Each class is version 1 of its type. A stored version is never edited: a change of meaning or of a required field is a
 new class with the next number. Fields unknown to this release are ignored when reading, so adding an optional field is
-not a new version. `data` of an event is exactly the fields below; times are integer microseconds since 1970 UTC.
+not a new version. `data` of an event is exactly the fields below. Spans of time count in seconds from when the event was recorded, by the
+server's clock; no event carries a due time by its author's clock.
 """
 
 from __future__ import annotations
@@ -262,13 +263,13 @@ class TaskRequested(Event):
 class TaskAssigned(Event):
     """The instance named in the subject was given the task. `reason`: why this one, for people.
 
-    `deadline`: microseconds since 1970; the attempt is over then, whatever the agent does.
+    The attempt is over `timeout_s` after the event was recorded, whatever the agent does.
     """
 
     event_type: ClassVar[str] = "task.assigned.v1"
     handler: str
     attempt: int
-    deadline: int
+    timeout_s: float
     input: Any = None
     reason: dict[str, Any] = field(default_factory=dict)
     compensates: int | None = None
@@ -298,10 +299,10 @@ class TaskFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRetried(Event):
-    """The task is free again from `due` (microseconds since 1970)."""
+    """The task is free again `delay_s` after this was recorded."""
 
     event_type: ClassVar[str] = "task.retried.v1"
-    due: int
+    delay_s: float = 0.0
     reason: str = ""
 
 
@@ -376,25 +377,23 @@ class TaskProgressed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSlept(Event):
-    """The saga sleeps until `due` (microseconds since 1970)."""
+    """The saga sleeps for `seconds` from when this was recorded."""
 
     event_type: ClassVar[str] = "step.slept.v1"
-    due: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWaiting(Event):
-    """The saga waits for an outside event on `topic` whose data has all of `match`; not after `due`.
+    """The saga waits for an outside event on `topic` whose data has all of `match`.
 
-    Events count from stream sequence `since` on, so that one which came early is not missed.
+    Events recorded since the run started count, so that one which came early is not missed. `timeout_s` runs from when
+    this was recorded.
     """
 
     event_type: ClassVar[str] = "step.waiting.v1"
     topic: str
     match: dict[str, Any] = field(default_factory=dict)
-    since: int = 0
-    due: int | None = None
     timeout_s: float | None = None
 
 
@@ -409,13 +408,12 @@ class StepMatched(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepAsked(Event):
-    """The saga asks a person. `schema`: what an answer looks like, as JSON Schema; no answer counts after `due`."""
+    """The saga asks a person. `schema`: what an answer looks like, as JSON Schema; it is too late after `timeout_s`."""
 
     event_type: ClassVar[str] = "step.asked.v1"
     question: str
     schema: dict[str, Any] = field(default_factory=dict)
     context: Any = None
-    due: int | None = None
     timeout_s: float | None = None
 
 
