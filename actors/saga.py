@@ -1,0 +1,331 @@
+"""What the author of a workflow writes: a plain async function over a Run.
+
+    @saga(on="ticket.opened", key="id")
+    async def support(run: Run, ticket: Ticket) -> Outcome:
+        intent = await run.call(Classifier.classify, ticket)
+        ...
+
+The function is driven by replaying what the log has recorded, so it must ask for the same things every time: no clock, no
+randomness, no I/O in it. Those belong in agents; `run.now` is the log's time. Every `run.call`, `sleep`, `wait_for` and `ask_human`
+takes the next step number when it is *called*, and starts then; awaiting it gives the result. A step that is never awaited is
+still waited for before the run completes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar, TypeVarTuple, cast, get_type_hints, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from cuebook.actors.agent import Handler, Retry
+from cuebook.events.errors import ConfigurationError, CuebookError
+from cuebook.events.facts import Error
+from cuebook.events.subjects import check_token
+
+__all__ = [
+    "Ask",
+    "Call",
+    "NotDeterministicError",
+    "Run",
+    "RunAbortedError",
+    "Saga",
+    "Sleep",
+    "Step",
+    "StepExpiredError",
+    "TaskFailedError",
+    "Wait",
+    "days",
+    "hours",
+    "minutes",
+    "saga",
+]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Outs = TypeVarTuple("Outs")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+
+
+def minutes(count: float) -> float:
+    """Minutes in seconds."""
+    return count * 60
+
+
+def hours(count: float) -> float:
+    """Hours in seconds."""
+    return count * 3600
+
+
+def days(count: float) -> float:
+    """Days in seconds."""
+    return count * 86400
+
+
+class TaskFailedError(CuebookError):
+    """A step ended without a result: it was rejected, cancelled, or given up by a person. `error` has the cause."""
+
+    def __init__(self, message: str, *, task: str, error: Error | None = None) -> None:
+        super().__init__(message)
+        self.task, self.error = task, error
+
+
+class StepExpiredError(CuebookError):
+    """Nobody answered, or no matching event came, in time."""
+
+
+class RunAbortedError(CuebookError):
+    """The saga ends its run on purpose; completed steps are undone."""
+
+
+class NotDeterministicError(CuebookError):
+    """The saga awaited something that the log cannot record."""
+
+
+# What a step asks for: compared with the log when the saga is replayed.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A task for an agent. `input` is plain data."""
+
+    agent: str
+    handler: str
+    input: Any
+    priority: int = 0
+    affinity: str | None = None
+    labels: dict[str, str] | None = None
+    timeout_s: float | None = None
+    retry: Retry | None = None
+    compensation: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    """A pause of `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """An outside event on `topic` whose data has all of `match`."""
+
+    topic: str
+    match: dict[str, Any]
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A question to a person."""
+
+    question: str
+    schema: dict[str, Any]
+    context: Any
+    timeout_s: float | None
+
+
+class Step(Generic[Out]):
+    """One thing a saga has asked for; await it for the result."""
+
+    __slots__ = ("awaited", "error", "n", "request", "result", "settled", "type")
+
+    def __init__(self, n: int, request: Call | Sleep | Wait | Ask, type_: TypeAdapter[Out] | None) -> None:
+        self.n, self.request, self.type = n, request, type_
+        self.settled = self.awaited = False
+        self.result: Any = None
+        self.error: CuebookError | None = None
+
+    def __await__(self) -> Generator[Step[Out], None, Out]:
+        self.awaited = True
+        while not self.settled:
+            yield self
+        if self.error is not None:
+            raise self.error
+        return cast(Out, self.result)
+
+    def settle(self, value: Any) -> None:
+        """Give the recorded result. A result that no longer fits the model is an error of the step."""
+        if self.type is not None:
+            try:
+                value = self.type.validate_python(value)
+            except ValidationError as error:
+                self.fail(TaskFailedError(f"the recorded result does not fit: {error}", task=str(self.n)))
+                return
+        self.result, self.settled = value, True
+
+    def fail(self, error: CuebookError) -> None:
+        """Give the recorded failure."""
+        self.error, self.settled = error, True
+
+
+class Run:
+    """A run as its saga sees it. `id` is the run id; `now` the time of the last event that drove it (UTC)."""
+
+    def __init__(self, run_id: str, now: datetime, correlation_id: str = "") -> None:
+        self.id, self.now, self.correlation_id = run_id, now, correlation_id
+        self.steps: list[Step[Any]] = []
+        self.logger = logging.LoggerAdapter(logging.getLogger("cuebook.saga"), {"run_id": run_id})
+
+    def call(
+        self,
+        handler: Handler[In, Out],
+        input: In,  # noqa: A002 - the word authors expect
+        *,
+        priority: int = 0,
+        affinity: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Step[Out]:
+        """Ask an agent. Raises TaskFailedError, when awaited, if the task ended without a result.
+
+        Higher `priority` is placed first (-100 to 100). Tasks of the same agent with the same `affinity` prefer the same
+        instance. `labels` must all be present on it.
+        """
+        if not isinstance(handler, Handler):
+            raise ConfigurationError(
+                f"run.call needs a handler such as Refunds.issue, not {handler!r}",
+                remedy="pass the method of the agent class, decorated with @handler()",
+            )
+        try:
+            data = handler.input_type.dump_python(handler.input_type.validate_python(input), mode="json")
+        except ValidationError as error:
+            raise TaskFailedError(f"input of {handler.agent_name}.{handler.name}: {error}", task=self.id) from error
+        request = Call(
+            agent=handler.agent_name,
+            handler=handler.name,
+            input=data,
+            priority=priority,
+            affinity=affinity,
+            labels=dict(labels) if labels else None,
+            timeout_s=timeout_s,
+            retry=retry,
+            compensation=handler.undo is not None,
+        )
+        return self._step(request, handler.output_type)
+
+    def sleep(self, seconds: float) -> Step[None]:
+        """Pause. Survives restarts; ends at or shortly after the time."""
+        return self._step(Sleep(seconds=float(seconds)), None)
+
+    def wait_for(
+        self, topic: str, model: type[Out], *, match: Mapping[str, Any] | None = None, timeout: float | None = None
+    ) -> Step[Out]:
+        """The first outside event on `topic` since the run started whose data has all of `match`.
+
+        Raises StepExpiredError, when awaited, after `timeout` seconds.
+        """
+        for token in topic.split("."):
+            check_token(token, "topic part")
+        return self._step(Wait(topic=topic, match=dict(match or {}), timeout_s=timeout), TypeAdapter(model))
+
+    def ask_human(
+        self, question: str, model: type[Out], *, context: Any = None, timeout: float | None = None
+    ) -> Step[Out]:
+        """Ask a person, who answers with `cuebook escalation resolve`. `context`: plain data shown with the question.
+
+        Raises StepExpiredError, when awaited, after `timeout` seconds.
+        """
+        adapter = TypeAdapter(model)
+        request = Ask(question=question, schema=adapter.json_schema(), context=context, timeout_s=timeout)
+        return self._step(request, adapter)
+
+    @overload
+    async def gather(self, a: Step[T1], b: Step[T2], /) -> tuple[T1, T2]: ...
+    @overload
+    async def gather(self, a: Step[T1], b: Step[T2], c: Step[T3], /) -> tuple[T1, T2, T3]: ...
+    @overload
+    async def gather(self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], /) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    async def gather(self, *steps: Step[T1]) -> tuple[T1, ...]: ...
+    async def gather(self, *steps: Step[Any]) -> tuple[Any, ...]:
+        """Wait for all of `steps`, which are already under way; then the results, or the first error by position."""
+        results, errors = [], []
+        for step in steps:
+            try:
+                results.append(await step)
+            except CuebookError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return tuple(results)
+
+    def abort(self, reason: str) -> RunAbortedError:
+        """The error to raise to end the run on purpose: `raise run.abort("refund declined")`."""
+        return RunAbortedError(reason)
+
+    def _step(self, request: Call | Sleep | Wait | Ask, type_: TypeAdapter[Any] | None) -> Step[Any]:
+        step: Step[Any] = Step(len(self.steps), request, type_)
+        self.steps.append(step)
+        return step
+
+
+class Saga(Generic[In, Out]):
+    """A workflow. Made by the `saga` decorator; `function` is the author's own."""
+
+    def __init__(
+        self, function: Callable[[Run, In], Coroutine[Any, Any, Out]], on: str, key: str, version: str, name: str
+    ) -> None:
+        self.function, self.on, self.key, self.version, self.name = function, on, key, version, name
+        self._types: tuple[TypeAdapter[In], TypeAdapter[Out]] | None = None
+
+    def __call__(self, run: Run, input: In) -> Coroutine[Any, Any, Out]:  # noqa: A002 - as in Run.call
+        return self.function(run, input)
+
+    @property
+    def input_type(self) -> TypeAdapter[In]:
+        return self._adapters()[0]
+
+    @property
+    def output_type(self) -> TypeAdapter[Out]:
+        return self._adapters()[1]
+
+    def _adapters(self) -> tuple[TypeAdapter[In], TypeAdapter[Out]]:
+        if self._types is None:
+            hints = get_type_hints(self.function)
+            parameters = list(inspect.signature(self.function).parameters)
+            if len(parameters) != 2 or parameters[1] not in hints:
+                raise ConfigurationError(
+                    f"saga {self.name} must look like async def {self.name}(run: Run, input: Model) -> Model"
+                )
+            self._types = TypeAdapter(hints[parameters[1]]), TypeAdapter(hints.get("return", Any))
+        return self._types
+
+    def run_id(self, data: Any, event_id: str) -> str:
+        """The id of the run an event starts: the same event, or the same key, always gives the same id."""
+        basis = event_id
+        if self.key and isinstance(data, dict) and data.get(self.key) is not None:
+            basis = str(data[self.key])
+        plain = f"{self.name}-{basis}"
+        try:
+            return check_token(plain, "run id")
+        except CuebookError:
+            return f"{self.name[:40]}-{hashlib.sha256(basis.encode()).hexdigest()[:20]}"
+
+
+def saga(
+    *, on: str = "", key: str = "", version: str = "1", name: str = ""
+) -> Callable[[Callable[[Run, In], Coroutine[Any, Any, Out]]], Saga[In, Out]]:
+    """Make an async function a saga. An event on topic `on` starts a run; without `on` it is started by name only.
+
+    `key`: the field of the input that identifies the run, so that a second event with the same value starts nothing.
+    """
+
+    def decorate(function: Callable[[Run, In], Coroutine[Any, Any, Out]]) -> Saga[In, Out]:
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigurationError(f"saga {function.__name__} must be an async def")
+        for token in on.split(".") if on else ():
+            check_token(token, "topic part")
+        return Saga(function, on, key, version, check_token(name or function.__name__.strip("_").lower(), "saga"))
+
+    return decorate
