@@ -1,0 +1,37 @@
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# What CI runs: formatting, lint, types, then the tests, which also check the documentation and the wheel
+ci: format-check lint types test
+
+# Rewrite the code in the one format
+format:
+    uv run ruff check --quiet --select I --fix
+    uv run ruff format
+
+# Fail if `just format` would change something
+format-check:
+    uv run ruff format --check
+
+# Look for mistakes that need no running
+lint:
+    uv run ruff check
+
+# Check every type, the tests' included
+types:
+    uv run mypy
+
+# Run the tests, or some of them: just test tests/events -k codec
+test *arguments:
+    uv run pytest {{ arguments }}
+
+# Measure throughput and latency on this machine
+bench *arguments:
+    uv run python -m benchmarks {{ arguments }}
+
+# Make the wheel and the source distribution in dist/
+build:
+    uv build --clear
+
+# Remove what builds, tests and tools leave behind; the data of the embedded servers stays
+clean:
+    rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build cuebook.egg-info dist
