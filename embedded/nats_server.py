@@ -74,7 +74,7 @@ class NatsServer:
 
     async def start(self) -> None:
         """Start on a free port, or on the one asked for. Raises ConfigurationError when the server refuses."""
-        for _ in range(_STARTS):
+        for _ in range(1 if self._fixed_port else _STARTS):
             self._port = self._fixed_port or free_port()
             self._monitor_port = free_port()
             await self._start_once()
@@ -87,7 +87,7 @@ class NatsServer:
         await self._process.stop()
 
     async def _start_once(self) -> None:
-        settings = {  # each is parsed like a value in the file, so it needs the quotes that JSON puts
+        settings = {  # each is parsed like a value in the file, hence the quotes that JSON puts
             "CUEBOOK_NATS_PORT": self._port,
             "CUEBOOK_NATS_MONITOR": f"{LOOPBACK}:{self._monitor_port}",
             "CUEBOOK_NATS_STORE": str(self._data_dir),
@@ -96,7 +96,7 @@ class NatsServer:
         async with exclusive(self._data_dir / "nats-server.lock") as lock:
             await self._process.start(
                 [_program(), "--config", _CONFIGURATION, "--server_name", self._server_name],
-                env={**os.environ, **{name: json.dumps(value) for name, value in settings.items()}},
+                env={**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}},
                 lock=lock,
             )
 

@@ -92,7 +92,7 @@ class Postgres:
 
     async def start(self) -> None:
         """Start on a free port, or on the one asked for. Raises ConfigurationError when the server refuses."""
-        for _ in range(_STARTS):
+        for _ in range(1 if self._fixed_port else _STARTS):
             self._port = self._fixed_port or free_port()
             await self._start_once()
             if await self._process.until(self._answers):

@@ -125,18 +125,12 @@ class ServerProcess:
             f"{self.name} ended with status {code}:\n" + "\n".join(lines), remedy=f"the whole story is in {self.log}"
         )
 
-    async def wait(self) -> int:
-        """Wait for the server to end. Returns its exit status, negative for a signal."""
-        return await self._process.wait() if self._process else 0
-
     async def stop(self) -> None:
         """Ask the server to stop; kill it if it has not after `STOP_DEADLINE_S`, or if we are cancelled meanwhile."""
-        if not self.running:
-            return
-        os.kill(self.pid, self._stop_signal)
+        self._signal(self._stop_signal)
         try:
             async with asyncio.timeout(STOP_DEADLINE_S):
-                await self.wait()
+                await self._ended()
         except TimeoutError:
             await self.kill()
         except asyncio.CancelledError:
@@ -145,9 +139,17 @@ class ServerProcess:
 
     async def kill(self) -> None:
         """End the server at once (SIGKILL), as a crash would."""
-        if self.running:
-            os.kill(self.pid, signal.SIGKILL)
-            await self.wait()
+        self._signal(signal.SIGKILL)
+        await self._ended()
+
+    async def _ended(self) -> None:
+        if self._process:
+            await self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                self._process.send_signal(number)
 
 
 @contextlib.asynccontextmanager

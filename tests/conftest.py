@@ -18,6 +18,7 @@ from typing import TypeVar
 import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import settings
 from psycopg import sql
 
 from cuebook.embedded.nats_server import nats_server
@@ -25,6 +26,11 @@ from cuebook.embedded.postgres import postgres
 from cuebook.events.errors import ConfigurationError
 
 _Server = TypeVar("_Server")
+
+settings.register_profile(
+    "cuebook", settings(), deadline=None
+)  # how long an example takes says nothing on a busy machine
+settings.load_profile("cuebook")
 
 
 @pytest.fixture(scope="session")

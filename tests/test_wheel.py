@@ -56,7 +56,7 @@ def test_every_module_imports_from_the_wheel_without_the_extras(wheel: Path, shi
         for name in shipped
         if name.endswith(".py") and not name.startswith("cuebook/examples/") and not name.endswith("__main__.py")
     }
-    environment = [UV, "run", "--quiet", "--isolated", "--no-project", "--python", sys.executable, "--with", wheel]
+    environment = [UV, "run", "--quiet", "--isolated", "--no-project", "--python", sys.executable, "--with", str(wheel)]
     subprocess.run(
         [*environment, "python", "-P", "-c", IMPORT_EVERYTHING, *sorted(modules)],
         cwd=wheel.parent,

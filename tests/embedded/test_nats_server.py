@@ -106,6 +106,19 @@ async def make_consumer(client: Client, name: str) -> None:
     assert "error" not in json.loads(answer.data), answer.data
 
 
+async def test_the_directory_may_have_any_name(tmp_path: Path) -> None:
+    async with nats_server(tmp_path / 'das # Buch: 1, „Akt" $2') as server:
+        await append(server, 1)
+    assert list(tmp_path.glob("*/jetstream/*"))
+
+
+async def test_a_server_that_ended_by_itself_can_be_stopped_and_started(tmp_path: Path) -> None:
+    async with nats_server(tmp_path) as server:
+        psutil.Process(server.pid).kill()
+        await server.restart()
+        psutil.Process(server.pid).kill()
+
+
 async def test_a_missing_program_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
