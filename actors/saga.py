@@ -147,6 +147,7 @@ class Step(Generic[Out]):
 
     def __await__(self) -> Generator[Step[Out], None, Out]:
         self.awaited = True
+        yield self  # always once: the driver sets the run's clock to the step's end, live and in replay alike
         while not self.settled:
             yield self
         if self.error is not None:

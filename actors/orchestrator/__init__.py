@@ -1,1 +1,1 @@
-"""The orchestrator: sagas, placement, retries and timers, folded from the log."""
+"""The orchestrator: an actor folded from the log that places, retries, escalates, runs sagas and undoes them."""

@@ -1,0 +1,463 @@
+"""Deciding about runs: start them, drive their sagas, fire their timers, undo them, close them.
+
+As with tasks, `decide` derives the next fact from the folded state and may be asked any number of times.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cuebook.actors.orchestrator.port import Port
+from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, error_of
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
+from cuebook.actors.orchestrator.timers import Timers
+from cuebook.actors.orchestrator.world import Trigger, World
+from cuebook.actors.saga import Ask, Call, Saga, Sleep, Wait
+from cuebook.events.envelope import Envelope
+from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError
+from cuebook.events.facts import (
+    AnswerRefused,
+    Error,
+    Event,
+    MessageRejected,
+    OutsideEvent,
+    RunCancelled,
+    RunCompensated,
+    RunCompensating,
+    RunCompleted,
+    RunFailed,
+    RunRejected,
+    RunResumed,
+    RunStarted,
+    RunStuck,
+    StepAsked,
+    StepCancelled,
+    StepExpired,
+    StepMatched,
+    StepSlept,
+    StepWaiting,
+    TaskRequested,
+)
+from cuebook.events.subjects import task_id
+
+__all__ = ["Conductor"]
+
+REPEAT_AFTER_US = 1_000_000
+
+logger = logging.getLogger(__name__)
+
+
+class Conductor:
+    """Decides about the runs of all sagas."""
+
+    def __init__(self, world: World, port: Port, timers: Timers, sagas: Mapping[str, Saga[Any, Any]]) -> None:
+        self.world, self._port, self._timers, self._sagas = world, port, timers, sagas
+        self._executions: dict[str, Execution] = {}
+        self._requesting: set[tuple[str, int]] = set()
+        """Steps whose request is under way."""
+        self._starting: set[str] = set()
+
+    # --- starting ---
+
+    def start_from(self, trigger: Trigger) -> None:
+        """An outside event that a saga listens to: start its run, or record why not."""
+        saga = self._sagas[trigger.saga]
+        run_id = saga.run_id(trigger.data, trigger.event_id)
+        if run_id in self._starting:
+            return
+        wrong = _find_input_error(saga, trigger.data)
+        if wrong:
+            self._reject_trigger(trigger, f"saga {saga.name}: {wrong}", "send an event that fits the saga's input")
+            return
+        run = self.world.runs.get(run_id)
+        if run is not None and run.status != "new":
+            self._reject_trigger(trigger, f"run {run_id} was started already", "one event with this key is enough")
+            return
+        event = RunStarted(saga=saga.name, version=saga.version, input=trigger.data, trigger=trigger.sequence)
+        self._starting.add(run_id)
+
+        def done(sequence: int, error: CuebookError | None) -> None:
+            self._starting.discard(run_id)
+            if isinstance(error, ConcurrencyConflictError):
+                if (trigger.sequence, trigger.saga) in self.world.triggers:
+                    self._check_conflicting_start(trigger, run_id)
+            elif error is not None:
+                self._again(("trigger", trigger.sequence, trigger.saga))
+
+        self._port.post(
+            self.world.subjects.run(run_id, "started"),
+            event,
+            scope=self.world.subjects.run_scope(run_id),
+            expected=0,
+            correlation_id=trigger.correlation_id,
+            causation_id=trigger.event_id,
+            traceparent=trigger.traceparent,
+            done=done,
+        )
+
+    def _check_conflicting_start(self, trigger: Trigger, run_id: str) -> None:
+        """The run exists. By this trigger through another orchestrator: its fact is on the way. Else: refuse it."""
+
+        def answer(first: int) -> None:
+            still = (trigger.sequence, trigger.saga) in self.world.triggers
+            if still and self.world.position.sequence >= first:
+                self._reject_trigger(trigger, f"run {run_id} was started already", "one event with this key is enough")
+            elif still:
+                self._again(("trigger", trigger.sequence, trigger.saga))
+
+        self._port.first_sequence(self.world.subjects.run_scope(run_id), answer)
+
+    def _reject_trigger(self, trigger: Trigger, reason: str, remedy: str) -> None:
+        del self.world.triggers[trigger.sequence, trigger.saga]
+        topic = self._sagas[trigger.saga].on
+        self.reject_message(
+            trigger.sequence, self.world.subjects.event(topic), reason, remedy, correlation_id=trigger.correlation_id
+        )
+
+    def reject_message(
+        self, sequence: int, subject: str, reason: str, remedy: str, *, correlation_id: str = ""
+    ) -> None:
+        """Record that the message at `sequence` has no effect, once."""
+        rejected = self.world.subjects.rejected(sequence)
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is not None and not isinstance(error, ConcurrencyConflictError):
+                self._again(("refusal", sequence))
+
+        self._port.post(
+            rejected,
+            MessageRejected(subject=subject, reason=reason[:2000], remedy=remedy),
+            scope=rejected,
+            expected=0,
+            correlation_id=correlation_id,
+            done=done,
+        )
+
+    def _admit(self, run: RunState) -> None:
+        """A run that somebody asked for by the saga's name."""
+        saga = self._sagas.get(run.saga)
+        if saga is None:
+            near = difflib.get_close_matches(run.saga, list(self._sagas), 1)
+            known = f"did you mean {near[0]!r}?" if near else f"known sagas: {', '.join(sorted(self._sagas)) or 'none'}"
+            self._post(
+                run, "rejected", RunRejected(reason=f"this orchestrator serves no saga {run.saga!r}", remedy=known)
+            )
+        elif run.cancel_reason is not None:
+            self._post(run, "cancelled", RunCancelled(reason=run.cancel_reason))
+        elif wrong := _find_input_error(saga, run.input):
+            remedy = "send input that fits the saga's model"
+            self._post(run, "rejected", RunRejected(reason=f"saga {saga.name}: {wrong}", remedy=remedy))
+        else:
+            started = RunStarted(saga=saga.name, version=saga.version, input=run.input, trigger=run.opened_sequence)
+            self._post(run, "started", started)
+
+    # --- driving ---
+
+    def decide(self, run: RunState) -> None:
+        """Append what follows from the run's state, unless a decision about the run itself is under way."""
+        if run.pending or run.closed:
+            return
+        match run.status:
+            case "requested":
+                self._admit(run)
+            case "running":
+                self._drive(run)
+            case "compensating":
+                self._undo(run)
+            case "stuck":
+                if run.cancel_reason is not None and run.stuck_from == "running":
+                    self._wind_down(run, run.cancel_reason, None)
+                elif run.retry_requested:
+                    self._post(run, "resumed", RunResumed())
+
+    def decide_step(self, run: RunState, step: StepState) -> None:
+        """Fire or close a sleep, a wait or a question."""
+        key = ("step", step.run_id, step.n)
+        if step.closed:
+            self._timers.cancel(key)
+            return
+        if step.status != "open" or step.pending:
+            return
+        if step.refused is not None:
+            sequence, reason = step.refused
+            self._post_step(step, "refused", AnswerRefused(sequence=sequence, reason=reason))
+        elif run.winding or run.cancel_reason is not None:
+            self._post_step(step, "cancelled", StepCancelled(reason=run.winding or run.cancel_reason or ""))
+        elif step.due and step.due <= self._port.now():
+            self._post_step(step, "expired", StepExpired())
+        elif step.due:
+            self._timers.set(key, step.due)
+
+    def look_back(self, run: RunState, step: StepState) -> None:
+        """The awaited event may have come before the saga waited for it."""
+
+        def answer(sequence: int, data: Any) -> None:
+            if step.status == "open" and not step.pending:
+                self._post_step(step, "matched", StepMatched(sequence=sequence, data=data))
+
+        self._port.find_event(step.topic, step.match, run.started_sequence, self.world.position.sequence, answer)
+
+    def offer(self, envelope: Envelope) -> None:
+        """An outside event: give it to the steps that wait for it."""
+        assert isinstance(envelope.event, OutsideEvent)
+        for run_id, n in list(self.world.waits.get(envelope.address.topic, ())):
+            run = self.world.runs.get(run_id)
+            step = run.items.get(n) if run is not None else None
+            if isinstance(step, StepState) and step.status == "open" and not step.pending:
+                if matches(step.match, envelope.event.data):
+                    self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
+
+    def forget(self, run: RunState) -> None:
+        """The run is closed."""
+        execution = self._executions.pop(run.run_id, None)
+        if execution is not None:
+            execution.close()
+        for n in run.items:
+            self._timers.cancel(("step", run.run_id, n))
+
+    def serves(self, saga: str) -> bool:
+        """Whether this orchestrator has the saga's code."""
+        return saga in self._sagas
+
+    def _drive(self, run: RunState) -> None:
+        if run.cancel_reason is not None:
+            self._wind_down(run, run.cancel_reason, None)
+            return
+        saga = self._sagas.get(run.saga)
+        if saga is None:
+            return
+        execution = self._executions.get(run.run_id)
+        if execution is None:
+            try:
+                execution = self._executions[run.run_id] = Execution(saga, run)
+            except ValidationError as error:
+                self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {error}"))
+                return
+        if execution.outcome is None:
+            for n, request in execution.advance(run):
+                self._request(run, n, request)
+        match execution.outcome:
+            case Drift() as drift:
+                self._stick(run, drift)
+            case Raised(error):
+                self._wind_down(run, f"{type(error).__name__}: {error}"[:2000], error_of(error))
+            case Returned(result):
+                step = execution.unsettled(run)
+                if step is None:
+                    self._post(run, "completed", RunCompleted(result=result))
+                elif step.error is not None:
+                    self._wind_down(run, f"a step that was not awaited failed: {step.error}", error_of(step.error))
+
+    def _request(self, run: RunState, n: int, request: Call | Sleep | Wait | Ask) -> None:
+        """Append a step the saga asks for. The first one wins; if the log has another, the fold shows it as drift."""
+        key = (run.run_id, n)
+        if key in self._requesting:
+            return
+        subjects = self.world.subjects
+        match request:
+            case Call():
+                event: Event = TaskRequested(
+                    handler=request.handler,
+                    input=request.input,
+                    priority=request.priority,
+                    affinity=request.affinity,
+                    labels=request.labels,
+                    timeout_s=request.timeout_s,
+                    retry=request.retry.policy() if request.retry is not None else None,
+                    compensation=request.compensation,
+                )
+                subject = subjects.task(run.run_id, n, "requested", request.agent)
+                scope = subjects.task_scope(run.run_id, n)
+            case Sleep():
+                subject, event = subjects.step(run.run_id, n, "slept"), StepSlept(seconds=request.seconds)
+                scope = subjects.step_scope(run.run_id, n)
+            case Wait():
+                event = StepWaiting(topic=request.topic, match=request.match, timeout_s=request.timeout_s)
+                subject, scope = subjects.step(run.run_id, n, "waiting"), subjects.step_scope(run.run_id, n)
+            case Ask():
+                event = StepAsked(
+                    question=request.question,
+                    schema=request.schema,
+                    context=request.context,
+                    timeout_s=request.timeout_s,
+                )
+                subject, scope = subjects.step(run.run_id, n, "asked"), subjects.step_scope(run.run_id, n)
+        self._requesting.add(key)
+
+        def done(_: int, error: CuebookError | None) -> None:
+            self._requesting.discard(key)
+            if error is not None and not isinstance(error, ConcurrencyConflictError):
+                logger.warning("could not append: %s", error, extra={"run_id": run.run_id, "n": n})
+                self._again(("run", run.run_id))
+
+        try:
+            self._port.post(
+                subject,
+                event,
+                scope=scope,
+                expected=0,
+                correlation_id=run.correlation_id,
+                causation_id=run.opened_id,
+                traceparent=run.traceparent,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            self._requesting.discard(key)
+            self._wind_down(run, f"step {n} cannot be stored: {error}", error_of(error))
+
+    # --- ending ---
+
+    def _wind_down(self, run: RunState, reason: str, error: Error | None) -> None:
+        """Close what is open; once nothing is, undo what was done, or end the run where there is nothing to undo."""
+        execution = self._executions.get(run.run_id)
+        if run.cancel_reason is not None and execution is not None and execution.outcome is None:
+            execution.close()
+        run.winding = reason
+        still_open = [item for item in run.items.values() if not item.closed and item.status != "new"]
+        if still_open or any(run_id == run.run_id for run_id, _ in self._requesting):
+            return  # each closes by its own decision, and its last fact asks again
+        steps = run.completed_steps()
+        if steps:
+            self._post(run, "compensating", RunCompensating(reason=reason, error=error, steps=steps))
+        elif run.cancel_reason is not None:
+            self._post(run, "cancelled", RunCancelled(reason=reason))
+        else:
+            self._post(run, "failed", RunFailed(error=error or Error(type="Failed", message=reason)))
+
+    def _undo(self, run: RunState) -> None:
+        """Request the compensations one after the other, each when the one before it has its own recorded result."""
+        for n in run.undo:
+            tries = [item for item in run.items.values() if isinstance(item, TaskState) and item.compensates == n]
+            if any(item.status == "completed" for item in tries):
+                continue
+            if any(not item.closed for item in tries) or self._is_requesting(run):
+                return
+            failed = [item for item in tries if item.last_sequence > run.resumed_sequence]
+            if failed:
+                error = failed[-1].error
+                what = f"{failed[-1].status}: {error.message}" if error is not None else failed[-1].status
+                reason = f"step {n} could not be undone ({task_id(run.run_id, failed[-1].n)} was {what})"
+                self._post(run, "stuck", RunStuck(reason=reason, step=n))
+                return
+            self._request_undo(run, n)
+            return
+        self._post(run, "compensated", RunCompensated(reason=run.reason, error=run.error))
+
+    def _request_undo(self, run: RunState, n: int) -> None:
+        step = run.items[n]
+        assert isinstance(step, TaskState)
+        subjects = self.world.subjects
+        number = 1 + max(run.items)
+        event = TaskRequested(
+            handler=step.handler,
+            input={"input": step.input, "output": step.output},
+            priority=step.priority,
+            affinity=step.affinity,
+            compensates=n,
+        )
+        key = (run.run_id, number)
+        self._requesting.add(key)
+
+        def done(_: int, error: CuebookError | None) -> None:
+            self._requesting.discard(key)
+            if error is not None and not isinstance(error, ConcurrencyConflictError):
+                self._again(("run", run.run_id))
+
+        self._port.post(
+            subjects.task(run.run_id, number, "requested", step.agent),
+            event,
+            scope=subjects.task_scope(run.run_id, number),
+            expected=0,
+            correlation_id=run.correlation_id,
+            causation_id=run.opened_id,
+            traceparent=run.traceparent,
+            done=done,
+        )
+
+    def _is_requesting(self, run: RunState) -> bool:
+        return any(run_id == run.run_id for run_id, _ in self._requesting)
+
+    def _stick(self, run: RunState, drift: Drift) -> None:
+        execution = self._executions.pop(run.run_id, None)
+        if execution is not None:
+            execution.close()
+        event = RunStuck(reason=drift.reason, step=drift.step, recorded=drift.recorded, asked=drift.asked)
+        self._post(run, "stuck", event)
+
+    # --- appending ---
+
+    def _post(self, run: RunState, fact: str, event: Event) -> None:
+        expected = run.last_sequence
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is None:
+                return
+            run.pending = ""
+            if not isinstance(error, ConcurrencyConflictError):
+                logger.warning("could not append: %s", error, extra={"run_id": run.run_id})
+                self._again(("run", run.run_id))
+            elif run.last_sequence > expected:
+                self.decide(run)
+
+        try:
+            run.pending = self._port.post(
+                self.world.subjects.run(run.run_id, fact),
+                event,
+                scope=self.world.subjects.run_scope(run.run_id),
+                expected=expected,
+                correlation_id=run.correlation_id,
+                causation_id=run.opened_id,
+                traceparent=run.traceparent,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            if fact == "failed":
+                raise
+            self._wind_down(run, f"{fact} cannot be stored: {error}", error_of(error))
+
+    def _post_step(self, step: StepState, fact: str, event: Event) -> None:
+        expected = step.last_sequence
+        run = self.world.runs[step.run_id]
+        subjects = self.world.subjects
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is None:
+                return
+            step.pending = ""
+            if isinstance(error, ConcurrencyConflictError) and step.last_sequence <= expected:
+                return
+            self._timers.set(("step", step.run_id, step.n), self._port.now() + REPEAT_AFTER_US)
+
+        step.pending = self._port.post(
+            subjects.step(step.run_id, step.n, fact),
+            event,
+            scope=subjects.step_scope(step.run_id, step.n),
+            expected=expected,
+            correlation_id=run.correlation_id,
+            causation_id=run.opened_id,
+            traceparent=run.traceparent,
+            done=done,
+        )
+
+    def _again(self, key: tuple[str | int, ...]) -> None:
+        self._timers.set(key, self._port.now() + REPEAT_AFTER_US)
+
+
+def matches(wanted: Mapping[str, Any], data: Any) -> bool:
+    """Whether `data` is an object that has all of `wanted`, value by value."""
+    return isinstance(data, dict) and all(name in data and data[name] == value for name, value in wanted.items())
+
+
+def _find_input_error(saga: Saga[Any, Any], data: Any) -> str:
+    try:
+        saga.input_type.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return ""

@@ -1,0 +1,208 @@
+"""The orchestrator as an actor: fold the next message, then decide what follows from it.
+
+A standby folds only. `activate` makes it decide, beginning with everything that is open; two active ones are harmless, since each
+append names what it has seen and only one of them wins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cuebook.actors.orchestrator.conductor import Conductor
+from cuebook.actors.orchestrator.dispatcher import Dispatcher
+from cuebook.actors.orchestrator.liveness import Liveness
+from cuebook.actors.orchestrator.port import Port
+from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
+from cuebook.actors.orchestrator.timers import Timers
+from cuebook.actors.orchestrator.world import Touched, World
+from cuebook.actors.saga import Saga
+from cuebook.events.envelope import Envelope
+from cuebook.events.log import Unreadable
+from cuebook.events.subjects import Subjects
+
+__all__ = ["Orchestrator"]
+
+
+class Orchestrator:
+    """Folds and decides; all effects go through the port. No I/O and no waiting in here."""
+
+    def __init__(self, subjects: Subjects, sagas: Mapping[str, Saga[Any, Any]], port: Port) -> None:
+        self.world = World(subjects, sagas)
+        self.timers = Timers()
+        self.dispatcher = Dispatcher(self.world, port, self.timers)
+        self.conductor = Conductor(self.world, port, self.timers, sagas)
+        self.liveness = Liveness(self.world, port)
+        self._port = port
+        self.active = False
+
+    def receive(self, item: Envelope | Unreadable, *, guarded: bool = True) -> None:
+        """Fold the next message of the log and, when active, decide what follows."""
+        touched = self.world.fold(item, guarded=guarded)
+        if self.active:
+            self._react(item, touched)
+
+    def activate(self) -> None:
+        """Begin to decide: catch up on everything that is open. Heartbeats count from now."""
+        self.active = True
+        self.liveness.start(time.monotonic())
+        for instance in list(self.world.registry.instances.values()):
+            self._decide_instance(instance)
+        for run in list(self.world.runs.values()):
+            self._decide_all(run)
+        self._settle_owed()
+
+    def deactivate(self) -> None:
+        """Stop deciding; the fold goes on."""
+        self.active = False
+
+    def _react(self, item: Envelope | Unreadable, touched: Touched) -> None:
+        run = touched.run
+        if run is not None:
+            self._react_to_run(item, run, touched)
+        elif touched.instance is not None:
+            instance = touched.instance
+            if isinstance(item, Envelope) and instance.pending == item.id:
+                instance.pending = ""
+            self._decide_instance(instance)
+            self.dispatcher.instances_changed(instance.agent)
+        elif touched.event is not None:
+            self.conductor.offer(touched.event)
+        if self.world.refusals or self.world.triggers or self.world.unchecked:
+            self._settle_owed()
+
+    def _react_to_run(self, item: Envelope | Unreadable, run: RunState, touched: Touched) -> None:
+        event_id = item.id if isinstance(item, Envelope) else ""
+        part = touched.item
+        if part is None:
+            if run.pending == event_id:
+                run.pending = ""
+            if run.opened_sequence in self.world.unchecked:
+                return
+            if run.closed:
+                self.conductor.forget(run)
+            else:
+                self.conductor.decide(run)
+                self._decide_open(run)
+            return
+        if part.pending == event_id:
+            part.pending = ""
+        if run.opened_sequence in self.world.unchecked:
+            return
+        if isinstance(part, TaskState):
+            self.dispatcher.decide(run, part)
+            if touched.freed is not None:
+                self.dispatcher.place(touched.freed.agent)
+        else:
+            was_opened = isinstance(item, Envelope) and part.status == "open" and part.last_sequence == item.sequence
+            self.conductor.decide_step(run, part)
+            if was_opened and part.type == "wait" and item.subject.endswith(".waiting"):
+                self.conductor.look_back(run, part)
+        if part.closed and not run.standalone:
+            self.conductor.decide(run)
+            if run.winding:
+                self._decide_open(run)
+
+    def _decide_open(self, run: RunState) -> None:
+        """The run is being ended: each open part closes itself."""
+        if not (run.winding or run.cancel_reason is not None):
+            return
+        for part in list(run.items.values()):
+            self._decide_part(run, part)
+
+    def _decide_part(self, run: RunState, part: TaskState | StepState) -> None:
+        if isinstance(part, TaskState):
+            self.dispatcher.decide(run, part)
+        else:
+            self.conductor.decide_step(run, part)
+
+    def _decide_all(self, run: RunState) -> None:
+        if run.opened_sequence in self.world.unchecked:
+            return
+        for part in list(run.items.values()):
+            self._decide_part(run, part)
+            if isinstance(part, StepState) and part.type == "wait" and part.status == "open":
+                self.conductor.look_back(run, part)
+        if not run.standalone:
+            self.conductor.decide(run)
+            self._decide_open(run)
+
+    def _decide_instance(self, instance: InstanceState) -> None:
+        if instance.health in ("stopped", "lost"):
+            if instance.health == "stopped":
+                self._port.close_inbox(instance.agent, instance.instance)
+                self.liveness.forget(instance)
+            self.dispatcher.instance_gone(instance)
+        elif instance.health != "unregistered":
+            self._port.open_inbox(instance.agent, instance.instance, instance.registered_sequence)
+            self.liveness.expect(instance, time.monotonic())
+            if instance.wants_drain:
+                self._port.signal(instance.agent, instance.instance, {"drain": instance.reason})
+
+    def _settle_owed(self) -> None:
+        """Answer what must be answered: refusals, triggers, and requests whose run may have existed before."""
+        world = self.world
+        for refusal in list(world.refusals.values()):
+            del world.refusals[refusal.sequence]
+            self.conductor.reject_message(
+                refusal.sequence, refusal.subject, refusal.reason, refusal.remedy, correlation_id=refusal.correlation_id
+            )
+        for trigger in list(world.triggers.values()):
+            self.conductor.start_from(trigger)
+        for sequence, run_id in list(world.unchecked.items()):
+            self._check(sequence, run_id)
+
+    def _check(self, sequence: int, run_id: str) -> None:
+        """A request came without an expected sequence: it counts only if it is the first under its run."""
+        world = self.world
+        scope = world.subjects.everything_of(run_id)
+
+        def answer(first: int) -> None:
+            if sequence not in world.unchecked:
+                return
+            run = world.runs.get(run_id)
+            if first == sequence and run is not None:
+                del world.unchecked[sequence]
+                self._decide_all(run)
+            elif first:
+                world.refuse_unchecked(sequence, scope)
+                self._settle_owed()
+
+        self._port.first_sequence(scope, answer)
+
+    # --- time and heartbeats ---
+
+    def tick(self) -> None:
+        """Fire what is due. Call it often, at least every tenth of a second."""
+        if not self.active:
+            return
+        for key in list(self.timers.expired(self._port.now())):
+            self._fire(key)
+        for instance in self.liveness.check(time.monotonic()):
+            self._decide_instance(instance)
+
+    def _fire(self, key: Any) -> None:
+        kind, *rest = key
+        if kind == "trigger":
+            trigger = self.world.triggers.get((rest[0], rest[1]))
+            if trigger is not None:
+                self.conductor.start_from(trigger)
+            return
+        if kind == "refusal":
+            self.conductor.reject_message(rest[0], "", "refused", "")
+            return
+        run = self.world.runs.get(rest[0])
+        if run is None:
+            return
+        if kind == "run":
+            self._decide_all(run)
+            return
+        part = run.items.get(rest[1])
+        if part is None:
+            return
+        if kind == "deadline" and isinstance(part, TaskState):
+            self.dispatcher.overdue(run, part)
+        else:
+            self._decide_part(run, part)

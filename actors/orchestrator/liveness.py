@@ -1,0 +1,105 @@
+"""Who is heard and who is not. Heartbeats are not events; a change of health is.
+
+Silence counts from the last heartbeat by this process's monotonic clock. It only decides when to try somebody else; what
+guarantees that a task has one outcome is the expected sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cuebook.actors.orchestrator.port import Port
+from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.world import World
+from cuebook.events.errors import ConcurrencyConflictError, CuebookError
+from cuebook.events.facts import AgentLost, AgentRecovered, AgentSuspected, Event
+
+__all__ = ["Liveness"]
+
+SUSPECT_AFTER_BEATS = 3
+LOST_AFTER_BEATS = 6
+INBOX_STALLED_S = 3.0
+
+
+class Liveness:
+    """Last heartbeats, and the facts that follow when they stop or come back."""
+
+    def __init__(self, world: World, port: Port) -> None:
+        self._world, self._port = world, port
+        self._heard: dict[tuple[str, str], float] = {}
+        self._behind_since: dict[tuple[str, str], float] = {}
+
+    def start(self, now: float) -> None:
+        """Nobody can be late before now."""
+        self._heard.clear()
+
+    def expect(self, instance: InstanceState, now: float) -> None:
+        """The instance should be heard from now on."""
+        self._heard.setdefault((instance.agent, instance.instance), now)
+
+    def forget(self, instance: InstanceState) -> None:
+        """The instance has stopped."""
+        self._heard.pop((instance.agent, instance.instance), None)
+        self._behind_since.pop((instance.agent, instance.instance), None)
+
+    def heard(self, agent: str, instance: str, received: int, now: float, *, active: bool) -> None:
+        """A heartbeat. `received`: the stream sequence of the last assignment that reached the instance."""
+        key = (agent, instance)
+        self._heard[key] = now
+        state = self._world.registry.instances.get(key)
+        if state is None or not active:
+            return
+        if state.health in ("suspect", "lost"):
+            self._post(state, "recovered", AgentRecovered())
+        self._check_inbox(state, received, now)
+
+    def check(self, now: float) -> Iterator[InstanceState]:
+        """Record who has fallen silent; yields those already known as lost or stopped that still hold tasks."""
+        for key, last in list(self._heard.items()):
+            instance = self._world.registry.instances.get(key)
+            if instance is None or instance.health in ("stopped", "unregistered"):
+                del self._heard[key]
+                continue
+            silent_s = now - last
+            if instance.health != "lost" and silent_s > instance.heartbeat_s * LOST_AFTER_BEATS:
+                self._post(instance, "lost", AgentLost(silent_s=round(silent_s, 1)))
+            elif instance.health in ("healthy", "draining") and silent_s > instance.heartbeat_s * SUSPECT_AFTER_BEATS:
+                self._post(instance, "suspected", AgentSuspected(silent_s=round(silent_s, 1)))
+            elif instance.health == "lost" and instance.tasks:
+                yield instance
+
+    def _check_inbox(self, instance: InstanceState, received: int, now: float) -> None:
+        """Assignments that do not reach a live instance mean that its consumer is gone: open it again."""
+        key = (instance.agent, instance.instance)
+        newest = 0
+        for run_id, n in instance.tasks:
+            run = self._world.runs.get(run_id)
+            item = run.items.get(n) if run is not None else None
+            if item is not None and item.kind == "task" and item.status == "assigned":
+                newest = max(newest, item.assigned_sequence)
+            if newest > received:
+                break
+        if newest <= received:
+            self._behind_since.pop(key, None)
+        elif now - self._behind_since.setdefault(key, now) > INBOX_STALLED_S:
+            self._behind_since.pop(key)
+            self._port.open_inbox(instance.agent, instance.instance, max(received, instance.registered_sequence))
+
+    def _post(self, instance: InstanceState, fact: str, event: Event) -> None:
+        if instance.pending:
+            return
+        subjects = self._world.subjects
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is not None:
+                instance.pending = ""
+                if not isinstance(error, ConcurrencyConflictError):
+                    return  # the next check asks again
+
+        instance.pending = self._port.post(
+            subjects.agent(instance.agent, instance.instance, fact),
+            event,
+            scope=subjects.agent_scope(instance.agent, instance.instance),
+            expected=instance.last_sequence,
+            done=done,
+        )

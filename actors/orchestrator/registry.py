@@ -1,0 +1,167 @@
+"""The agents as folded from the log: who registered, what they can do, how healthy they are. Pure and total.
+
+An instance's life: registered (healthy) -> suspect -> lost -> healthy again when it is heard; draining; stopped for good.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from cuebook.events.envelope import Envelope
+from cuebook.events.facts import (
+    AgentDraining,
+    AgentLost,
+    AgentRecovered,
+    AgentRegistered,
+    AgentStopped,
+    AgentSuspected,
+    DrainRequested,
+    HandlerSpec,
+    to_data,
+)
+
+__all__ = ["InstanceState", "Registry", "dump_registry", "load_registry"]
+
+PLACEABLE: Final = "healthy"
+_REMEMBERED_GONE = 200
+"""Stopped and lost instances kept for `agent list`; the log has them all."""
+
+
+class InstanceState:
+    """One agent instance. `health`: healthy, suspect, lost, draining or stopped.
+
+    `tasks` holds (run id, n) of what it was given and has not answered, including assignments still under way.
+    """
+
+    __slots__ = (
+        "agent", "changed_at", "health", "host", "instance", "labels", "last_sequence", "pending", "pid", "reason",
+        "recycle_after", "registered_at", "registered_sequence", "slots", "tasks", "version", "wants_drain", "heartbeat_s",
+    )  # fmt: skip
+
+    def __init__(self, agent: str, instance: str) -> None:
+        self.agent, self.instance = agent, instance
+        self.health = "unregistered"
+        self.version = self.host = self.reason = ""
+        self.labels: dict[str, str] = {}
+        self.slots = self.pid = self.recycle_after = 0
+        self.heartbeat_s = 1.0
+        self.registered_at = self.changed_at = self.last_sequence = self.registered_sequence = 0
+        self.wants_drain = False
+        self.tasks: set[tuple[str, int]] = set()
+        self.pending = ""
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.tasks)
+
+    def apply(self, envelope: Envelope) -> None:
+        """Fold one event of this instance's life."""
+        self.last_sequence = envelope.sequence
+        if self.health == "stopped":
+            return
+        before = self.health
+        match envelope.event:
+            case AgentRegistered() as event:
+                self.health = "healthy"
+                self.version, self.labels, self.slots = event.version, event.labels, event.slots
+                self.host, self.pid, self.recycle_after = event.host, event.pid, event.recycle_after
+                self.heartbeat_s = event.heartbeat_s
+                self.registered_at, self.registered_sequence = envelope.recorded_at, envelope.sequence
+            case AgentSuspected():
+                if self.health in ("healthy", "draining"):
+                    self.health = "suspect"
+            case AgentLost():
+                self.health = "lost"
+            case AgentRecovered():
+                if self.health in ("suspect", "lost"):
+                    self.health = "draining" if self.wants_drain else "healthy"
+            case DrainRequested() as event:
+                self.wants_drain, self.reason = True, event.reason
+                if self.health == "healthy":
+                    self.health = "draining"
+            case AgentDraining() as event:
+                self.wants_drain, self.reason = True, event.reason
+                if self.health == "healthy":
+                    self.health = "draining"
+            case AgentStopped() as event:
+                self.health, self.reason = "stopped", event.reason
+            case _:
+                pass
+        if self.health != before:
+            self.changed_at = envelope.recorded_at
+
+
+class Registry:
+    """All instances, and per agent the handlers as its latest registration described them."""
+
+    def __init__(self) -> None:
+        self.instances: dict[tuple[str, str], InstanceState] = {}
+        self.by_agent: dict[str, dict[str, InstanceState]] = {}
+        self.handlers: dict[str, dict[str, HandlerSpec]] = {}
+        self.schema_changes = 0
+        """Grows when an agent registers other handlers than before; what was compiled from them is stale then."""
+
+    def apply(self, envelope: Envelope) -> InstanceState:
+        """Fold one event under `agent.>`; returns the instance it was about."""
+        address = envelope.address
+        instance = self.instance(address.agent, address.instance)
+        instance.apply(envelope)
+        event = envelope.event
+        if isinstance(event, AgentRegistered):
+            if self.handlers.get(address.agent) != event.handlers:
+                self.handlers[address.agent] = event.handlers
+                self.schema_changes += 1
+        elif instance.health in ("stopped", "lost"):
+            self._forget_oldest()
+        return instance
+
+    def instance(self, agent: str, instance: str) -> InstanceState:
+        """The instance, made when new."""
+        found = self.instances.get((agent, instance))
+        if found is None:
+            found = self.instances[agent, instance] = InstanceState(agent, instance)
+            self.by_agent.setdefault(agent, {})[instance] = found
+        return found
+
+    def find_handler(self, agent: str, name: str) -> tuple[str, HandlerSpec] | None:
+        """The handler by name; an empty name means the only one. None when there is no such handler."""
+        handlers = self.handlers.get(agent, {})
+        if not name and len(handlers) == 1:
+            name = next(iter(handlers))
+        spec = handlers.get(name)
+        return (name, spec) if spec is not None else None
+
+    def _forget_oldest(self) -> None:
+        gone = [one for one in self.instances.values() if one.health in ("stopped", "lost") and not one.tasks]
+        if len(gone) > _REMEMBERED_GONE:
+            for one in sorted(gone, key=lambda one: one.changed_at)[: len(gone) - _REMEMBERED_GONE]:
+                del self.instances[one.agent, one.instance]
+                del self.by_agent[one.agent][one.instance]
+
+
+_SAVED = tuple(name for name in InstanceState.__slots__ if name not in ("pending", "tasks"))
+_load_handlers = TypeAdapter(dict[str, dict[str, HandlerSpec]]).validate_python
+
+
+def dump_registry(registry: Registry) -> dict[str, Any]:
+    """The registry as plain data. Tasks are not in it: they are folded into the runs."""
+    return {
+        "instances": [{name: getattr(one, name) for name in _SAVED} for one in registry.instances.values()],
+        "handlers": {
+            agent: {name: to_data(spec) for name, spec in handlers.items()}
+            for agent, handlers in registry.handlers.items()
+        },
+    }
+
+
+def load_registry(data: dict[str, Any]) -> Registry:
+    """The inverse of `dump_registry`."""
+    registry = Registry()
+    for saved in data["instances"]:
+        instance = registry.instance(saved["agent"], saved["instance"])
+        for name, value in saved.items():
+            setattr(instance, name, value)
+    registry.handlers = _load_handlers(data["handlers"])
+    return registry

@@ -1,0 +1,208 @@
+"""Driving one saga by replay: give it what the log has recorded, collect what it asks for next, notice drift.
+
+The coroutine is stepped by hand, not by the event loop, so that its order is the log's order. Live it stays suspended
+between answers; after a restart it runs again from the top with the recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
+from cuebook.actors.saga import (
+    Ask,
+    Call,
+    NotDeterministicError,
+    Run,
+    Saga,
+    Sleep,
+    Step,
+    StepExpiredError,
+    TaskFailedError,
+    Wait,
+)
+from cuebook.events.envelope import to_datetime
+from cuebook.events.facts import Error
+from cuebook.events.subjects import task_id
+
+__all__ = ["Drift", "Execution", "Raised", "Returned", "describe", "error_of"]
+
+Request = Call | Sleep | Wait | Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The saga is over; `result` is plain data."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The saga raised."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The saga's code asks for something else than the log has recorded. Either side is None where it has nothing."""
+
+    step: int | None
+    recorded: Any
+    asked: Any
+    reason: str
+
+
+class Execution:
+    """One run of a saga's function against the run's folded state."""
+
+    def __init__(self, saga: Saga[Any, Any], state: RunState) -> None:
+        self.saga = saga
+        self.run = Run(state.run_id, to_datetime(state.started_at), state.correlation_id)
+        self._clock = state.started_at
+        self._coroutine = saga.function(self.run, saga.input_type.validate_python(state.input))
+        self._waiting: Step[Any] | None = None
+        self._compared = 0
+        self.outcome: Returned | Raised | Drift | None = None
+
+    def close(self) -> None:
+        """Drop the suspended function."""
+        self._coroutine.close()
+
+    def advance(self, state: RunState) -> list[tuple[int, Request]]:
+        """Go on as far as the recorded results allow. Returns the steps that are asked for and not yet recorded.
+
+        Afterwards `outcome` says whether the saga is over. Steps still open then are awaited before Returned counts.
+        """
+        items = state.items
+        while self.outcome is None:
+            waiting = self._waiting
+            if waiting is not None:
+                self._settle(waiting, items)
+                if not waiting.settled:
+                    break
+                self._clock = max(self._clock, _ended_at(items[waiting.n]))
+                self.run.now = to_datetime(self._clock)
+            self._step(items)
+        return [
+            (step.n, step.request)
+            for step in self.run.steps
+            if (item := items.get(step.n)) is None or item.status == "new"
+        ]
+
+    def unsettled(self, state: RunState) -> Step[Any] | None:
+        """After the saga returned: a step that has not ended, or that failed without ever being awaited; else None."""
+        for step in self.run.steps:
+            if not step.settled:
+                self._settle(step, state.items)
+                if not step.settled:
+                    return step
+            if step.error is not None and not step.awaited:
+                return step
+        return None
+
+    def _step(self, items: Mapping[int, TaskState | StepState]) -> None:
+        try:
+            yielded = self._coroutine.send(None)
+        except StopIteration as stop:
+            self._waiting = None
+            self.outcome = self._compare_new(items) or self._extra(items) or self._returned(stop.value)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever the author's code raises ends the run
+            self._waiting = None
+            self.outcome = self._compare_new(items) or Raised(error)
+            return
+        self.outcome = self._compare_new(items)
+        if isinstance(yielded, Step):
+            self._waiting = yielded
+        else:
+            self._coroutine.close()
+            self.outcome = Drift(
+                None,
+                None,
+                repr(yielded),
+                "the saga awaited something that is no step; put I/O and waiting into an agent",
+            )
+
+    def _returned(self, value: Any) -> Returned | Raised:
+        try:
+            return Returned(self.saga.output_type.dump_python(value, mode="json", warnings=False))
+        except Exception as error:  # noqa: BLE001 - pydantic raises several classes of its own here
+            return Raised(NotDeterministicError(f"the saga's result cannot be stored: {error}"))
+
+    def _compare_new(self, items: Mapping[int, TaskState | StepState]) -> Drift | None:
+        for step in self.run.steps[self._compared :]:
+            self._compared += 1
+            item = items.get(step.n)
+            if item is not None and item.status != "new":
+                recorded, asked = describe(item), describe_request(step.request)
+                if isinstance(item, TaskState) and item.compensates is not None:
+                    return Drift(step.n, recorded, asked, "the run was already being undone at this step")
+                if recorded != asked:
+                    return Drift(step.n, recorded, asked, "the saga asks for something else than it did")
+        return None
+
+    def _extra(self, items: Mapping[int, TaskState | StepState]) -> Drift | None:
+        """Recorded steps that the present code never asked for."""
+        for n in sorted(items):
+            item = items[n]
+            if n >= len(self.run.steps) and not (isinstance(item, TaskState) and item.compensates is not None):
+                return Drift(n, describe(item), None, "the saga ended without asking for a step it once asked for")
+        return None
+
+    def _settle(self, step: Step[Any], items: Mapping[int, TaskState | StepState]) -> None:
+        item = items.get(step.n)
+        if item is None or not item.closed or step.settled:
+            return
+        name = task_id(item.run_id, item.n)
+        if isinstance(item, TaskState):
+            if item.status == "completed":
+                step.settle(item.output)
+            else:
+                error = item.error or Error(type="Unknown", message="")
+                step.fail(TaskFailedError(f"{name} was {item.status}: {error.message}", task=name, error=error))
+        elif item.status in ("matched", "answered"):
+            step.settle(item.value)
+        elif item.status == "expired" and item.type == "sleep":
+            step.settle(None)
+        elif item.status == "expired":
+            step.fail(StepExpiredError(f"{name} was not answered within {item.timeout_s:g} s"))
+        else:
+            step.fail(TaskFailedError(f"{name} was cancelled", task=name))
+
+
+def describe(item: TaskState | StepState) -> dict[str, Any]:
+    """What a recorded step asked for, in the form that is compared."""
+    if isinstance(item, TaskState):
+        return {"call": f"{item.agent}.{item.handler}", "input": item.input}
+    if item.type == "sleep":
+        return {"sleep": item.timeout_s}
+    if item.type == "wait":
+        return {"wait_for": item.topic, "match": item.match}
+    return {"ask_human": item.question}
+
+
+def describe_request(request: Request) -> dict[str, Any]:
+    """What a saga asks for, in the same form."""
+    match request:
+        case Call():
+            return {"call": f"{request.agent}.{request.handler}", "input": request.input}
+        case Sleep():
+            return {"sleep": request.seconds}
+        case Wait():
+            return {"wait_for": request.topic, "match": request.match}
+        case Ask():
+            return {"ask_human": request.question}
+
+
+def error_of(raised: BaseException) -> Error:
+    """An exception as the log keeps it."""
+    classes = [cls.__name__ for cls in type(raised).__mro__ if issubclass(cls, Exception)]
+    return Error(type=type(raised).__name__, message=str(raised)[:2000], classes=classes)
+
+
+def _ended_at(item: TaskState | StepState) -> int:
+    return item.ended_at

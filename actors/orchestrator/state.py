@@ -1,0 +1,458 @@
+"""Runs, tasks and steps as folded from the log. Pure: no clock, no I/O, and total: no history makes `apply` raise.
+
+A message that decides nothing (a duplicate, a late answer, a fact after the end) moves `last_sequence` only, because the
+next append under the same scope has to name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from cuebook.actors.schemas import find_error
+from cuebook.events.envelope import Envelope
+from cuebook.events.facts import (
+    AnswerRefused,
+    Error,
+    RetryPolicy,
+    RunCancelled,
+    RunCancelRequested,
+    RunCompensated,
+    RunCompensating,
+    RunCompleted,
+    RunFailed,
+    RunRejected,
+    RunRequested,
+    RunResumed,
+    RunRetryRequested,
+    RunStarted,
+    RunStuck,
+    StepAnswered,
+    StepAsked,
+    StepCancelled,
+    StepExpired,
+    StepMatched,
+    StepSlept,
+    StepWaiting,
+    TaskAborted,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCancelRequested,
+    TaskCompleted,
+    TaskEscalated,
+    TaskFailed,
+    TaskRejected,
+    TaskRequested,
+    TaskResolved,
+    TaskRetried,
+    to_data,
+)
+from cuebook.events.log import Unreadable
+
+__all__ = ["RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run"]
+
+RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
+TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})
+STEP_CLOSED: Final = frozenset({"matched", "answered", "expired", "cancelled"})
+
+
+class TaskState:
+    """One task. `status`: new, waiting, assigned, failed, backoff, escalated, resolved, or one of TASK_CLOSED.
+
+    `failures` counts failed attempts since a person last said retry, `losses` the instances that died under it.
+    Moments are microseconds since 1970 by the server's clock.
+    """
+
+    __slots__ = (
+        "affinity", "agent", "assigned_at", "assigned_sequence", "attempt", "cancel_reason", "causation_id", "compensates",
+        "compensation", "correlation_id", "ended_at", "error", "failures", "free_at", "handler", "input", "instance", "labels",
+        "last_sequence", "losses", "n", "output", "pending", "priority", "queued", "reason", "requested_at", "requested_sequence",
+        "resolution", "retry", "run_id", "status", "timeout_s", "traceparent",
+    )  # fmt: skip
+    kind: Final = "task"
+
+    def __init__(self, run_id: str, n: int) -> None:
+        self.run_id, self.n = run_id, n
+        self.status = "new"
+        self.agent = self.handler = self.instance = ""
+        self.input: Any = None
+        self.output: Any = None
+        self.priority = self.attempt = self.failures = self.losses = 0
+        self.affinity: str | None = None
+        self.labels: dict[str, str] | None = None
+        self.timeout_s: float | None = None
+        self.retry: RetryPolicy | None = None
+        self.compensation = False
+        self.compensates: int | None = None
+        self.correlation_id = self.causation_id = self.traceparent = ""
+        self.last_sequence = self.assigned_sequence = self.requested_sequence = 0
+        self.requested_at = self.assigned_at = self.free_at = self.ended_at = 0
+        self.reason: dict[str, Any] = {}
+        self.error: Error | None = None
+        self.resolution: TaskResolved | None = None
+        self.cancel_reason: str | None = None
+        # Not folded but kept beside the fold by the orchestrator that runs it:
+        self.pending = ""
+        self.queued = False
+
+    @property
+    def closed(self) -> bool:
+        return self.status in TASK_CLOSED
+
+    @property
+    def ready(self) -> bool:
+        """May be placed: nobody has it, and no decision about it is under way."""
+        return self.status in ("waiting", "backoff") and not self.pending
+
+    def apply(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
+        """Fold one event of this task."""
+        self.last_sequence = envelope.sequence
+        event = envelope.event
+        if self.status in TASK_CLOSED:
+            return
+        match event:
+            case TaskAssigned():
+                if self.status in ("waiting", "assigned", "backoff", "failed"):
+                    self.status, self.attempt, self.instance = "assigned", event.attempt, envelope.address.instance
+                    self.assigned_sequence, self.assigned_at = envelope.sequence, envelope.recorded_at
+                    self.timeout_s, self.reason = event.timeout_s, event.reason
+                    self.handler = event.handler
+            case TaskCompleted():
+                if self.status != "new":
+                    self._close("completed", envelope)
+                    self.output = event.output
+            case TaskRequested():
+                if self.status == "new":
+                    self._open(event, envelope)
+            case TaskFailed():
+                if self.status == "assigned":
+                    self.status, self.error = "failed", event.error
+                    self.failures += 1
+                    self.free_at = envelope.recorded_at
+            case TaskRetried():
+                if self.status in ("failed", "resolved", "assigned"):
+                    if self.status == "resolved":
+                        self.failures = self.losses = 0
+                    elif event.lost:
+                        self.losses += 1
+                    self.status, self.instance = "backoff", ""
+                    self.free_at = envelope.recorded_at + int(event.delay_s * 1_000_000)
+            case TaskEscalated():
+                self.status, self.instance = "escalated", ""
+                self.error = event.error or self.error
+            case TaskResolved():
+                if self.status == "escalated":
+                    self.status, self.resolution = "resolved", event
+            case TaskAborted():
+                self._close("aborted", envelope)
+                self.error = event.error or self.error or Error(type="Aborted", message=event.reason)
+            case TaskCancelRequested():
+                self.cancel_reason = event.reason or "cancelled"
+            case TaskCancelled():
+                self._close("cancelled", envelope)
+                self.error = Error(type="Cancelled", message=event.reason or "cancelled")
+            case TaskRejected():
+                self._close("rejected", envelope)
+                self.error = Error(type="Rejected", message=event.reason)
+            case _:
+                pass
+
+    def _open(self, event: TaskRequested, envelope: Envelope) -> None:
+        self.status, self.agent = "waiting", envelope.address.agent
+        self.handler, self.input, self.priority = event.handler, event.input, event.priority
+        self.affinity, self.labels = event.affinity, event.labels
+        self.timeout_s, self.retry = event.timeout_s, event.retry
+        self.compensation, self.compensates = event.compensation, event.compensates
+        self.correlation_id, self.causation_id = envelope.correlation_id, envelope.id
+        self.traceparent = envelope.traceparent
+        self.requested_at = self.free_at = envelope.recorded_at
+        self.requested_sequence = envelope.sequence
+
+    def _close(self, status: str, envelope: Envelope) -> None:
+        self.status, self.ended_at = status, envelope.recorded_at
+
+
+class StepState:
+    """A sleep, a wait or a question. `status`: new, open, or one of STEP_CLOSED. `due`: 0 when it may stay open for ever."""
+
+    __slots__ = (
+        "by", "context", "due", "ended_at", "last_sequence", "match", "n", "opened_at", "pending", "question", "refused",
+        "run_id", "schema", "status", "timeout_s", "topic", "type", "value",
+    )  # fmt: skip
+    kind: Final = "step"
+
+    def __init__(self, run_id: str, n: int) -> None:
+        self.run_id, self.n = run_id, n
+        self.status, self.type = "new", ""
+        self.last_sequence = self.opened_at = self.ended_at = self.due = 0
+        self.timeout_s: float | None = None
+        self.topic = self.question = ""
+        self.match: dict[str, Any] = {}
+        self.schema: dict[str, Any] = {}
+        self.context: Any = None
+        self.value: Any = None
+        self.by = ""
+        self.refused: tuple[int, str] | None = None
+        """An answer that does not fit, and is not recorded as refused yet: sequence and reason."""
+        self.pending = ""
+
+    @property
+    def closed(self) -> bool:
+        return self.status in STEP_CLOSED
+
+    def apply(self, envelope: Envelope) -> None:
+        """Fold one event of this step."""
+        self.last_sequence = envelope.sequence
+        event = envelope.event
+        if self.status in STEP_CLOSED:
+            return
+        match event:
+            case StepSlept():
+                self._open("sleep", event.seconds, envelope)
+            case StepWaiting():
+                self._open("wait", event.timeout_s, envelope)
+                self.topic, self.match = event.topic, event.match
+            case StepAsked():
+                self._open("ask", event.timeout_s, envelope)
+                self.question, self.schema, self.context = event.question, event.schema, event.context
+            case StepMatched() if self.type == "wait":
+                self._close("matched", event.data, envelope)
+            case StepAnswered() if self.type == "ask":
+                wrong = find_error(self.schema, event.value)
+                if wrong:
+                    self.refused = (envelope.sequence, wrong)
+                else:
+                    self._close("answered", event.value, envelope)
+                    self.by = event.by or envelope.source
+            case AnswerRefused():
+                self.refused = None
+            case StepExpired() if self.status == "open":
+                self._close("expired", None, envelope)
+            case StepCancelled():
+                self._close("cancelled", None, envelope)
+            case _:
+                pass
+
+    def _open(self, type_: str, seconds: float | None, envelope: Envelope) -> None:
+        if self.status == "new":
+            self.status, self.type, self.timeout_s = "open", type_, seconds
+            self.opened_at = envelope.recorded_at
+            self.due = 0 if seconds is None else envelope.recorded_at + int(seconds * 1_000_000)
+
+    def _close(self, status: str, value: Any, envelope: Envelope) -> None:
+        self.status, self.value, self.ended_at = status, value, envelope.recorded_at
+
+
+class RunState:
+    """One run with its tasks and steps. A run without a saga is one standalone task.
+
+    `status`: new, requested, running, compensating, stuck, or one of RUN_CLOSED. `moment` is the server's time of the last
+    event folded.
+    """
+
+    __slots__ = (
+        "cancel_reason", "cause", "correlation_id", "ended_at", "error", "input", "items", "last_sequence", "moment", "opened_id",
+        "opened_sequence", "pending", "reason", "result", "retry_of", "retry_requested", "run_id", "saga", "started_at",
+        "resumed_sequence", "started_sequence", "status", "stuck", "stuck_from", "traceparent", "trigger", "undo", "version", "winding",
+    )  # fmt: skip
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.status = "new"
+        self.saga = self.version = self.reason = self.correlation_id = self.opened_id = self.traceparent = (
+            self.cause
+        ) = ""
+        self.retry_of: str | None = None
+        self.input: Any = None
+        self.result: Any = None
+        self.error: Error | None = None
+        self.items: dict[int, TaskState | StepState] = {}
+        self.last_sequence = self.started_sequence = self.opened_sequence = self.trigger = self.resumed_sequence = 0
+        self.started_at = self.ended_at = self.moment = 0
+        self.undo: list[int] = []
+        self.cancel_reason: str | None = None
+        self.retry_requested = False
+        self.stuck: RunStuck | None = None
+        self.stuck_from = ""
+        # Not folded but kept beside the fold by the orchestrator that runs it:
+        self.pending = ""
+        self.winding = ""
+        """Why open tasks and steps are being cancelled, once the saga has raised or a person wants the run to end."""
+
+    @property
+    def closed(self) -> bool:
+        return self.status in RUN_CLOSED
+
+    @property
+    def standalone(self) -> bool:
+        """One task, no saga."""
+        return not self.saga and self.status == "new"
+
+    def apply(self, envelope: Envelope) -> TaskState | StepState | None:
+        """Fold one event of this run; returns the task or step it was about, or None for the run itself."""
+        address = envelope.address
+        self.moment = envelope.recorded_at
+        if not self.opened_sequence:
+            self.opened_sequence, self.opened_id = envelope.sequence, envelope.id
+            self.correlation_id, self.traceparent = envelope.correlation_id, envelope.traceparent
+        if address.kind == "run":
+            self._apply_own(envelope)
+            return None
+        item = self.item(address.kind, address.n)
+        if item is not None:
+            item.apply(envelope)
+        return item
+
+    def item(self, kind: str, n: int) -> TaskState | StepState | None:
+        """Task or step `n`, made when new; None when `n` is of the other kind."""
+        item = self.items.get(n)
+        if item is None:
+            item = self.items[n] = TaskState(self.run_id, n) if kind == "task" else StepState(self.run_id, n)
+        return item if item.kind == kind else None
+
+    def skip(self, kind: str, n: int, sequence: int) -> TaskState | StepState | RunState | None:
+        """A message under this run that is no event: it counts for the expected sequence and for nothing else."""
+        if kind == "run":
+            self.last_sequence = sequence
+            return self
+        item = self.items.get(n)
+        if item is None or item.kind != kind:
+            return None
+        item.last_sequence = sequence
+        return item
+
+    def _apply_own(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
+        event = envelope.event
+        if not isinstance(event, RunRequested):  # `requested.<saga>` has a token more and is outside the run's scope
+            self.last_sequence = envelope.sequence
+        if self.status in RUN_CLOSED:
+            return
+        match event:
+            case RunRequested():
+                if self.status == "new":
+                    self.status, self.saga, self.input = "requested", envelope.address.agent, event.input
+            case RunStarted():
+                if self.status in ("new", "requested"):
+                    self.status, self.saga, self.version = "running", event.saga, event.version
+                    self.input, self.trigger, self.retry_of = event.input, event.trigger, event.retry_of
+                    self.started_at, self.started_sequence = envelope.recorded_at, envelope.sequence
+                    self.cause = envelope.causation_id
+            case RunCompleted():
+                self.result = event.result
+                self._close("completed", envelope)
+            case RunFailed():
+                self.error = event.error
+                self._close("failed", envelope)
+            case RunCompensating():
+                if self.status in ("running", "stuck"):
+                    self.status, self.reason, self.undo = "compensating", event.reason, event.steps
+                    self.error = event.error
+            case RunCompensated():
+                self._close("compensated", envelope)
+            case RunCancelled():
+                self.reason = event.reason
+                self._close("cancelled", envelope)
+            case RunRejected():
+                self.reason = event.reason
+                self._close("rejected", envelope)
+            case RunStuck():
+                if self.status != "stuck":
+                    self.stuck_from = self.status
+                self.status, self.stuck, self.reason = "stuck", event, event.reason
+            case RunResumed():
+                if self.status == "stuck":
+                    self.status, self.stuck = self.stuck_from, None
+                    self.retry_requested, self.resumed_sequence = False, envelope.sequence
+            case RunCancelRequested():
+                self.cancel_reason = event.reason or "cancelled"
+            case RunRetryRequested():
+                self.retry_requested = True
+            case _:
+                pass
+
+    def _close(self, status: str, envelope: Envelope) -> None:
+        self.status, self.ended_at = status, envelope.recorded_at
+
+    def outcome(self) -> str:
+        """The status a person would name: that of the one task where there is no saga."""
+        if self.standalone:
+            task = self.items.get(0)
+            return task.status if task is not None else "new"
+        return self.status
+
+    def completed_steps(self) -> list[int]:
+        """Completed tasks that can be undone and have not been, in the order of their undoing: last completed first."""
+        undone = {item.compensates for item in self.items.values() if isinstance(item, TaskState)}
+        steps = [
+            (item.ended_at, item.last_sequence, n)
+            for n, item in self.items.items()
+            if isinstance(item, TaskState) and item.status == "completed" and item.compensation and n not in undone
+        ]
+        return [n for _, _, n in sorted(steps, reverse=True)]
+
+
+def fold_run(run_id: str, history: Iterable[Envelope | Unreadable]) -> RunState:
+    """The state of a run after `history`, which may be cut anywhere."""
+    state = RunState(run_id)
+    for item in history:
+        if (
+            isinstance(item, Envelope)
+            and item.address.run_id == run_id
+            and item.address.kind in ("run", "task", "step")
+        ):
+            state.apply(item)
+    return state
+
+
+# --- saving and restoring ------------------------------------------------------------------------------------------
+
+_FOLDED = {
+    cls: tuple(name for name in cls.__slots__ if name not in ("pending", "queued", "winding", "items"))
+    for cls in (TaskState, StepState, RunState)
+}
+_USER_DATA = frozenset({"input", "output", "value", "result", "context"})
+"""Here 0, false and the empty string mean something."""
+_LOADERS: dict[str, Callable[[Any], Any]] = {
+    "error": TypeAdapter(Error).validate_python,
+    "retry": TypeAdapter(RetryPolicy).validate_python,
+    "resolution": TypeAdapter(TaskResolved).validate_python,
+    "stuck": TypeAdapter(RunStuck).validate_python,
+    "refused": tuple,
+}
+
+
+def dump_run(run: RunState) -> dict[str, Any]:
+    """A run as plain data, for a snapshot."""
+    data = _dump(run)
+    data["items"] = [[item.kind, _dump(item)] for item in run.items.values()]
+    return data
+
+
+def load_run(data: dict[str, Any]) -> RunState:
+    """The inverse of `dump_run`."""
+    run = RunState(data["run_id"])
+    for kind, fields in data.pop("items"):
+        item: TaskState | StepState
+        item = TaskState(run.run_id, fields["n"]) if kind == "task" else StepState(run.run_id, fields["n"])
+        _load(item, fields)
+        run.items[item.n] = item
+    _load(run, data)
+    return run
+
+
+def _dump(state: TaskState | StepState | RunState) -> dict[str, Any]:
+    data = {}
+    for name in _FOLDED[type(state)]:
+        value = getattr(state, name)
+        if value is None or (not value and name not in _USER_DATA and not isinstance(value, float)):
+            continue
+        data[name] = to_data(value) if name in _LOADERS and name != "refused" else value
+    return data
+
+
+def _load(state: TaskState | StepState | RunState, data: dict[str, Any]) -> None:
+    for name, value in data.items():
+        loader = _LOADERS.get(name)
+        setattr(state, name, loader(value) if loader else value)

@@ -1,0 +1,264 @@
+"""All that the orchestrator knows, folded from the log: open runs, agents, and what still has to be answered.
+
+Closed runs leave memory at once, so its size follows the work that is open and not the length of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cuebook.actors.orchestrator.placement import Placement
+from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_registry, load_registry
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run
+from cuebook.actors.saga import Saga
+from cuebook.events.envelope import Envelope, Position
+from cuebook.events.errors import PoisonMessageError
+from cuebook.events.facts import MessageRejected, OutsideEvent, RunRequested, RunStarted, TaskRequested
+from cuebook.events.log import Unreadable
+from cuebook.events.subjects import Subjects
+
+__all__ = ["Refusal", "Touched", "Trigger", "World"]
+
+_OPENING = frozenset({("task", "requested"), ("run", "requested"), ("run", "started")})
+_FROM_PEOPLE = frozenset({"cancel_requested", "retry_requested", "resolved", "answered", "requested"})
+"""Facts that people and their programs address to a run; to a run that is not open they get an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """An outside event that a saga listens to and that has not started its run yet."""
+
+    sequence: int
+    saga: str
+    event_id: str
+    data: Any
+    correlation_id: str
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A message that has no effect; it is owed a `rejected` fact saying why."""
+
+    sequence: int
+    subject: str
+    reason: str
+    remedy: str
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What one event was about; the parts that do not apply are None."""
+
+    run: RunState | None = None
+    item: TaskState | StepState | None = None
+    instance: InstanceState | None = None
+    event: Envelope | None = None
+    freed: InstanceState | None = None
+    """An instance that got a slot back."""
+
+
+_NOTHING = Touched()
+
+
+class World:
+    """The fold. `sagas` by name says which outside events matter here."""
+
+    def __init__(self, subjects: Subjects, sagas: Mapping[str, Saga[Any, Any]]) -> None:
+        self.subjects = subjects
+        self.position = Position()
+        self.runs: dict[str, RunState] = {}
+        self.registry = Registry()
+        self.placement = Placement()
+        self.triggers: dict[tuple[int, str], Trigger] = {}
+        self.refusals: dict[int, Refusal] = {}
+        self.unchecked: dict[int, str] = {}
+        """Requests stored without naming an expected sequence, by sequence: their run may have existed before."""
+        self.waits: dict[str, set[tuple[str, int]]] = {}
+        self._sagas_on: dict[str, list[str]] = {}
+        for name, saga in sagas.items():
+            if saga.on:
+                self._sagas_on.setdefault(saga.on, []).append(name)
+
+    def fold(self, item: Envelope | Unreadable, *, guarded: bool = True) -> Touched:
+        """Fold the next message of the log. `guarded`: its author named the sequence expected under its scope."""
+        if isinstance(item, Unreadable):
+            self.position = Position(item.sequence)
+            return self._fold_unreadable(item)
+        self.position = Position(item.sequence, item.id)
+        match item.address.kind:
+            case "task" | "step" | "run":
+                return self._fold_run(item, guarded)
+            case "agent":
+                return Touched(instance=self.registry.apply(item))
+            case "event":
+                return self._fold_outside(item)
+            case "rejected":
+                self._forget(item.address.n, item.event)
+        return _NOTHING
+
+    def _fold_run(self, envelope: Envelope, guarded: bool) -> Touched:
+        address = envelope.address
+        run = self.runs.get(address.run_id)
+        if run is None:
+            if (address.kind, address.fact) not in _OPENING or address.n > 0:
+                if address.fact in _FROM_PEOPLE:
+                    self._refuse(envelope, f"run {address.run_id} is not open", "look at it with 'cuebook run show'")
+                return _NOTHING
+            run = self.runs[address.run_id] = RunState(address.run_id)
+            if not guarded and address.fact == "requested":
+                self.unchecked[envelope.sequence] = address.run_id
+        elif address.fact == "requested" and self._is_repeated(run, envelope):
+            self._refuse(envelope, f"{address.run_id} was requested before", "use another run id")
+        event = envelope.event
+        if address.kind == "run":
+            if type(event) is RunStarted and event.trigger:
+                self.triggers.pop((event.trigger, event.saga), None)
+            run.apply(envelope)
+            if run.closed:
+                self._evict(run)
+            return Touched(run=run)
+        before = run.items.get(address.n)
+        had = before.instance if type(before) is TaskState and before.status == "assigned" else ""
+        item = run.apply(envelope)
+        if item is None:
+            self._refuse(envelope, f"step {address.n} of {address.run_id} is of another kind", "")
+            return Touched(run=run)
+        freed = None
+        if type(item) is TaskState:
+            key = (item.run_id, item.n)
+            has = item.instance if item.status == "assigned" else ""
+            if had and had != has:
+                freed = self.registry.instance(item.agent, had)
+                freed.tasks.discard(key)
+            if has and had != has:
+                self.registry.instance(item.agent, has).tasks.add(key)
+                self.placement.remember(item)
+            if run.standalone and item.closed:
+                self._evict(run)
+        elif item.type == "wait":
+            self._index_wait(item)
+        return Touched(run=run, item=item, freed=freed)
+
+    def _is_repeated(self, run: RunState, envelope: Envelope) -> bool:
+        if isinstance(envelope.event, RunRequested):
+            return run.status != "new" or bool(run.items)
+        item = run.items.get(envelope.address.n)
+        return isinstance(envelope.event, TaskRequested) and item is not None and item.status != "new"
+
+    def _index_wait(self, item: StepState) -> None:
+        waiting = self.waits.setdefault(item.topic, set())
+        if item.status == "open":
+            waiting.add((item.run_id, item.n))
+        else:
+            waiting.discard((item.run_id, item.n))
+            if not waiting:
+                del self.waits[item.topic]
+
+    def _fold_outside(self, envelope: Envelope) -> Touched:
+        assert isinstance(envelope.event, OutsideEvent)
+        for name in self._sagas_on.get(envelope.address.topic, ()):
+            self.triggers[envelope.sequence, name] = Trigger(
+                sequence=envelope.sequence,
+                saga=name,
+                event_id=envelope.id,
+                data=envelope.event.data,
+                correlation_id=envelope.correlation_id,
+                traceparent=envelope.traceparent,
+            )
+        return Touched(event=envelope)
+
+    def _fold_unreadable(self, item: Unreadable) -> Touched:
+        self.refusals[item.sequence] = Refusal(
+            sequence=item.sequence, subject=item.subject, reason=item.reason, remedy=item.remedy
+        )
+        try:
+            address = self.subjects.parse(item.subject)
+        except PoisonMessageError:
+            return _NOTHING
+        run = self.runs.get(address.run_id)
+        if run is not None and address.kind in ("run", "task", "step"):
+            touched = run.skip(address.kind, address.n, item.sequence)
+            return Touched(run=run, item=touched if isinstance(touched, TaskState | StepState) else None)
+        if address.kind == "agent":
+            instance = self.registry.instances.get((address.agent, address.instance))
+            if instance is not None:
+                instance.last_sequence = item.sequence
+        return _NOTHING
+
+    def _refuse(self, envelope: Envelope, reason: str, remedy: str) -> None:
+        self.refusals[envelope.sequence] = Refusal(
+            sequence=envelope.sequence,
+            subject=envelope.subject,
+            reason=reason,
+            remedy=remedy,
+            correlation_id=envelope.correlation_id,
+        )
+
+    def refuse_unchecked(self, sequence: int, subject: str) -> None:
+        """The request at `sequence` repeats one of a run that is over: forget the run it seemed to open."""
+        run = self.runs.pop(self.unchecked.pop(sequence), None)
+        if run is not None:
+            reason = f"{run.run_id} was requested before and is over"
+            self.refusals[sequence] = Refusal(
+                sequence=sequence, subject=subject, reason=reason, remedy="use another run id"
+            )
+
+    def _forget(self, sequence: int, event: Any) -> None:
+        """The rejection of a message is on record."""
+        self.refusals.pop(sequence, None)
+        for key in [key for key in self.triggers if key[0] == sequence]:
+            del self.triggers[key]
+        if isinstance(event, MessageRejected) and sequence in self.unchecked:
+            self.runs.pop(self.unchecked.pop(sequence), None)
+
+    def _evict(self, run: RunState) -> None:
+        self.runs.pop(run.run_id, None)
+        self.unchecked.pop(run.opened_sequence, None)
+        for item in run.items.values():
+            if isinstance(item, TaskState):
+                if item.status == "assigned":
+                    self.registry.instance(item.agent, item.instance).tasks.discard((item.run_id, item.n))
+            elif item.type == "wait":
+                self.waits.get(item.topic, set()).discard((item.run_id, item.n))
+
+    # --- snapshots ---
+
+    def dump(self) -> dict[str, Any]:
+        """Everything as plain data; `load` of it and folding on gives what folding from the start gives."""
+        return {
+            "sequence": self.position.sequence,
+            "event_id": self.position.event_id,
+            "runs": [dump_run(run) for run in self.runs.values()],
+            "registry": dump_registry(self.registry),
+            "placement": self.placement.dump(),
+            "triggers": [asdict(trigger) for trigger in self.triggers.values()],
+            "refusals": [asdict(refusal) for refusal in self.refusals.values()],
+            "unchecked": list(self.unchecked.items()),
+        }
+
+    def load(self, data: dict[str, Any]) -> None:
+        """Take over a dump. Triggers of sagas that are no longer served are dropped."""
+        self.position = Position(data["sequence"], data["event_id"])
+        self.registry = load_registry(data["registry"])
+        self.placement.load(data["placement"])
+        self.runs = {run["run_id"]: load_run(run) for run in data["runs"]}
+        served = {name for names in self._sagas_on.values() for name in names}
+        triggers = (Trigger(**trigger) for trigger in data["triggers"])
+        self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in served}
+        self.refusals = {refusal["sequence"]: Refusal(**refusal) for refusal in data["refusals"]}
+        self.unchecked = {sequence: run_id for sequence, run_id in data["unchecked"]}
+        for item in _items(self.runs.values()):
+            if isinstance(item, TaskState):
+                if item.status == "assigned":
+                    self.registry.instance(item.agent, item.instance).tasks.add((item.run_id, item.n))
+            elif item.type == "wait" and item.status == "open":
+                self._index_wait(item)
+
+
+def _items(runs: Iterable[RunState]) -> Iterable[TaskState | StepState]:
+    for run in runs:
+        yield from run.items.values()
