@@ -36,7 +36,7 @@ insert into support.orders (id, customer, email, item, amount_cents, currency, s
     ('8832', 'cust-007', 'cust-007@example.com', 'Filing cabinet', 15900, 'eur', 'shipped', '2026-03-18', 0),
     ('8833', 'cust-008', 'cust-008@example.com', 'Phone case, leather', 2490, 'eur', 'delivered', '2026-03-16', 0),
     ('8834', 'cust-009', 'cust-009@example.com', 'Reading glasses', 3990, 'eur', 'processing', '2026-03-22', 0),
-    ('8835', 'cust-010', 'cust-010@example.com', 'Air purifier', 19900, 'eur', 'delivered', '2026-03-09', 0),
+    ('8835', 'cust-010', 'cust-010@example.com', 'Air purifier', 19900, 'eur', 'delivered', '2026-03-09', 5),
     ('8836', 'cust-011', 'cust-011@example.com', 'Dining table with four chairs', 74900, 'eur', 'delivered', '2026-02-28', 0),
     ('8837', 'cust-012', 'cust-012@example.com', 'Cooking pot, 5 l', 4590, 'eur', 'shipped', '2026-03-20', 0),
     ('8838', 'cust-013', 'cust-013@example.com', 'Pressure cooker', 8990, 'eur', 'delivered', '2026-03-14', 0),

@@ -16,7 +16,7 @@ from cuebook.examples.support.desk import FAULTS, REFUNDED_BY_HAND, prepare
 from cuebook.examples.support.escalations import file_case, withdraw_case
 from cuebook.examples.support.feedback import correct_letter, post_letter, rating_in, record, retract, totals
 from cuebook.examples.support.models import Bounced, Case, Experience, Letter, Reading, Refund, SentLetter, Ticket
-from cuebook.examples.support.orders import OrderBusyError, find_order
+from cuebook.examples.support.orders import OrderBusyError, Orders, find_order
 from cuebook.examples.support.settings import database_url, stripe_access
 
 from .conftest import Shop
@@ -99,6 +99,13 @@ async def test_a_held_order_is_found_in_the_end(database: Database) -> None:
         with pytest.raises(OrderBusyError, match="8815"):
             await find_order(database, "8815", attempt=attempt)
     assert await find_order(database, "8815", attempt=3) is not None
+
+
+async def test_one_order_is_held_until_a_person_says_retry(database: Database) -> None:
+    attempts = Orders.find.retry.attempts
+    with pytest.raises(OrderBusyError):
+        await find_order(database, "8835", attempt=attempts)
+    assert await find_order(database, "8835", attempt=attempts + 1) is not None
 
 
 async def test_a_lost_connection_is_noticed_and_mended(database: Database, database_url: str) -> None:
