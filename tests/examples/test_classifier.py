@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 
@@ -98,3 +99,13 @@ def test_the_module_prints_its_report() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "accuracy" in printed
     assert "confusions" in printed
+
+
+async def test_the_readme_tells_the_accuracy_as_it_is(reader: TrainedReader) -> None:
+    """Another release of scikit-learn may read a ticket or two differently; more than that and the text is old."""
+    accuracy = re.compile(r"^accuracy ([\d.]+)%", re.MULTILINE)
+    told = accuracy.search((files("cuebook.examples.support") / "README.md").read_text())
+    measured = accuracy.search(await report(reader))
+    assert told is not None
+    assert measured is not None
+    assert float(told[1]) == pytest.approx(float(measured[1]), abs=3.0)
