@@ -299,11 +299,12 @@ class TaskFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRetried(Event):
-    """The task is free again `delay_s` after this was recorded."""
+    """The task is free again `delay_s` after this was recorded. `lost`: because its instance was lost."""
 
     event_type: ClassVar[str] = "task.retried.v1"
     delay_s: float = 0.0
     reason: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

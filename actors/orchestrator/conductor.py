@@ -58,9 +58,10 @@ class Conductor:
     def __init__(self, world: World, port: Port, timers: Timers, sagas: Mapping[str, Saga[Any, Any]]) -> None:
         self.world, self._port, self._timers, self._sagas = world, port, timers, sagas
         self._executions: dict[str, Execution] = {}
-        self._requesting: set[tuple[str, int]] = set()
-        """Steps whose request is under way."""
+        self._requesting: dict[str, set[int]] = {}
+        """Steps whose request is under way, by run."""
         self._starting: set[str] = set()
+        self._rejecting: set[int] = set()
 
     # --- starting ---
 
@@ -69,6 +70,7 @@ class Conductor:
         saga = self._sagas[trigger.saga]
         run_id = saga.run_id(trigger.data, trigger.event_id)
         if run_id in self._starting:
+            self._again(("trigger", trigger.sequence, trigger.saga))
             return
         wrong = _find_input_error(saga, trigger.data)
         if wrong:
@@ -113,7 +115,6 @@ class Conductor:
         self._port.first_sequence(self.world.subjects.run_scope(run_id), answer)
 
     def _reject_trigger(self, trigger: Trigger, reason: str, remedy: str) -> None:
-        del self.world.triggers[trigger.sequence, trigger.saga]
         topic = self._sagas[trigger.saga].on
         self.reject_message(
             trigger.sequence, self.world.subjects.event(topic), reason, remedy, correlation_id=trigger.correlation_id
@@ -123,9 +124,13 @@ class Conductor:
         self, sequence: int, subject: str, reason: str, remedy: str, *, correlation_id: str = ""
     ) -> None:
         """Record that the message at `sequence` has no effect, once."""
+        if sequence in self._rejecting:
+            return
+        self._rejecting.add(sequence)
         rejected = self.world.subjects.rejected(sequence)
 
         def done(_: int, error: CuebookError | None) -> None:
+            self._rejecting.discard(sequence)
             if error is not None and not isinstance(error, ConcurrencyConflictError):
                 self._again(("refusal", sequence))
 
@@ -255,8 +260,8 @@ class Conductor:
 
     def _request(self, run: RunState, n: int, request: Call | Sleep | Wait | Ask) -> None:
         """Append a step the saga asks for. The first one wins; if the log has another, the fold shows it as drift."""
-        key = (run.run_id, n)
-        if key in self._requesting:
+        under_way = self._requesting.setdefault(run.run_id, set())
+        if n in under_way:
             return
         subjects = self.world.subjects
         match request:
@@ -287,13 +292,10 @@ class Conductor:
                     timeout_s=request.timeout_s,
                 )
                 subject, scope = subjects.step(run.run_id, n, "asked"), subjects.step_scope(run.run_id, n)
-        self._requesting.add(key)
+        under_way.add(n)
 
         def done(_: int, error: CuebookError | None) -> None:
-            self._requesting.discard(key)
-            if error is not None and not isinstance(error, ConcurrencyConflictError):
-                logger.warning("could not append: %s", error, extra={"run_id": run.run_id, "n": n})
-                self._again(("run", run.run_id))
+            self._requested(run, n, error)
 
         try:
             self._port.post(
@@ -307,8 +309,18 @@ class Conductor:
                 done=done,
             )
         except PoisonMessageError as error:
-            self._requesting.discard(key)
+            self._requested(run, n, None)
             self._wind_down(run, f"step {n} cannot be stored: {error}", error_of(error))
+
+    def _requested(self, run: RunState, n: int, error: CuebookError | None) -> None:
+        """The request of a step has an outcome; a conflict means that the log has one, which the fold compares."""
+        under_way = self._requesting.get(run.run_id, set())
+        under_way.discard(n)
+        if not under_way:
+            self._requesting.pop(run.run_id, None)
+        if error is not None and not isinstance(error, ConcurrencyConflictError):
+            logger.warning("could not append: %s", error, extra={"run_id": run.run_id, "n": n})
+            self._again(("run", run.run_id))
 
     # --- ending ---
 
@@ -319,7 +331,7 @@ class Conductor:
             execution.close()
         run.winding = reason
         still_open = [item for item in run.items.values() if not item.closed and item.status != "new"]
-        if still_open or any(run_id == run.run_id for run_id, _ in self._requesting):
+        if still_open or run.run_id in self._requesting:
             return  # each closes by its own decision, and its last fact asks again
         steps = run.completed_steps()
         if steps:
@@ -335,7 +347,7 @@ class Conductor:
             tries = [item for item in run.items.values() if isinstance(item, TaskState) and item.compensates == n]
             if any(item.status == "completed" for item in tries):
                 continue
-            if any(not item.closed for item in tries) or self._is_requesting(run):
+            if any(not item.closed for item in tries) or run.run_id in self._requesting:
                 return
             failed = [item for item in tries if item.last_sequence > run.resumed_sequence]
             if failed:
@@ -360,13 +372,10 @@ class Conductor:
             affinity=step.affinity,
             compensates=n,
         )
-        key = (run.run_id, number)
-        self._requesting.add(key)
+        self._requesting.setdefault(run.run_id, set()).add(number)
 
         def done(_: int, error: CuebookError | None) -> None:
-            self._requesting.discard(key)
-            if error is not None and not isinstance(error, ConcurrencyConflictError):
-                self._again(("run", run.run_id))
+            self._requested(run, number, error)
 
         self._port.post(
             subjects.task(run.run_id, number, "requested", step.agent),
@@ -378,9 +387,6 @@ class Conductor:
             traceparent=run.traceparent,
             done=done,
         )
-
-    def _is_requesting(self, run: RunState) -> bool:
-        return any(run_id == run.run_id for run_id, _ in self._requesting)
 
     def _stick(self, run: RunState, drift: Drift) -> None:
         execution = self._executions.pop(run.run_id, None)

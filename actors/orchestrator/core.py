@@ -43,6 +43,8 @@ class Orchestrator:
         touched = self.world.fold(item, guarded=guarded)
         if self.active:
             self._react(item, touched)
+        elif self.world.owed:
+            self.world.owed.clear()
 
     def activate(self) -> None:
         """Begin to decide: catch up on everything that is open. Heartbeats count from now."""
@@ -52,6 +54,11 @@ class Orchestrator:
             self._decide_instance(instance)
         for run in list(self.world.runs.values()):
             self._decide_all(run)
+        self.world.owed = [
+            *self.world.refusals,
+            *(sequence for sequence, _ in self.world.triggers),
+            *self.world.unchecked,
+        ]
         self._settle_owed()
 
     def deactivate(self) -> None:
@@ -70,7 +77,7 @@ class Orchestrator:
             self.dispatcher.instances_changed(instance.agent)
         elif touched.event is not None:
             self.conductor.offer(touched.event)
-        if self.world.refusals or self.world.triggers or self.world.unchecked:
+        if self.world.owed:
             self._settle_owed()
 
     def _react_to_run(self, item: Envelope | Unreadable, run: RunState, touched: Touched) -> None:
@@ -144,15 +151,22 @@ class Orchestrator:
     def _settle_owed(self) -> None:
         """Answer what must be answered: refusals, triggers, and requests whose run may have existed before."""
         world = self.world
-        for refusal in list(world.refusals.values()):
-            del world.refusals[refusal.sequence]
+        while world.owed:
+            owed, world.owed = world.owed, []
+            for sequence in owed:
+                self._settle(sequence)
+
+    def _settle(self, sequence: int) -> None:
+        world = self.world
+        if refusal := world.refusals.get(sequence):
             self.conductor.reject_message(
-                refusal.sequence, refusal.subject, refusal.reason, refusal.remedy, correlation_id=refusal.correlation_id
+                sequence, refusal.subject, refusal.reason, refusal.remedy, correlation_id=refusal.correlation_id
             )
-        for trigger in list(world.triggers.values()):
-            self.conductor.start_from(trigger)
-        for sequence, run_id in list(world.unchecked.items()):
+        elif (run_id := world.unchecked.get(sequence)) is not None:
             self._check(sequence, run_id)
+        else:
+            for trigger in [one for key, one in world.triggers.items() if key[0] == sequence]:
+                self.conductor.start_from(trigger)
 
     def _check(self, sequence: int, run_id: str) -> None:
         """A request came without an expected sequence: it counts only if it is the first under its run."""
@@ -191,7 +205,7 @@ class Orchestrator:
                 self.conductor.start_from(trigger)
             return
         if kind == "refusal":
-            self.conductor.reject_message(rest[0], "", "refused", "")
+            self._settle(rest[0])
             return
         run = self.world.runs.get(rest[0])
         if run is None:

@@ -83,7 +83,8 @@ class Liveness:
             self._behind_since.pop(key, None)
         elif now - self._behind_since.setdefault(key, now) > INBOX_STALLED_S:
             self._behind_since.pop(key)
-            self._port.open_inbox(instance.agent, instance.instance, max(received, instance.registered_sequence))
+            after = max(received, instance.registered_sequence)
+            self._port.open_inbox(instance.agent, instance.instance, after, anew=True)
 
     def _post(self, instance: InstanceState, fact: str, event: Event) -> None:
         if instance.pending:

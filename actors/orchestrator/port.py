@@ -33,8 +33,11 @@ class Port(Protocol):
         """Tell a live instance something, at most once."""
         ...
 
-    def open_inbox(self, agent: str, instance: str, after: int) -> None:
-        """Make sure that the server pushes to the instance what is assigned to it after a sequence."""
+    def open_inbox(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
+        """Make sure that the server pushes to the instance what is assigned to it after a sequence.
+
+        `anew`: what was there does not deliver; begin again after that sequence.
+        """
         ...
 
     def close_inbox(self, agent: str, instance: str) -> None:

@@ -77,6 +77,8 @@ class World:
         self.refusals: dict[int, Refusal] = {}
         self.unchecked: dict[int, str] = {}
         """Requests stored without naming an expected sequence, by sequence: their run may have existed before."""
+        self.owed: list[int] = []
+        """Sequences of new refusals, triggers and unchecked requests, for whoever decides to take up and clear."""
         self.waits: dict[str, set[tuple[str, int]]] = {}
         self._sagas_on: dict[str, list[str]] = {}
         for name, saga in sagas.items():
@@ -111,6 +113,7 @@ class World:
             run = self.runs[address.run_id] = RunState(address.run_id)
             if not guarded and address.fact == "requested":
                 self.unchecked[envelope.sequence] = address.run_id
+                self.owed.append(envelope.sequence)
         elif address.fact == "requested" and self._is_repeated(run, envelope):
             self._refuse(envelope, f"{address.run_id} was requested before", "use another run id")
         event = envelope.event
@@ -169,17 +172,21 @@ class World:
                 correlation_id=envelope.correlation_id,
                 traceparent=envelope.traceparent,
             )
+            self.owed.append(envelope.sequence)
         return Touched(event=envelope)
 
     def _fold_unreadable(self, item: Unreadable) -> Touched:
         self.refusals[item.sequence] = Refusal(
             sequence=item.sequence, subject=item.subject, reason=item.reason, remedy=item.remedy
         )
+        self.owed.append(item.sequence)
         try:
             address = self.subjects.parse(item.subject)
         except PoisonMessageError:
             return _NOTHING
         run = self.runs.get(address.run_id)
+        if address.kind == "run" and address.fact == "requested":
+            return _NOTHING  # outside the run's scope
         if run is not None and address.kind in ("run", "task", "step"):
             touched = run.skip(address.kind, address.n, item.sequence)
             return Touched(run=run, item=touched if isinstance(touched, TaskState | StepState) else None)
@@ -197,6 +204,7 @@ class World:
             remedy=remedy,
             correlation_id=envelope.correlation_id,
         )
+        self.owed.append(envelope.sequence)
 
     def refuse_unchecked(self, sequence: int, subject: str) -> None:
         """The request at `sequence` repeats one of a run that is over: forget the run it seemed to open."""
@@ -206,6 +214,7 @@ class World:
             self.refusals[sequence] = Refusal(
                 sequence=sequence, subject=subject, reason=reason, remedy="use another run id"
             )
+            self.owed.append(sequence)
 
     def _forget(self, sequence: int, event: Any) -> None:
         """The rejection of a message is on record."""

@@ -1,0 +1,313 @@
+"""For programs and the CLI: start work, wait for its outcome, decide as a person.
+
+Everything here is one append or one read; nothing needs a server of ours but the orchestrator that acts on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any, Literal
+
+import nats.errors
+
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, fold_run
+from cuebook.events.connection import Connection, Listener
+from cuebook.events.envelope import Envelope
+from cuebook.events.errors import (
+    CommandRejectedError,
+    ConcurrencyConflictError,
+    CuebookError,
+    NotFoundError,
+    UnavailableError,
+)
+from cuebook.events.facts import (
+    DrainRequested,
+    OutsideEvent,
+    RetryPolicy,
+    RunCancelRequested,
+    RunRequested,
+    RunRetryRequested,
+    StepAnswered,
+    TaskCancelRequested,
+    TaskRequested,
+    TaskResolved,
+)
+from cuebook.events.log import EventLog
+
+__all__ = ["Client", "Outcome"]
+
+_TASK_ENDS = ("completed", "cancelled", "aborted", "rejected")
+_RUN_ENDS = ("completed", "failed", "compensated", "cancelled", "rejected", "stuck")
+LOOK_AGAIN_S = 5.0
+"""Live messages may be missed; this often the log itself is asked about what is still awaited."""
+
+
+class Outcome:
+    """How a run ended. `status` is completed, failed, compensated, cancelled, aborted, rejected or stuck."""
+
+    __slots__ = ("error", "result", "run_id", "status")
+
+    def __init__(self, run_id: str, status: str, result: Any, error: str) -> None:
+        self.run_id, self.status, self.result, self.error = run_id, status, result, error
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.run_id!r}, {self.status!r}, result={self.result!r}, error={self.error!r})"
+
+
+class Client:
+    """A space as seen from outside. Use `async with`; `by` names the person or program in what it writes."""
+
+    def __init__(self, connection: Connection, space: str, *, by: str = "client") -> None:
+        self.log = EventLog(connection, space, source=by)
+        self._connection, self._by = connection, by
+        self._awaited: dict[str, tuple[str, asyncio.Future[Outcome]]] = {}
+        """By run id: which kind of fact ends it, and who waits."""
+        self._listeners: list[Listener] = []
+
+    async def __aenter__(self) -> Client:
+        await self.log.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for listener in self._listeners:
+            await listener.close()
+        await self.log.__aexit__(*exc_info)
+
+    def new_id(self, prefix: str = "") -> str:
+        """A fresh run id."""
+        return f"{prefix}{'-' if prefix else ''}{os.urandom(8).hex()}"
+
+    # --- starting work ---
+
+    async def submit_task(
+        self,
+        agent: str,
+        input: Any,  # noqa: A002 - the word of the event's field
+        *,
+        handler: str = "",
+        run_id: str = "",
+        priority: int = 0,
+        affinity: str | None = None,
+        labels: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> str:
+        """Request one standalone task; returns its run id once the request is stored.
+
+        Raises CommandRejectedError when the run id was used before, PoisonMessageError, UnavailableError.
+        """
+        run_id = run_id or self.new_id()
+        event = TaskRequested(
+            handler=handler,
+            input=input,
+            priority=priority,
+            affinity=affinity,
+            labels=labels,
+            timeout_s=timeout_s,
+            retry=retry,
+        )
+        await self._open_run(self.log.subjects.task(run_id, 0, "requested", agent), event, run_id)
+        return run_id
+
+    async def submit_run(self, saga: str, input: Any, *, run_id: str = "") -> str:  # noqa: A002 - as above
+        """Request a run of a saga by name; returns its run id once the request is stored. Raises as `submit_task`."""
+        run_id = run_id or self.new_id(saga[:40])
+        await self._open_run(self.log.subjects.run(run_id, "requested", saga), RunRequested(input=input), run_id)
+        return run_id
+
+    async def publish(self, topic: str, data: Any, *, event_id: str = "") -> int:
+        """Publish an outside event; returns its stream sequence. One with an `event_id` is stored once in two minutes."""
+        return await self.log.append(
+            self.log.subjects.event(topic), OutsideEvent(data=data), event_id=event_id, event_type=topic
+        )
+
+    async def _open_run(self, subject: str, event: RunRequested | TaskRequested, run_id: str) -> None:
+        try:
+            await self.log.append(subject, event, scope=self.log.subjects.everything_of(run_id), expected=0)
+        except ConcurrencyConflictError as error:
+            raise CommandRejectedError(
+                f"run {run_id} exists already", remedy="look at it with 'cuebook run show', or use another id"
+            ) from error
+
+    # --- outcomes ---
+
+    async def wait(self, run_id: str, *, timeout_s: float | None = None) -> Outcome:
+        """Wait until a run has ended (or is stuck). Raises TimeoutError, NotFoundError when there is no such run."""
+        state = await self.state(run_id)
+        future = await self.expect(run_id, "task" if state.standalone else "run")
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    state = await self.state(run_id)
+                    if (outcome := _outcome(state)) is not None:
+                        return outcome
+                    done, _ = await asyncio.wait([future], timeout=LOOK_AGAIN_S)
+                    if done:
+                        return future.result()
+        finally:
+            self._awaited.pop(run_id, None)
+
+    async def expect(self, run_id: str, kind: Literal["task", "run"]) -> asyncio.Future[Outcome]:
+        """A future for the outcome as the live messages tell it; call before submitting so that none is missed.
+
+        `kind`: a standalone task ends with a fact of its task 0, a run of a saga with one of its own.
+        """
+        if not self._listeners:
+            await self._listen()
+        if run_id not in self._awaited:
+            self._awaited[run_id] = kind, asyncio.get_running_loop().create_future()
+        return self._awaited[run_id][1]
+
+    async def run_task(self, agent: str, input: Any, *, timeout_s: float | None = None, **options: Any) -> Outcome:  # noqa: A002
+        """Request a standalone task and wait for its outcome, by live messages first."""
+        run_id = options.pop("run_id", "") or self.new_id()
+        future = await self.expect(run_id, "task")
+        await self.submit_task(agent, input, run_id=run_id, **options)
+        return await self._outcome_of(run_id, future, timeout_s)
+
+    async def run_saga(self, saga: str, input: Any, *, timeout_s: float | None = None, run_id: str = "") -> Outcome:  # noqa: A002
+        """Request a run of a saga and wait for its outcome."""
+        run_id = run_id or self.new_id(saga[:40])
+        future = await self.expect(run_id, "run")
+        await self.submit_run(saga, input, run_id=run_id)
+        return await self._outcome_of(run_id, future, timeout_s)
+
+    async def _outcome_of(self, run_id: str, future: asyncio.Future[Outcome], timeout_s: float | None) -> Outcome:
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), min(LOOK_AGAIN_S, timeout_s or LOOK_AGAIN_S))
+        except TimeoutError:
+            return await self.wait(run_id, timeout_s=timeout_s)
+        finally:
+            self._awaited.pop(run_id, None)
+
+    async def _listen(self) -> None:
+        space = self.log.subjects.space
+        subjects = [f"live.{space}.run.*.task.0.{fact}" for fact in _TASK_ENDS]
+        subjects += [f"live.{space}.run.*.{fact}" for fact in _RUN_ENDS]
+        self._listeners = [await self._connection.listen(subject, self._on_live) for subject in subjects]
+
+    def _on_live(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        run_id = subject.split(b".", 4)[3].decode()
+        kind, future = self._awaited.get(run_id, ("", None))
+        if future is None or future.done():
+            return
+        item = self.log.decode(subject[5:].decode(), payload, 0, 0, None)
+        if not isinstance(item, Envelope) or item.address.kind != kind:
+            return
+        event = item.event
+        error = getattr(event, "error", None)
+        reason = error.message if error is not None else getattr(event, "reason", "")
+        result = getattr(event, "output" if kind == "task" else "result", None)
+        future.set_result(Outcome(run_id, item.address.fact, result, reason))
+
+    # --- looking ---
+
+    async def state(self, run_id: str, *, until: int | None = None) -> RunState:
+        """The folded state of a run, up to a sequence. Raises NotFoundError."""
+        history = await self.log.history(run_id)
+        state = fold_run(run_id, (item for item in history if until is None or item.sequence <= until))
+        if state.status == "new" and not state.items:
+            raise NotFoundError(f"there is no run {run_id} in space {self.log.subjects.space}")
+        return state
+
+    async def ask(self, noun: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask the deciding orchestrator. Raises UnavailableError when none answers."""
+        try:
+            answer = await self._connection.request(
+                self.log.subjects.query(noun), json.dumps(question or {}).encode(), timeout=2
+            )
+        except (nats.errors.Error, TimeoutError) as error:
+            raise UnavailableError(
+                f"no orchestrator answers in space {self.log.subjects.space}",
+                remedy="start one with 'cuebook serve orchestrator MODULE:SAGA'",
+            ) from error
+        found: dict[str, Any] = json.loads(answer.data)
+        return found
+
+    # --- deciding as a person ---
+
+    async def cancel(self, run_id: str, *, n: int | None = None, reason: str = "") -> int:
+        """Ask for the end of a run, or of one task of it. Raises NotFoundError, CommandRejectedError when it is over."""
+        state = await self.state(run_id)
+        if state.closed or state.outcome() in _TASK_ENDS:
+            raise CommandRejectedError(f"run {run_id} is over: {state.outcome()}")
+        subjects = self.log.subjects
+        if n is None and state.standalone:
+            n = 0
+        if n is not None:
+            return await self.log.append(
+                subjects.task(run_id, n, "cancel_requested"), TaskCancelRequested(reason=reason, by=self._by)
+            )
+        return await self.log.append(
+            subjects.run(run_id, "cancel_requested"), RunCancelRequested(reason=reason, by=self._by)
+        )
+
+    async def retry(self, run_id: str, *, note: str = "") -> str:
+        """Go on with a stuck run, or run an ended one again under a new id. Returns the id of the run that goes on."""
+        state = await self.state(run_id)
+        if state.status == "stuck":
+            event = RunRetryRequested(by=self._by, note=note)
+            await self.log.append(self.log.subjects.run(run_id, "retry_requested"), event)
+            return run_id
+        if not (state.closed or state.outcome() in _TASK_ENDS):
+            raise CommandRejectedError(f"run {run_id} is {state.outcome()}, there is nothing to retry")
+        new_id = self.new_id(run_id[:40])
+        if state.standalone:
+            task = state.items[0]
+            assert isinstance(task, TaskState)
+            await self.submit_task(task.agent, task.input, handler=task.handler, run_id=new_id)
+        else:
+            await self.submit_run(state.saga, state.input, run_id=new_id)
+        return new_id
+
+    async def resolve(self, run_id: str, n: int, *, action: str = "", value: Any = None, note: str = "") -> int:
+        """Decide about an escalated task (action supply, retry or abort), or answer a question (no action).
+
+        Raises NotFoundError when nothing is open there, CommandRejectedError when somebody else was faster.
+        """
+        item = (await self.state(run_id)).items.get(n)
+        subjects = self.log.subjects
+        try:
+            if isinstance(item, StepState) and item.type == "ask" and item.status == "open":
+                event = StepAnswered(value=value, by=self._by, note=note)
+                return await self.log.append(
+                    subjects.step(run_id, n, "answered"),
+                    event,
+                    scope=subjects.step_scope(run_id, n),
+                    expected=item.last_sequence,
+                )
+            if isinstance(item, TaskState) and item.status == "escalated":
+                if action not in ("supply", "retry", "abort"):
+                    raise CommandRejectedError(
+                        f"{run_id}/{n} is an escalated task", remedy="say supply with a result, retry, or abort"
+                    )
+                resolved = TaskResolved(action=action, output=value, by=self._by, note=note)  # type: ignore[arg-type]
+                return await self.log.append(
+                    subjects.task(run_id, n, "resolved"),
+                    resolved,
+                    scope=subjects.task_scope(run_id, n),
+                    expected=item.last_sequence,
+                )
+        except ConcurrencyConflictError as error:
+            raise CommandRejectedError(f"{run_id}/{n} was decided by somebody else") from error
+        status = item.status if item is not None else "unknown"
+        raise NotFoundError(f"{run_id}/{n} is {status}, nothing there waits for a person")
+
+    async def drain(self, agent: str, instance: str, *, reason: str = "") -> int:
+        """Ask an instance to finish what it has and stop."""
+        event = DrainRequested(reason=reason, by=self._by)
+        return await self.log.append(self.log.subjects.agent(agent, instance, "drain_requested"), event)
+
+
+def _outcome(state: RunState) -> Outcome | None:
+    status = state.outcome()
+    if state.standalone:
+        task = state.items.get(0)
+        if not isinstance(task, TaskState) or not task.closed:
+            return None
+        return Outcome(state.run_id, status, task.output, task.error.message if task.error else "")
+    if not state.closed and status != "stuck":
+        return None
+    return Outcome(state.run_id, status, state.result, state.error.message if state.error else state.reason)

@@ -1,0 +1,92 @@
+"""Questions the deciding orchestrator answers from memory: what waits and why, who has free slots."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cuebook.actors.orchestrator.core import Orchestrator
+from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.state import StepState, TaskState
+
+__all__ = ["answer_query"]
+
+
+def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any]:
+    """Answer `agents`, `waiting` (`{"run": id}`), `escalations` or `status`; anything else names what there is."""
+    try:
+        question = json.loads(payload) if payload else {}
+    except ValueError:
+        return {"error": "the question is not JSON"}
+    match noun:
+        case "agents":
+            return {"agents": [_instance(one) for one in core.world.registry.instances.values()]}
+        case "waiting":
+            return {"waiting": _waiting(core, str(question.get("run", "")))}
+        case "escalations":
+            return {"escalations": _escalations(core)}
+        case "status":
+            return _status(core)
+    return {"error": f"no question {noun!r}", "known": ["agents", "escalations", "status", "waiting"]}
+
+
+def _instance(one: InstanceState) -> dict[str, Any]:
+    return {
+        "agent": one.agent,
+        "instance": one.instance,
+        "health": one.health,
+        "version": one.version,
+        "labels": one.labels,
+        "slots": one.slots,
+        "in_flight": len(one.tasks),
+        "registered_at": one.registered_at,
+        "changed_at": one.changed_at,
+        "host": one.host,
+        "pid": one.pid,
+        "reason": one.reason,
+    }
+
+
+def _waiting(core: Orchestrator, run_id: str) -> dict[str, str]:
+    """Why each task of a run waits, by its number."""
+    run = core.world.runs.get(run_id)
+    if run is None:
+        return {}
+    reasons = {
+        str(n): core.dispatcher.why_waiting(item)
+        for n, item in run.items.items()
+        if isinstance(item, TaskState) and not item.closed
+    }
+    if run.saga and not core.conductor.serves(run.saga):
+        reasons["run"] = f"no orchestrator serves saga {run.saga!r}"
+    return {n: reason for n, reason in reasons.items() if reason}
+
+
+def _escalations(core: Orchestrator) -> list[dict[str, Any]]:
+    found = []
+    for run in core.world.runs.values():
+        for n, item in run.items.items():
+            if isinstance(item, TaskState) and item.status == "escalated":
+                message = item.error.message if item.error is not None else ""
+                found.append({"id": f"{run.run_id}/{n}", "kind": "task", "saga": run.saga, "agent": item.agent,
+                              "handler": item.handler, "input": item.input, "error": message,
+                              "requested_at": item.requested_at})  # fmt: skip
+            elif isinstance(item, StepState) and item.type == "ask" and item.status == "open":
+                found.append({"id": f"{run.run_id}/{n}", "kind": "question", "saga": run.saga,
+                              "question": item.question, "schema": item.schema, "context": item.context,
+                              "requested_at": item.opened_at, "due": item.due})  # fmt: skip
+        if run.status == "stuck" and run.stuck is not None:
+            found.append({"id": run.run_id, "kind": "stuck", "saga": run.saga, "error": run.stuck.reason,
+                          "recorded": run.stuck.recorded, "asked": run.stuck.asked,
+                          "requested_at": run.started_at})  # fmt: skip
+    return found
+
+
+def _status(core: Orchestrator) -> dict[str, Any]:
+    return {
+        "sequence": core.world.position.sequence,
+        "open_runs": len(core.world.runs),
+        "waiting": core.dispatcher.depths(),
+        "timers": len(core.timers),
+        "triggers": len(core.world.triggers),
+    }

@@ -1,0 +1,281 @@
+"""The orchestrator as a process: reads the log, keeps the lease, ticks, answers questions, saves snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import nats.errors
+from nats.js.errors import Error as JetStreamError
+
+from cuebook.actors.orchestrator.conductor import matches
+from cuebook.actors.orchestrator.core import Orchestrator
+from cuebook.actors.orchestrator.inboxes import Inboxes
+from cuebook.actors.orchestrator.lease import Lease
+from cuebook.actors.orchestrator.queries import answer_query
+from cuebook.actors.orchestrator.snapshot import SnapshotStore
+from cuebook.actors.saga import Saga
+from cuebook.events.append import Done
+from cuebook.events.connection import Connection
+from cuebook.events.envelope import Envelope, Position
+from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.facts import Event, OutsideEvent
+from cuebook.events.log import EventLog
+
+__all__ = ["OrchestratorService"]
+
+TICK_S = 0.05
+SNAPSHOT_EVERY_S = 60.0
+SNAPSHOT_MIN_EVENTS = 10_000
+RETRY_S = 0.5
+_GUARD = b"\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
+_GUARD_NAME = b"Nats-Expected-Last-Subject-Sequence:"
+
+logger = logging.getLogger(__name__)
+
+
+class OrchestratorService:
+    """One orchestrator process of a space. `run()` until cancelled or `stop()`; a standby until it gets the lease."""
+
+    def __init__(
+        self, connection: Connection, space: str, sagas: Sequence[Saga[Any, Any]], *, replicas: int = 1
+    ) -> None:
+        self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
+        self._connection, self._replicas = connection, replicas
+        self.log = EventLog(connection, space, source="orchestrator")
+        self.core = Orchestrator(self.log.subjects, _by_name(sagas), self)
+        self.caught_up = asyncio.Event()
+        self.deciding = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._snapshots = SnapshotStore(connection, self.log.subjects)
+        self._snapshot_at = 0
+        self._inboxes = Inboxes(connection, self.log.subjects)
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until `stop()`. Raises ConfigurationError for a stream that could lose events, HistoryRegressedError."""
+        async with self.log:
+            await self.log.ensure(replicas=self._replicas)
+            await self._restore()
+            facts = await self.log.verify()
+            target = facts.last_sequence
+            heartbeats = await self._connection.listen(
+                self.log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), self._on_heartbeat
+            )
+            feed = self.log.feed(self._on_message, after=self.core.world.position.sequence)
+            async with feed:
+                await self._catch_up(target, feed.failure)
+                questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
+                lease = Lease(self._connection, self.log.subjects, self.name)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        tasks = [
+                            group.create_task(lease.keep()),
+                            group.create_task(self._follow_lease(lease)),
+                            group.create_task(self._tick()),
+                            group.create_task(self._save_snapshots()),
+                            group.create_task(_raise_when_done(feed.failure)),
+                        ]
+                        await self._stopping.wait()
+                        self.core.deactivate()
+                        await self.log.appender.flushed()
+                        for task in tasks:
+                            task.cancel()
+                finally:
+                    for errand in self._errands:
+                        errand.cancel()
+                    await questions.close()
+                    await heartbeats.close()
+            await self._save_snapshot()
+
+    def stop(self) -> None:
+        """End `run()` in good order: nothing is decided any more, what is under way is acknowledged, the lease is free."""
+        self._stopping.set()
+
+    # --- the fold ---
+
+    async def _restore(self) -> None:
+        data = await self._snapshots.load()
+        if data is None:
+            return
+        position = Position(data["sequence"], data["event_id"])
+        await self.log.verify_position(position)
+        self.core.world.load(data)
+        self._snapshot_at = position.sequence
+        logger.info("snapshot of %d open runs at sequence %d", len(data["runs"]), position.sequence)
+
+    def _on_message(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        guarded = headers is not None and _GUARD in headers and headers.count(_GUARD_NAME) == 1
+        self.core.receive(self.log.decode(subject, body, sequence, recorded_at, headers), guarded=guarded)
+        if not self.caught_up.is_set() and sequence >= self._target:
+            self.caught_up.set()
+
+    async def _catch_up(self, target: int, failure: asyncio.Future[None]) -> None:
+        self._target = target
+        began, first = time.monotonic(), self.core.world.position.sequence
+        if first >= target:
+            self.caught_up.set()
+        waiting = asyncio.ensure_future(self.caught_up.wait())
+        await asyncio.wait([waiting, failure], return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            waiting.cancel()
+            failure.result()
+        seconds = time.monotonic() - began
+        logger.info("folded %d events in %.2f s, %d runs are open", target - first, seconds, len(self.core.world.runs))
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+
+    # --- the loops ---
+
+    async def _follow_lease(self, lease: Lease) -> None:
+        while True:
+            await lease.held.wait()
+            self.core.activate()
+            self.deciding.set()
+            await lease.lost.wait()
+            self.core.deactivate()
+            self.deciding.clear()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.core.tick()
+
+    async def _save_snapshots(self) -> None:
+        while True:
+            await asyncio.sleep(SNAPSHOT_EVERY_S)
+            if self.core.world.position.sequence - self._snapshot_at >= SNAPSHOT_MIN_EVENTS:
+                await self._save_snapshot()
+
+    async def _save_snapshot(self) -> None:
+        sequence = self.core.world.position.sequence
+        if sequence == self._snapshot_at or not self._connection.is_connected:
+            return
+        try:
+            size = await self._snapshots.save(self.core.world.dump())
+        except (nats.errors.Error, JetStreamError, TimeoutError) as error:
+            logger.warning("the snapshot was not saved: %s", str(error) or type(error).__name__)
+            return
+        self._snapshot_at = sequence
+        logger.info("saved a snapshot of %d bytes at sequence %d", size, sequence)
+
+    def _on_heartbeat(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        _, _, agent, instance = subject.decode().split(".")
+        received = json.loads(payload).get("received", 0)
+        self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
+
+    def _on_query(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        if reply and self.core.active:  # a standby leaves the answer to the one that decides
+            noun = subject.decode().rpartition(".")[2]
+            self._connection.post(reply.decode(), json.dumps(answer_query(self.core, noun, payload)).encode())
+
+    # --- the port ---
+
+    def post(
+        self,
+        subject: str,
+        event: Event,
+        *,
+        scope: str = "",
+        expected: int | None = None,
+        correlation_id: str = "",
+        causation_id: str = "",
+        traceparent: str = "",
+        done: Done,
+    ) -> str:
+        """See Port."""
+        return self.log.post(
+            subject,
+            event,
+            scope=scope,
+            expected=expected,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            traceparent=traceparent,
+            done=done,
+        )
+
+    def signal(self, agent: str, instance: str, message: dict[str, Any]) -> None:
+        """See Port."""
+        self._connection.post(self.log.subjects.control(agent, instance), json.dumps(message).encode())
+
+    def open_inbox(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
+        """See Port."""
+        self._errand(lambda: self._inboxes.open(agent, instance, after, anew=anew))
+
+    def close_inbox(self, agent: str, instance: str) -> None:
+        """See Port."""
+        self._errand(lambda: self._inboxes.close(agent, instance))
+
+    def first_sequence(self, scope: str, answer: Callable[[int], None]) -> None:
+        """See Port."""
+
+        async def look() -> None:
+            answer(await self.log.first_sequence(scope))
+
+        self._errand(look)
+
+    def find_event(
+        self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
+    ) -> None:
+        """See Port."""
+
+        async def look() -> None:
+            filters = [self.log.subjects.event(topic)]
+            async for item in self.log.read(after=after, until=until, filters=filters):
+                if isinstance(item, Envelope) and isinstance(item.event, OutsideEvent):
+                    if matches(match, item.event.data):
+                        answer(item.sequence, item.event.data)
+                        return
+
+        self._errand(look)
+
+    def now(self) -> int:
+        """See Port."""
+        return time.time_ns() // 1000
+
+    def _errand(self, attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something that needs an answer from the server, again and again until it answers."""
+
+        async def persist() -> None:
+            while True:
+                try:
+                    await attempt()
+                except UnavailableError as error:
+                    logger.warning("trying again: %s", error)
+                    await asyncio.sleep(RETRY_S)
+                except ConfigurationError:
+                    logger.exception("the server refused an errand of the orchestrator")
+                    return
+                else:
+                    return
+
+        task = asyncio.get_running_loop().create_task(persist())
+        self._errands.add(task)
+        task.add_done_callback(self._on_errand_done)
+
+    def _on_errand_done(self, task: asyncio.Task[None]) -> None:
+        self._errands.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("an errand of the orchestrator failed", exc_info=error)
+
+
+def _by_name(sagas: Sequence[Saga[Any, Any]]) -> dict[str, Saga[Any, Any]]:
+    found: dict[str, Saga[Any, Any]] = {}
+    for saga in sagas:
+        if saga.name in found and found[saga.name] is not saga:
+            raise ConfigurationError(f"two sagas are called {saga.name!r}", remedy="give one of them another name=")
+        saga.input_type  # noqa: B018 - a saga that cannot work is refused before anything starts
+        found[saga.name] = saga
+    return found
+
+
+async def _raise_when_done(future: asyncio.Future[None]) -> None:
+    await asyncio.shield(future)
