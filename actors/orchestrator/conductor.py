@@ -205,7 +205,7 @@ class Conductor:
             if step.status == "open" and not step.pending:
                 self._post_step(step, "matched", StepMatched(sequence=sequence, data=data))
 
-        self._port.find_event(step.topic, step.match, run.started_sequence, self.world.position.sequence, answer)
+        self._port.find_event(step.topic, step.match or {}, run.started_sequence, self.world.position.sequence, answer)
 
     def offer(self, envelope: Envelope) -> None:
         """An outside event: give it to the steps that wait for it."""
@@ -214,7 +214,7 @@ class Conductor:
             run = self.world.runs.get(run_id)
             step = run.items.get(n) if run is not None else None
             if isinstance(step, StepState) and step.status == "open" and not step.pending:
-                if matches(step.match, envelope.event.data):
+                if matches(step.match or {}, envelope.event.data):
                     self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
 
     def forget(self, run: RunState) -> None:
@@ -343,7 +343,7 @@ class Conductor:
 
     def _undo(self, run: RunState) -> None:
         """Request the compensations one after the other, each when the one before it has its own recorded result."""
-        for n in run.undo:
+        for n in run.undo or ():
             tries = [item for item in run.items.values() if isinstance(item, TaskState) and item.compensates == n]
             if any(item.status == "completed" for item in tries):
                 continue

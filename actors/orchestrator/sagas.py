@@ -181,7 +181,7 @@ def describe(item: TaskState | StepState) -> dict[str, Any]:
     if item.type == "sleep":
         return {"sleep": item.timeout_s}
     if item.type == "wait":
-        return {"wait_for": item.topic, "match": item.match}
+        return {"wait_for": item.topic, "match": item.match or {}}
     return {"ask_human": item.question}
 
 

@@ -7,7 +7,7 @@ next append under the same scope has to name it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import TypeAdapter
 
@@ -62,40 +62,46 @@ class TaskState:
     """One task. `status`: new, waiting, assigned, failed, backoff, escalated, resolved, or one of TASK_CLOSED.
 
     `failures` counts failed attempts since a person last said retry, `losses` the instances that died under it.
-    Moments are microseconds since 1970 by the server's clock.
+    Moments are microseconds since 1970 by the server's clock. Defaults stand on the class, so that making one is cheap.
     """
 
-    __slots__ = (
-        "affinity", "agent", "assigned_at", "assigned_sequence", "attempt", "cancel_reason", "causation_id", "compensates",
-        "compensation", "correlation_id", "ended_at", "error", "failures", "free_at", "handler", "input", "instance", "labels",
-        "last_sequence", "losses", "n", "output", "pending", "priority", "queued", "reason", "requested_at", "requested_sequence",
-        "resolution", "retry", "run_id", "status", "timeout_s", "traceparent",
-    )  # fmt: skip
-    kind: Final = "task"
+    kind: ClassVar = "task"
+    status: str = "new"
+    agent: str = ""
+    handler: str = ""
+    instance: str = ""
+    input: Any = None
+    output: Any = None
+    priority: int = 0
+    attempt: int = 0
+    failures: int = 0
+    losses: int = 0
+    affinity: str | None = None
+    labels: dict[str, str] | None = None
+    timeout_s: float | None = None
+    retry: RetryPolicy | None = None
+    compensation: bool = False
+    compensates: int | None = None
+    correlation_id: str = ""
+    causation_id: str = ""
+    traceparent: str = ""
+    last_sequence: int = 0
+    assigned_sequence: int = 0
+    requested_sequence: int = 0
+    requested_at: int = 0
+    assigned_at: int = 0
+    free_at: int = 0
+    ended_at: int = 0
+    reason: dict[str, Any] | None = None
+    error: Error | None = None
+    resolution: TaskResolved | None = None
+    cancel_reason: str | None = None
+    # Not folded but kept beside the fold by the orchestrator that runs it:
+    pending: str = ""
+    queued: bool = False
 
     def __init__(self, run_id: str, n: int) -> None:
         self.run_id, self.n = run_id, n
-        self.status = "new"
-        self.agent = self.handler = self.instance = ""
-        self.input: Any = None
-        self.output: Any = None
-        self.priority = self.attempt = self.failures = self.losses = 0
-        self.affinity: str | None = None
-        self.labels: dict[str, str] | None = None
-        self.timeout_s: float | None = None
-        self.retry: RetryPolicy | None = None
-        self.compensation = False
-        self.compensates: int | None = None
-        self.correlation_id = self.causation_id = self.traceparent = ""
-        self.last_sequence = self.assigned_sequence = self.requested_sequence = 0
-        self.requested_at = self.assigned_at = self.free_at = self.ended_at = 0
-        self.reason: dict[str, Any] = {}
-        self.error: Error | None = None
-        self.resolution: TaskResolved | None = None
-        self.cancel_reason: str | None = None
-        # Not folded but kept beside the fold by the orchestrator that runs it:
-        self.pending = ""
-        self.queued = False
 
     @property
     def closed(self) -> bool:
@@ -177,26 +183,28 @@ class TaskState:
 class StepState:
     """A sleep, a wait or a question. `status`: new, open, or one of STEP_CLOSED. `due`: 0 when it may stay open for ever."""
 
-    __slots__ = (
-        "by", "context", "due", "ended_at", "last_sequence", "match", "n", "opened_at", "pending", "question", "refused",
-        "run_id", "schema", "status", "timeout_s", "topic", "type", "value",
-    )  # fmt: skip
-    kind: Final = "step"
+    kind: ClassVar = "step"
+    status: str = "new"
+    type: str = ""
+    last_sequence: int = 0
+    opened_at: int = 0
+    ended_at: int = 0
+    due: int = 0
+    timeout_s: float | None = None
+    topic: str = ""
+    match: dict[str, Any] | None = None
+    question: str = ""
+    schema: dict[str, Any] | None = None
+    context: Any = None
+    value: Any = None
+    by: str = ""
+    refused: tuple[int, str] | None = None
+    """An answer that does not fit, and is not recorded as refused yet: sequence and reason."""
+    # Not folded but kept beside the fold by the orchestrator that runs it:
+    pending: str = ""
 
     def __init__(self, run_id: str, n: int) -> None:
         self.run_id, self.n = run_id, n
-        self.status, self.type = "new", ""
-        self.last_sequence = self.opened_at = self.ended_at = self.due = 0
-        self.timeout_s: float | None = None
-        self.topic = self.question = ""
-        self.match: dict[str, Any] = {}
-        self.schema: dict[str, Any] = {}
-        self.context: Any = None
-        self.value: Any = None
-        self.by = ""
-        self.refused: tuple[int, str] | None = None
-        """An answer that does not fit, and is not recorded as refused yet: sequence and reason."""
-        self.pending = ""
 
     @property
     def closed(self) -> bool:
@@ -220,7 +228,7 @@ class StepState:
             case StepMatched() if self.type == "wait":
                 self._close("matched", event.data, envelope)
             case StepAnswered() if self.type == "ask":
-                wrong = find_error(self.schema, event.value)
+                wrong = find_error(self.schema or {}, event.value)
                 if wrong:
                     self.refused = (envelope.sequence, wrong)
                 else:
@@ -252,34 +260,39 @@ class RunState:
     event folded.
     """
 
-    __slots__ = (
-        "cancel_reason", "cause", "correlation_id", "ended_at", "error", "input", "items", "last_sequence", "moment", "opened_id",
-        "opened_sequence", "pending", "reason", "result", "retry_of", "retry_requested", "run_id", "saga", "started_at",
-        "resumed_sequence", "started_sequence", "status", "stuck", "stuck_from", "traceparent", "trigger", "undo", "version", "winding",
-    )  # fmt: skip
+    status: str = "new"
+    saga: str = ""
+    version: str = ""
+    reason: str = ""
+    correlation_id: str = ""
+    opened_id: str = ""
+    traceparent: str = ""
+    cause: str = ""
+    retry_of: str | None = None
+    input: Any = None
+    result: Any = None
+    error: Error | None = None
+    last_sequence: int = 0
+    started_sequence: int = 0
+    opened_sequence: int = 0
+    resumed_sequence: int = 0
+    trigger: int = 0
+    started_at: int = 0
+    ended_at: int = 0
+    moment: int = 0
+    undo: list[int] | None = None
+    cancel_reason: str | None = None
+    retry_requested: bool = False
+    stuck: RunStuck | None = None
+    stuck_from: str = ""
+    # Not folded but kept beside the fold by the orchestrator that runs it:
+    pending: str = ""
+    winding: str = ""
+    """Why open tasks and steps are being cancelled, once the saga has raised or a person wants the run to end."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        self.status = "new"
-        self.saga = self.version = self.reason = self.correlation_id = self.opened_id = self.traceparent = (
-            self.cause
-        ) = ""
-        self.retry_of: str | None = None
-        self.input: Any = None
-        self.result: Any = None
-        self.error: Error | None = None
         self.items: dict[int, TaskState | StepState] = {}
-        self.last_sequence = self.started_sequence = self.opened_sequence = self.trigger = self.resumed_sequence = 0
-        self.started_at = self.ended_at = self.moment = 0
-        self.undo: list[int] = []
-        self.cancel_reason: str | None = None
-        self.retry_requested = False
-        self.stuck: RunStuck | None = None
-        self.stuck_from = ""
-        # Not folded but kept beside the fold by the orchestrator that runs it:
-        self.pending = ""
-        self.winding = ""
-        """Why open tasks and steps are being cancelled, once the saga has raised or a person wants the run to end."""
 
     @property
     def closed(self) -> bool:
@@ -409,8 +422,8 @@ def fold_run(run_id: str, history: Iterable[Envelope | Unreadable]) -> RunState:
 # --- saving and restoring ------------------------------------------------------------------------------------------
 
 _FOLDED = {
-    cls: tuple(name for name in cls.__slots__ if name not in ("pending", "queued", "winding", "items"))
-    for cls in (TaskState, StepState, RunState)
+    cls: (*names, *(name for name in cls.__annotations__ if name not in ("kind", "pending", "queued", "winding")))
+    for cls, names in ((TaskState, ("run_id", "n")), (StepState, ("run_id", "n")), (RunState, ("run_id",)))
 }
 _USER_DATA = frozenset({"input", "output", "value", "result", "context"})
 """Here 0, false and the empty string mean something."""

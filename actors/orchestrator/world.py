@@ -49,9 +49,9 @@ class Refusal:
     correlation_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Touched:
-    """What one event was about; the parts that do not apply are None."""
+    """What one event was about; the parts that do not apply are None. Not frozen: freezing doubles its cost."""
 
     run: RunState | None = None
     item: TaskState | StepState | None = None
