@@ -123,9 +123,18 @@ class Client:
             self.log.subjects.event(topic), OutsideEvent(data=data), event_id=event_id, event_type=topic
         )
 
-    async def _open_run(self, subject: str, event: RunRequested | TaskRequested, run_id: str) -> None:
+    async def _open_run(
+        self, subject: str, event: RunRequested | TaskRequested, run_id: str, cause: RunState | None = None
+    ) -> None:
         try:
-            await self.log.append(subject, event, scope=self.log.subjects.everything_of(run_id), expected=0)
+            await self.log.append(
+                subject,
+                event,
+                scope=self.log.subjects.everything_of(run_id),
+                expected=0,
+                correlation_id=cause.correlation_id if cause else "",
+                causation_id=cause.opened_id if cause else "",
+            )
         except ConcurrencyConflictError as error:
             raise CommandRejectedError(
                 f"run {run_id} exists already", remedy="look at it with 'cuebook run show', or use another id"
@@ -257,9 +266,18 @@ class Client:
         if state.standalone:
             task = state.items[0]
             assert isinstance(task, TaskState)
-            await self.submit_task(task.agent, task.input, handler=task.handler, run_id=new_id)
+            subject = self.log.subjects.task(new_id, 0, "requested", task.agent)
+            request: TaskRequested | RunRequested = TaskRequested(
+                handler=task.handler,
+                input=task.input,
+                priority=task.priority,
+                affinity=task.affinity,
+                labels=task.labels,
+            )
         else:
-            await self.submit_run(state.saga, state.input, run_id=new_id)
+            subject = self.log.subjects.run(new_id, "requested", state.saga)
+            request = RunRequested(input=state.input, retry_of=run_id)
+        await self._open_run(subject, request, new_id, state)
         return new_id
 
     async def resolve(self, run_id: str, n: int, *, action: str = "", value: Any = None, note: str = "") -> int:

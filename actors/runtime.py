@@ -27,6 +27,7 @@ from cuebook.events.facts import (
     AgentStopped,
     Error,
     Event,
+    TaskAborted,
     TaskAssigned,
     TaskCancelled,
     TaskCancelRequested,
@@ -35,6 +36,7 @@ from cuebook.events.facts import (
     TaskProgressed,
     TaskRequested,
     TaskRetried,
+    TaskReverted,
 )
 from cuebook.events.feed import delivery_numbers
 from cuebook.events.log import EventLog
@@ -46,6 +48,7 @@ DRAIN_SIGNAL_S = 2.0
 LINGER_S = 0.25
 PROGRESS_EVERY_S = 1.0
 OFFER_AGAIN_S = 1.0
+_ENDED_WITHOUT_RESULT = (TaskCancelled, TaskAborted)
 _STRAYS = (TaskRequested, TaskCancelRequested)
 """Facts about a task that decide nothing, so an answer after them still counts."""
 
@@ -395,7 +398,33 @@ class Instance:
             "answer not needed any more: the task has moved on",
             extra={"instance": self.id, "run_id": address.run_id, "n": address.n},
         )
+        ended = [item for item in since if isinstance(item, Envelope) and isinstance(item.event, _ENDED_WITHOUT_RESULT)]
+        if ended and isinstance(answer, TaskCompleted) and work.event.compensates is None:
+            await self._revert(work, answer)
         self._finish(work)
+
+    async def _revert(self, work: _Work, answer: TaskCompleted) -> None:
+        """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""
+        entry = self._entries[work.event.handler]
+        error: Error | None = None
+        if entry.undo is None:
+            error = Error(type="NoCompensationError", message="the handler has no compensation")
+        else:
+            arguments = (entry.validate(work.event.input), entry.validate_output(answer.output), self._context(work))
+            try:
+                await self._within_deadline(work, entry.undo, entry.undo_is_async, arguments)
+            except Exception as raised:  # noqa: BLE001 - whatever the author's code raises is what a person must see
+                error = self._failure(work, raised).error
+        if error is not None:
+            logger.error("a late effect was not undone: %s", error.message, extra={"instance": self.id})
+        address, envelope = work.envelope.address, work.envelope
+        await self._log.append(
+            self._log.subjects.task(address.run_id, address.n, "reverted"),
+            TaskReverted(output=answer.output, attempt=work.event.attempt, by=self.id, error=error),
+            correlation_id=envelope.correlation_id,
+            causation_id=envelope.id,
+            traceparent=envelope.traceparent,
+        )
 
     def _finish(self, work: _Work) -> None:
         address = work.envelope.address

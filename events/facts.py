@@ -65,6 +65,7 @@ __all__ = [
     "TaskRequested",
     "TaskResolved",
     "TaskRetried",
+    "TaskReverted",
     "event_type_of",
     "parse_event",
     "to_data",
@@ -126,10 +127,11 @@ class HandlerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequested(Event):
-    """Somebody asks for a run of the saga named in the subject."""
+    """Somebody asks for a run of the saga named in the subject. `retry_of`: the ended run it repeats."""
 
     event_type: ClassVar[str] = "run.requested.v1"
     input: Any = None
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +366,20 @@ class TaskRejected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReverted(Event):
+    """An answer came after the task had ended without a result, so the agent undid its own effect.
+
+    With an `error` the undoing failed, or the handler has no compensation: a person must look at `output`.
+    """
+
+    event_type: ClassVar[str] = "task.reverted.v1"
+    output: Any = None
+    attempt: int = 0
+    by: str = ""
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProgressed(Event):
     """What a handler says about its work. `fraction` from 0 to 1, where it knows."""
 
@@ -548,7 +564,7 @@ _CLASSES: tuple[type[Event], ...] = (
     RunRequested, RunStarted, RunCompleted, RunFailed, RunCompensating, RunCompensated, RunCancelRequested,
     RunCancelled, RunStuck, RunRetryRequested, RunResumed, RunRejected,
     TaskRequested, TaskAssigned, TaskCompleted, TaskFailed, TaskRetried, TaskEscalated, TaskResolved, TaskAborted,
-    TaskCancelRequested, TaskCancelled, TaskRejected, TaskProgressed,
+    TaskCancelRequested, TaskCancelled, TaskRejected, TaskReverted, TaskProgressed,
     StepSlept, StepWaiting, StepMatched, StepAsked, StepAnswered, AnswerRefused, StepExpired, StepCancelled,
     AgentRegistered, AgentSuspected, AgentLost, AgentRecovered, DrainRequested, AgentDraining, AgentStopped,
     MessageRejected,

@@ -158,7 +158,13 @@ class Conductor:
             remedy = "send input that fits the saga's model"
             self._post(run, "rejected", RunRejected(reason=f"saga {saga.name}: {wrong}", remedy=remedy))
         else:
-            started = RunStarted(saga=saga.name, version=saga.version, input=run.input, trigger=run.opened_sequence)
+            started = RunStarted(
+                saga=saga.name,
+                version=saga.version,
+                input=run.input,
+                trigger=run.opened_sequence,
+                retry_of=run.retry_of,
+            )
             self._post(run, "started", started)
 
     # --- driving ---

@@ -346,6 +346,7 @@ class RunState:
             case RunRequested():
                 if self.status == "new":
                     self.status, self.saga, self.input = "requested", envelope.address.agent, event.input
+                    self.retry_of = event.retry_of
             case RunStarted():
                 if self.status in ("new", "requested"):
                     self.status, self.saga, self.version = "running", event.saga, event.version
