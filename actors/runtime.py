@@ -110,7 +110,8 @@ class Instance:
         self._idle = asyncio.Event()
         self._idle.set()
         self._drain_known = asyncio.Event()
-        self._received = self._expected = 0
+        self._received = 0
+        self._expected = 1
         self._gapped = False
         self._seen: set[int] = set()
         self._last_receipt = 0.0
@@ -234,9 +235,9 @@ class Instance:
 
     def _is_new(self, sequence: int, delivered: int) -> bool:
         """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""
-        if delivered > self._expected and delivered != 1 and self._expected:
+        if delivered > self._expected:
             self._gapped = True
-        elif delivered == 1 or delivered < self._expected:
+        elif delivered < self._expected:  # delivery began anew, not after what we have without a gap
             self._gapped = False
         self._expected = delivered + 1
         if sequence <= self._received:

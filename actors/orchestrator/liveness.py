@@ -71,15 +71,7 @@ class Liveness:
     def _check_inbox(self, instance: InstanceState, received: int, now: float) -> None:
         """Assignments that do not reach a live instance mean that its consumer is gone: open it again."""
         key = (instance.agent, instance.instance)
-        newest = 0
-        for run_id, n in instance.tasks:
-            run = self._world.runs.get(run_id)
-            item = run.items.get(n) if run is not None else None
-            if item is not None and item.kind == "task" and item.status == "assigned":
-                newest = max(newest, item.assigned_sequence)
-            if newest > received:
-                break
-        if newest <= received:
+        if instance.newest <= received:
             self._behind_since.pop(key, None)
         elif now - self._behind_since.setdefault(key, now) > INBOX_STALLED_S:
             self._behind_since.pop(key)

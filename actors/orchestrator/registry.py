@@ -32,11 +32,12 @@ _REMEMBERED_GONE = 200
 class InstanceState:
     """One agent instance. `health`: healthy, suspect, lost, draining or stopped.
 
-    `tasks` holds (run id, n) of what it was given and has not answered, including assignments still under way.
+    `tasks` holds (run id, n) of what it was given and has not answered, including assignments still under way; `newest` is
+    the sequence of the last assignment to it.
     """
 
     __slots__ = (
-        "agent", "changed_at", "health", "host", "instance", "labels", "last_sequence", "pending", "pid", "reason",
+        "agent", "changed_at", "health", "host", "instance", "labels", "last_sequence", "newest", "pending", "pid", "reason",
         "recycle_after", "registered_at", "registered_sequence", "slots", "tasks", "version", "wants_drain", "heartbeat_s",
     )  # fmt: skip
 
@@ -47,7 +48,7 @@ class InstanceState:
         self.labels: dict[str, str] = {}
         self.slots = self.pid = self.recycle_after = 0
         self.heartbeat_s = 1.0
-        self.registered_at = self.changed_at = self.last_sequence = self.registered_sequence = 0
+        self.registered_at = self.changed_at = self.last_sequence = self.registered_sequence = self.newest = 0
         self.wants_drain = False
         self.tasks: set[tuple[str, int]] = set()
         self.pending = ""

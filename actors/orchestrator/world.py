@@ -138,7 +138,9 @@ class World:
                 freed = self.registry.instance(item.agent, had)
                 freed.tasks.discard(key)
             if has and had != has:
-                self.registry.instance(item.agent, has).tasks.add(key)
+                instance = self.registry.instance(item.agent, has)
+                instance.tasks.add(key)
+                instance.newest = envelope.sequence
                 self.placement.remember(item)
             if run.standalone and item.closed:
                 self._evict(run)
