@@ -1,15 +1,17 @@
 """The one module that reaches into nats-py: a client whose hot subscriptions skip queues, tasks and header parsing.
 
-nats-py hands each message to a queue, a task and a `Msg`; that is most of the cost of a small message. `listen` calls a plain
-function straight from the parser instead, with raw bytes. Measured with `just bench`; pinned to nats-py 2.16 and held by
-`tests/events/test_connection.py`, which fails if the client's inner shape moves.
+nats-py hands each message to a queue, a task and a `Msg`; that is most of the cost of a small message. `listen` calls
+a plain function straight from the parser instead, with raw bytes. Measured with `just bench`; pinned to nats-py 2.16
+and held by `tests/events/test_connection.py`, which fails if the client's inner shape moves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import re
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -17,14 +19,22 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import (
+    ConfigurationError,
+    CuebookError,
+    InvalidTokenError,
+    PoisonMessageError,
+    UnavailableError,
+)
 
-__all__ = ["Connection", "Listener", "MessageCallback", "connect"]
+__all__ = ["Connection", "Listener", "MessageCallback", "connect", "ended"]
 
 MessageCallback = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Called with subject, reply, payload and raw header block (or None). Must not block; what it raises is logged."""
 
 PING_INTERVAL_S = 10
+MAX_OUTSTANDING_PINGS = 2
+"""A dead link is noticed after PING_INTERVAL_S times one more than this. Source: nats-py, `_ping_interval`."""
 RECONNECT_WAIT_S = 0.25
 CONNECT_TIMEOUT_S = 5
 
@@ -34,17 +44,19 @@ logger = logging.getLogger(__name__)
 class Listener:
     """A subscription whose messages go straight to a function. `await close()` ends it."""
 
-    def __init__(self, connection: Connection, subscription: Subscription) -> None:
-        self._connection, self._subscription = connection, subscription
+    def __init__(self, connection: Connection, subscription: Subscription, sid: int) -> None:
+        self._connection, self._subscription, self._sid = connection, subscription, sid
 
     async def close(self) -> None:
-        self._connection._direct.pop(self._subscription._id, None)
-        if not self._connection.is_closed:
-            await self._subscription.unsubscribe()
+        """End the subscription: the function is not called again. May be called twice, and after the connection."""
+        await self._connection._unlisten(self._subscription, self._sid)  # noqa: SLF001 - its other half
 
 
 class Connection(Client):
-    """A nats-py client with `listen` and `write` for the hot path, and several callbacks on reconnect."""
+    """A nats-py client with `listen` and `write` for the hot path, and several callbacks on reconnect.
+
+    `closed` is set when the connection has ended for good: by `close()`, or because the server refused us later on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,15 +65,28 @@ class Connection(Client):
         self.closed = asyncio.Event()
 
     async def listen(self, subject: str, callback: MessageCallback, *, queue: str = "") -> Listener:
-        """Subscribe and call `callback` for each message, in order, on the event loop."""
-        subscription = await self.subscribe(subject, queue=queue, cb=_never)
-        self._direct[subscription._id] = callback
-        return Listener(self, subscription)
+        """Subscribe and call `callback` for each message, in order, on the event loop; also after a reconnect.
+
+        Raises UnavailableError when the connection is closed.
+        """
+        sid = self._sid + 1  # the one that `subscribe` takes before it waits for anything
+        self._direct[sid] = callback
+        try:
+            subscription = await self.subscribe(subject, queue=queue, cb=_never)
+        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
+            del self._direct[sid]
+            raise UnavailableError(f"the connection to NATS is closed: {subject} cannot be heard") from error
+        except BaseException:
+            del self._direct[sid]
+            raise
+        return Listener(self, subscription, sid)
 
     def write(self, frame: bytes) -> None:
         """Queue one or more complete protocol frames; they go out in one write with all others of this turn.
 
         While disconnected the frame is dropped: callers keep what must not be lost and send it again on reconnect.
+        A frame must hold no more than `max_payload` bytes of headers and payload: the server closes the connection
+        of who sends more, and nats-py does not come back from that.
         """
         if not self.is_connected:
             return
@@ -72,8 +97,17 @@ class Connection(Client):
             queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def post(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Core publish without waiting; at most once."""
-        self.write(f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + b"\r\n")
+        """Core publish without waiting; at most once.
+
+        Raises InvalidTokenError for a subject that cannot stand in a protocol line, PoisonMessageError for a payload
+        that is larger than the server takes.
+        """
+        line = f"{subject} {reply}"
+        if not line.isprintable() or line.count(" ") != 1 or not subject:
+            raise InvalidTokenError(f"{subject!r} with reply {reply!r} cannot be published to")
+        if len(payload) > self._max_payload:
+            raise PoisonMessageError(f"{len(payload)} bytes for {subject}: the server takes {self._max_payload}")
+        self.write(b"PUB %b %d\r\n%b\r\n" % (line.encode(), len(payload), payload))
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         callback = self._direct.get(sid)
@@ -85,64 +119,123 @@ class Connection(Client):
         except Exception:  # the read loop must outlive any callback, and a person must see it
             logger.exception("a message callback raised", extra={"subject": subject.decode("utf-8", "replace")})
 
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # Called before our credentials are sent. nats-py takes "tls://" for a wish; a server that offers none got them.
+        server = self._current_server
+        if initial_connection and server is not None and server.uri.scheme == "tls" and not info.get("tls_required"):
+            raise nats.errors.SecureConnWantedError
+        await super()._process_info(info, initial_connection)
 
-async def _never(message: Msg) -> None:
-    raise AssertionError("a direct subscription was dispatched through the queue")
+    async def _unlisten(self, subscription: Subscription, sid: int) -> None:
+        if sid not in self._direct:
+            return
+        self._direct[sid] = _ignore  # messages that are on their way
+        try:
+            await subscription.unsubscribe()
+        except nats.errors.Error:
+            logger.debug("unsubscribed from a connection that is closed or draining")  # which ends it as well
+        finally:
+            self._direct.pop(sid, None)
 
 
 async def connect(url: str, *, name: str, retry: bool = True, **options: Any) -> Connection:
-    """Connect to NATS; with `retry`, a lost connection is re-established for ever.
+    """Connect to NATS; with `retry`, a lost connection is re-established for ever, but the first one is not.
 
-    Raises UnavailableError when no server answers at `url`, ConfigurationError when it refuses us.
+    `url` may name several servers, with commas; `options` go to nats-py. Raises UnavailableError when no server
+    answers, ConfigurationError when it refuses us or the URL is none.
     """
     connection = Connection()
+    shown, servers = _without_password(url), url.split(",")
 
     async def failed(error: Exception) -> None:
-        logger.warning("nats connection: %s", error or type(error).__name__, extra={"client": name})
+        # While disconnected every attempt fails in the same way, and `disconnected` has said so already.
+        level = logging.WARNING if connection.is_connected else logging.DEBUG
+        logger.log(level, "nats reported an error", extra={"client": name, "error": _text(error)})
+
+    async def disconnected() -> None:
+        if not connection.is_closed:
+            logger.warning("lost the connection to nats", extra={"client": name})
 
     async def reconnected() -> None:
         logger.info("reconnected to nats", extra={"client": name})
         for callback in list(connection.on_reconnect):
-            callback()
+            try:
+                callback()
+            except Exception:  # the others must hear of it too, and nats-py would end its own task
+                logger.exception("a reconnect callback raised", extra={"client": name})
 
     async def closed() -> None:
         connection.closed.set()
 
-    async def quiet(error: Exception) -> None:
-        pass
-
     try:
-        # nats-py retries the very first connection for ever when told to reconnect for ever, so look once first.
-        probe = Client()
-        await asyncio.wait_for(
-            probe.connect(url, allow_reconnect=False, connect_timeout=CONNECT_TIMEOUT_S, error_cb=quiet, **options),
-            CONNECT_TIMEOUT_S + 1,
-        )
-        await probe.close()
-        await connection.connect(
-            url,
-            name=name,
-            error_cb=failed,
-            reconnected_cb=reconnected,
-            closed_cb=closed,
-            allow_reconnect=retry,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RECONNECT_WAIT_S,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            ping_interval=PING_INTERVAL_S,
-            max_outstanding_pings=2,
-            **options,
-        )
-    except (nats.errors.AuthorizationError, nats.errors.Error) as error:
-        if "uthorization" in str(error):
-            raise ConfigurationError(f"{url} refused us: {error}", remedy="check the credentials in the URL") from error
-        raise _unreachable(url) from error
-    except (OSError, asyncio.TimeoutError) as error:
-        raise _unreachable(url) from error
+        async with asyncio.timeout(CONNECT_TIMEOUT_S * len(servers) + 1):
+            await connection.connect(
+                servers,
+                name=name,
+                error_cb=failed,
+                disconnected_cb=disconnected,
+                reconnected_cb=reconnected,
+                closed_cb=closed,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                ping_interval=PING_INTERVAL_S,
+                max_outstanding_pings=MAX_OUTSTANDING_PINGS,
+                **options,
+            )
+    except (nats.errors.Error, OSError, ValueError) as error:
+        tried = await _abandon(connection)
+        raise _refusal(shown, error, tried=tried) from error
+    except BaseException:
+        await _abandon(connection)
+        raise
+    # nats-py would apply these to the very first attempt as well, and never say that there is no server.
+    connection.options.update(allow_reconnect=retry, max_reconnect_attempts=-1, reconnect_time_wait=RECONNECT_WAIT_S)
     return connection
 
 
-def _unreachable(url: str) -> UnavailableError:
+async def ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks and wait until they have ended, whatever they raise."""
+    running = {task for task in tasks if not task.done()}
+    while running:  # again, because nats-py swallows a cancellation while it flushes
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=1)
+
+
+def _refusal(url: str, error: Exception, *, tried: bool) -> CuebookError:
+    text = _text(error)
+    if not tried:
+        return ConfigurationError(f"{url!r} is no URL of a NATS server: {text}", remedy="write nats://host:port")
+    if "authorization" in text.lower() or "authentication" in text.lower():  # nats-py gives no code and one type
+        return ConfigurationError(f"{url} refused us: {text}", remedy="check the credentials in the URL")
+    if isinstance(error, ssl.SSLError | nats.errors.SecureConnWantedError):
+        return ConfigurationError(f"no TLS with {url}: {text}", remedy="check the certificates on both sides")
     return UnavailableError(
-        f"no NATS server answers at {url}", remedy="start one with 'cuebook dev', or set CUEBOOK_NATS_URL"
+        f"no NATS server answers at {url}: {text}", remedy="start one with 'cuebook dev', or set CUEBOOK_NATS_URL"
     )
+
+
+async def _abandon(connection: Connection) -> bool:
+    """Close what could not be opened. Returns False when nats-py had not got as far as trying a server."""
+    if connection._flush_queue is None:  # noqa: SLF001 - there is no other way to know
+        return False
+    await connection.close()
+    return True
+
+
+def _without_password(url: str) -> str:
+    return ",".join(re.sub(r"^(\w+://|).*@", r"\1", server) for server in url.split(","))
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _ignore(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    pass
+
+
+async def _never(message: Msg) -> None:
+    raise AssertionError(f"{message.subject} of a direct subscription was dispatched through the queue")
