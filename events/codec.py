@@ -1,19 +1,23 @@
 """Bytes to envelopes and back.
 
-Native body: a MessagePack array `[1, key_id, signature, inner]`, where `inner` is a packed map with the keys `id`, `type`,
-`time` (microseconds since 1970), `source`, `correlation`, `causation`, `traceparent` and `data`; absent keys mean empty.
-A body that is not such an array is read as JSON: a CloudEvent in structured mode (NATS binding 1.0.3, or a JSON object
-with `specversion`), in binary mode (`ce-` headers), or plain data. So any NATS client can take part.
+Native body: a MessagePack array `[1, key_id, signature, inner]`, where `inner` is a packed map with the keys `id`,
+`type`, `time` (microseconds since 1970), `source`, `correlation`, `causation`, `traceparent` and `data`; absent keys
+mean empty. A body that is not such an array is read as JSON: a CloudEvent in structured mode (NATS binding 1.0.3, or a
+JSON object with `specversion`), in binary mode (`ce-` headers), or plain data. So any NATS client can take part.
 
-Limits come before anything else: 256 KiB, nesting of 16, no extension types, no duplicate keys, finite numbers.
+Limits come before anything else: 256 KiB, nesting of 16, 4,096 items in a list or map, no extension types, no duplicate
+keys, finite numbers of at most 64 bits, text that is Unicode. What is written here can be read here.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import re
 import time
-from datetime import datetime
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -24,37 +28,42 @@ from cuebook.events.errors import PoisonMessageError, UnknownEventError
 from cuebook.events.facts import Event, event_type_of, parse_event, to_data
 from cuebook.events.subjects import Address, Subjects
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_ID_LENGTH", "decode", "encode", "pack_data", "parse_headers", "unpack_data"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_ID_LENGTH",
+    "MAX_ITEMS",
+    "check_data",
+    "decode",
+    "encode",
+    "pack_data",
+    "parse_headers",
+    "unpack_data",
+]
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
+"""Of what users say. The events that carry it (`input`, `output`) may nest `WRAPPING` deeper."""
+WRAPPING = 4
+"""A compensation's input within its task's data is the deepest: data, input, {input, output}, the user's."""
+MAX_ITEMS = 4_096
+"""In one list or map. MessagePack announces lengths before content: this bounds what a lie can make us allocate."""
 MAX_ID_LENGTH = 128
+MAX_NAME_LENGTH = 256
+"""Of a type or a source, in characters."""
+MAX_TIME = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, after which Python's and PostgreSQL's clocks end."""
 
 _VERSION = 1
-_NATIVE_FIRST_BYTE = 0x94  # a MessagePack array of four
-_pack = msgpack.Packer(autoreset=True).pack
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.{0,64})?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_SCALARS = frozenset({str, int, bool, type(None)})
+_CONTAINERS = (dict, list, tuple)
+_pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
 
 
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise PoisonMessageError(f"MessagePack extension type {code} is not allowed")
-
-
-def unpack_data(data: bytes) -> Any:
-    """Unpack MessagePack under the limits. Raises PoisonMessageError."""
-    try:
-        return msgpack.unpackb(data, strict_map_key=True, ext_hook=_refuse_extension)
-    except PoisonMessageError:
-        raise
-    except Exception as error:  # msgpack raises ValueError, its own classes, UnicodeDecodeError and RecursionError
-        raise PoisonMessageError(f"malformed MessagePack: {error or type(error).__name__}") from error
-
-
-def pack_data(data: Any) -> bytes:
-    """Pack plain data. Raises PoisonMessageError for what MessagePack cannot hold."""
-    try:
-        return _pack(data)  # type: ignore[no-any-return]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise PoisonMessageError(f"cannot be packed: {error}", remedy="use only JSON types") from error
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def encode(
@@ -70,15 +79,21 @@ def encode(
 ) -> bytes:
     """Encode an event. `correlation_id` defaults to the event's own id: it begins a conversation.
 
-    Raises PoisonMessageError when the body would exceed 256 KiB or holds something that is not plain data.
+    `now`: microseconds since 1970, default the clock's. Raises PoisonMessageError when the body would exceed 256 KiB
+    or holds something that `decode` would refuse.
     """
+    event_type = event_type or event.event_type
+    correlation_id = correlation_id or event_id
+    _check_names(event_id, event_type, source, correlation_id, causation_id)
+    data = to_data(event)
+    check_data(data, MAX_DEPTH if event_type == "event" else MAX_DEPTH + WRAPPING)
     inner = {
         "id": event_id,
-        "type": event_type or event.event_type,
+        "type": event_type,
         "time": time.time_ns() // 1000 if now is None else now,
         "source": source,
-        "correlation": correlation_id or event_id,
-        "data": to_data(event),
+        "correlation": correlation_id,
+        "data": data,
     }
     if causation_id:
         inner["causation"] = causation_id
@@ -86,11 +101,19 @@ def encode(
         inner["traceparent"] = traceparent
     body = pack_data([_VERSION, "", b"", pack_data(inner)])
     if len(body) > MAX_BYTES:
-        raise PoisonMessageError(
-            f"{inner['type']} takes {len(body)} bytes, more than {MAX_BYTES}",
-            remedy="keep the payload elsewhere and send a reference to it",
-        )
+        raise _too_large(event_type, len(body))
     return body
+
+
+def pack_data(data: Any) -> bytes:
+    """Pack plain data. Raises PoisonMessageError for what MessagePack cannot hold."""
+    try:
+        return _pack(data)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PoisonMessageError(f"cannot be packed: {error}", remedy="use only JSON types") from error
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def decode(
@@ -99,23 +122,75 @@ def decode(
     """Decode one stored message. Raises PoisonMessageError, or UnknownEventError for a type of a newer release."""
     address = subjects.parse(subject)
     if len(body) > MAX_BYTES:
-        raise PoisonMessageError(
-            f"{len(body)} bytes are more than {MAX_BYTES}",
-            remedy="keep the payload elsewhere and send a reference to it",
-        )
-    if body and body[0] == _NATIVE_FIRST_BYTE:
+        raise _too_large("the message", len(body))
+    if body and body[0] & 0xF0 == 0x90:  # a MessagePack array, which no UTF-8 text begins with
         return _decode_native(address, subject, body, sequence, recorded_at)
     return _decode_foreign(address, subject, body, sequence, recorded_at, parse_headers(headers))
 
 
+def unpack_data(data: bytes) -> Any:
+    """Unpack MessagePack under the limits. Raises PoisonMessageError."""
+    try:
+        return msgpack.unpackb(
+            data,
+            object_pairs_hook=_unique_keys,
+            ext_hook=_refuse_extension,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except PoisonMessageError:
+        raise
+    except Exception as error:  # msgpack raises ValueError, its own classes, UnicodeDecodeError and RecursionError
+        raise PoisonMessageError(f"malformed MessagePack: {str(error)[:200] or type(error).__name__}") from error
+
+
+def check_data(data: Any, max_depth: int = MAX_DEPTH) -> None:
+    """Raise PoisonMessageError unless `data` is what JSON can say, within the limits of depth and number of items."""
+    level: list[Any] = [(data,)]
+    for _ in range(max_depth + 1):
+        deeper: list[Any] = []
+        for container in level:
+            if len(container) > MAX_ITEMS:
+                raise PoisonMessageError(f"{len(container)} items in one list or map are more than {MAX_ITEMS}")
+            for value in _values(container) if isinstance(container, dict) else container:
+                if type(value) in _SCALARS:
+                    continue
+                if isinstance(value, _CONTAINERS):
+                    deeper.append(value)
+                elif not isinstance(value, float) or not math.isfinite(value):
+                    _check_scalar(value)
+        if not deeper:
+            return
+        level = deeper
+    raise PoisonMessageError(f"the data is nested deeper than {max_depth}")
+
+
+def parse_headers(headers: bytes | None) -> dict[str, str]:
+    """A NATS header block as a dict with lower-case names. Of duplicates the first counts, as on the server.
+
+    Bytes that are not UTF-8 come as lone surrogates (PEP 383), which no name or id may contain.
+    """
+    found: dict[str, str] = {}
+    if headers:
+        for line in headers.split(b"\r\n")[1:]:
+            name, colon, value = line.partition(b":")
+            if colon:
+                found.setdefault(
+                    name.strip().decode("ascii", "replace").lower(), value.strip().decode("utf-8", "surrogateescape")
+                )
+    return found
+
+
 def _decode_native(address: Address, subject: str, body: bytes, sequence: int, recorded_at: int) -> Envelope:
     outer = unpack_data(body)
-    version, key_id, signature, packed = outer
-    if version != _VERSION:
-        raise UnknownEventError(f"envelope version {version!r} is not known", remedy="read it with a newer release")
-    if type(packed) is not bytes or type(key_id) is not str or type(signature) is not bytes:
+    if not outer or type(outer[0]) is not int:
+        raise PoisonMessageError("the envelope does not begin with its version")
+    if outer[0] != _VERSION:
+        raise UnknownEventError(f"envelope version {outer[0]} is not known", remedy="read it with a newer release")
+    if len(outer) != 4 or not (type(outer[1]) is str and type(outer[2]) is type(outer[3]) is bytes):
         raise PoisonMessageError("the envelope is not [version, key id, signature, packed map]")
-    inner = unpack_data(packed)
+    inner = unpack_data(outer[3])
     if type(inner) is not dict:
         raise PoisonMessageError("the envelope's inner part is not a map")
     get = inner.get
@@ -126,17 +201,86 @@ def _decode_native(address: Address, subject: str, body: bytes, sequence: int, r
         type(event_id) is type(event_type) is type(source) is str
         and type(correlation_id) is type(causation_id) is type(traceparent) is str
         and type(moment) is int
-        and 0 < len(event_id) <= MAX_ID_LENGTH
-        and len(correlation_id) <= MAX_ID_LENGTH
     ):
         raise PoisonMessageError("an envelope field is missing or of the wrong type", remedy="see docs/wire-format.md")
-    _check_depth(data)
+    return _envelope(
+        address, subject, sequence, recorded_at,
+        event_id, event_type, source, moment, correlation_id, causation_id, traceparent, data,
+        outer[1], outer[2],
+    )  # fmt: skip
+
+
+def _decode_foreign(
+    address: Address, subject: str, body: bytes, sequence: int, recorded_at: int, headers: dict[str, str]
+) -> Envelope:
+    """Plain JSON or a CloudEvent. Without an id of its own the event is named by its place in the log."""
+    content = _parse_json(body) if body else {}
+    if headers.get("content-type", "").lower().startswith("application/cloudevents") or (
+        "ce-specversion" not in headers and type(content) is dict and {"specversion", "type"} <= content.keys()
+    ):
+        if type(content) is not dict:
+            raise PoisonMessageError("a structured CloudEvent must be a JSON object; batches are not read")
+        attributes, data = content, _structured_data(content)
+    elif "ce-specversion" in headers:
+        attributes = {name[3:]: _percent_decode(value) for name, value in headers.items() if name.startswith("ce-")}
+        data = content
+    else:
+        attributes, data = {}, content
+    if attributes:
+        _check_cloud_event(attributes)
+
+    def attribute(name: str, otherwise: str) -> str:
+        value = attributes.get(name, otherwise)
+        if type(value) is not str:
+            raise PoisonMessageError(f"the CloudEvent's attribute {name!r} is not a string")
+        return value
+
+    event_id = attribute("id", headers.get("nats-msg-id", "")) or f"seq-{sequence}"
+    event_type = attribute("type", "")
+    if address.kind != "event" and not event_type.startswith(f"{address.kind}.{address.fact}.v"):
+        event_type = ""  # the subject says what it is; the author's own word for it does not matter
+    traceparent = attribute("traceparent", headers.get("traceparent", ""))
+    return _envelope(
+        address, subject, sequence, recorded_at,
+        event_id,
+        event_type or event_type_of(address),
+        attribute("source", "outside"),
+        _parse_time(attributes["time"]) if "time" in attributes else recorded_at,
+        attribute("correlationid", headers.get("cue-correlation-id", "")),
+        attribute("causationid", headers.get("cue-causation-id", "")),
+        traceparent if _TRACEPARENT.fullmatch(traceparent) else "",  # a bad one is ignored: W3C Trace Context 3.2
+        data,
+        "", b"",
+    )  # fmt: skip
+
+
+def _envelope(
+    address: Address,
+    subject: str,
+    sequence: int,
+    recorded_at: int,
+    event_id: str,
+    event_type: str,
+    source: str,
+    moment: int,
+    correlation_id: str,
+    causation_id: str,
+    traceparent: str,
+    data: Any,
+    key_id: str,
+    signature: bytes,
+) -> Envelope:
+    correlation_id = correlation_id or event_id
+    _check_names(event_id, event_type, source, correlation_id, causation_id)
+    if not 0 <= moment <= MAX_TIME:
+        raise PoisonMessageError(f"time {moment} is not between the years 1970 and 9999")
+    check_data(data, MAX_DEPTH if address.kind == "event" else MAX_DEPTH + WRAPPING)
     return Envelope(
         id=event_id,
         event_type=event_type,
         time=moment,
         source=source,
-        correlation_id=correlation_id or event_id,
+        correlation_id=correlation_id,
         causation_id=causation_id,
         traceparent=traceparent,
         data=data,
@@ -150,92 +294,58 @@ def _decode_native(address: Address, subject: str, body: bytes, sequence: int, r
     )
 
 
-def _decode_foreign(
-    address: Address, subject: str, body: bytes, sequence: int, recorded_at: int, headers: dict[str, str]
-) -> Envelope:
-    """Plain JSON or a CloudEvent. Without an id of its own the event is named by its place in the log."""
-    content = _parse_json(body) if body else {}
-    event_id = headers.get("nats-msg-id", "")
-    source, moment, event_type, correlation_id = "outside", recorded_at, "", headers.get("cue-correlation-id", "")
-    traceparent, causation_id = headers.get("traceparent", ""), headers.get("cue-causation-id", "")
-    data = content
-    attributes: dict[str, Any] | None = None
-    if "ce-specversion" in headers:
-        attributes = {name[3:]: _percent_decode(value) for name, value in headers.items() if name.startswith("ce-")}
-    elif headers.get("content-type", "").lower().startswith("application/cloudevents") or (
-        type(content) is dict and "specversion" in content and "type" in content
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check_names(event_id: str, event_type: str, source: str, correlation_id: str, causation_id: str) -> None:
+    if not (
+        0 < len(event_id) <= MAX_ID_LENGTH
+        and len(correlation_id) <= MAX_ID_LENGTH
+        and len(causation_id) <= MAX_ID_LENGTH
+        and len(source) <= MAX_NAME_LENGTH
+        and 0 < len(event_type) <= MAX_NAME_LENGTH
     ):
-        if type(content) is not dict:
-            raise PoisonMessageError("a structured CloudEvent must be a JSON object")
-        attributes, data = content, content.get("data")
-    if attributes is not None:
-        for name in ("specversion", "id", "source", "type"):
-            if type(attributes.get(name)) is not str or not attributes[name]:
-                raise PoisonMessageError(f"the CloudEvent has no attribute {name!r}")
-        event_id, source = attributes["id"], attributes["source"]
-        if address.kind == "event":
-            event_type = attributes["type"]
-        moment = _parse_time(attributes["time"]) if "time" in attributes else recorded_at
-        correlation_id = str(attributes.get("correlationid", correlation_id))
-        causation_id = str(attributes.get("causationid", causation_id))
-        traceparent = str(attributes.get("traceparent", traceparent))
-    if not event_id:
-        event_id = f"seq-{sequence}"
-    if len(event_id) > MAX_ID_LENGTH or len(correlation_id) > MAX_ID_LENGTH:
-        raise PoisonMessageError(f"an id is longer than {MAX_ID_LENGTH} characters")
-    _check_depth(data)
-    event_type = event_type or event_type_of(address)
-    return Envelope(
-        id=event_id,
-        event_type=event_type,
-        time=moment,
-        source=source,
-        correlation_id=correlation_id or event_id,
-        causation_id=causation_id,
-        traceparent=traceparent,
-        data=data,
-        event=parse_event(address, event_type, data),
-        address=address,
-        subject=subject,
-        sequence=sequence,
-        recorded_at=recorded_at,
-    )
+        raise PoisonMessageError(
+            f"an id is empty or longer than {MAX_ID_LENGTH} characters, or a type or source than {MAX_NAME_LENGTH}"
+        )
+    if not f"{event_id}{event_type}{source}{correlation_id}{causation_id}".isprintable():
+        raise PoisonMessageError("an id, type or source holds characters that cannot be printed")
 
 
-def parse_headers(headers: bytes | None) -> dict[str, str]:
-    """A NATS header block as a dict with lower-case names. Of duplicates the first counts, as on the server."""
-    found: dict[str, str] = {}
-    if headers:
-        for line in headers.split(b"\r\n")[1:]:
-            name, colon, value = line.partition(b":")
-            if colon:
-                found.setdefault(
-                    name.strip().decode("ascii", "replace").lower(), value.strip().decode("utf-8", "replace")
-                )
-    return found
+def _values(container: dict[Any, Any]) -> Iterable[Any]:
+    for key in container:
+        if type(key) is not str:
+            raise PoisonMessageError(f"a key is of type {type(key).__name__}, not a string")
+    return container.values()
 
 
-def _check_depth(data: Any) -> None:
-    level = [data]
-    for _ in range(MAX_DEPTH + 1):
-        deeper: list[Any] = []
-        for item in level:
-            if type(item) is dict:
-                deeper += [value for value in item.values() if type(value) in _CONTAINERS]
-            elif type(item) is list:
-                deeper += [value for value in item if type(value) in _CONTAINERS]
-        if not deeper:
-            return
-        level = deeper
-    raise PoisonMessageError(f"the data is nested deeper than {MAX_DEPTH}")
+def _check_scalar(value: Any) -> None:
+    if isinstance(value, float):
+        raise PoisonMessageError(f"{value} is not a number that JSON can say")
+    if not isinstance(value, str | int):
+        raise PoisonMessageError(f"{type(value).__name__} is not a JSON type", remedy="use only JSON types")
 
 
-_CONTAINERS = frozenset({dict, list})
+def _check_cloud_event(attributes: dict[str, Any]) -> None:
+    for name in ("specversion", "id", "source", "type"):
+        if type(attributes.get(name)) is not str or not attributes[name]:
+            raise PoisonMessageError(f"the CloudEvent has no attribute {name!r}")
+    if attributes["specversion"] != "1.0":
+        raise UnknownEventError(f"CloudEvents version {attributes['specversion'][:20]!r} is not known")
+
+
+def _structured_data(content: dict[str, Any]) -> Any:
+    if "data_base64" not in content:
+        return content.get("data")
+    try:
+        return _parse_json(base64.b64decode(content["data_base64"], validate=True))
+    except (TypeError, ValueError) as error:
+        raise PoisonMessageError("the CloudEvent's data_base64 is not base64", remedy="send JSON as data") from error
 
 
 def _parse_json(body: bytes) -> Any:
     try:
-        return json.loads(
+        content = json.loads(
             body.decode("utf-8"),
             object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
@@ -246,16 +356,23 @@ def _parse_json(body: bytes) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise PoisonMessageError(
-            f"the body is neither an envelope nor JSON: {error or type(error).__name__}",
+            f"the body is neither an envelope nor JSON: {str(error)[:200] or type(error).__name__}",
             remedy="send a JSON object, a CloudEvent or an envelope; see docs/wire-format.md",
         ) from error
+    if b"\\u" in body:
+        pack_data(content)  # refuses halves of surrogate pairs, which JSON can spell and Unicode does not have
+    return content
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise PoisonMessageError("a JSON object has the same key twice")
+        raise PoisonMessageError("a map has the same key twice")
     return found
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:  # noqa: ARG001 - as msgpack calls it
+    raise PoisonMessageError(f"MessagePack extension type {code} is not allowed")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -278,18 +395,25 @@ def _finite_float(digits: str) -> float:
 def _percent_decode(value: str) -> str:
     """CloudEvents NATS binding: header values are percent-encoded UTF-8; a quoted value is unquoted first."""
     if len(value) >= 2 and value[0] == value[-1] == '"':
-        value = value[1:-1].replace('\\"', '"')
+        value = re.sub(r"\\(.)", r"\1", value[1:-1])
     try:
-        return unquote_to_bytes(value).decode("utf-8")
-    except UnicodeDecodeError as error:
+        return unquote_to_bytes(value.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeError as error:
         raise PoisonMessageError("a ce- header is not UTF-8") from error
 
 
 def _parse_time(value: Any) -> int:
     try:
-        moment = datetime.fromisoformat(str(value))
-    except ValueError as error:
-        raise PoisonMessageError(f"time {value!r} is not RFC 3339") from error
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise PoisonMessageError(f"time {str(value)[:40]!r} is not RFC 3339") from error
     if moment.tzinfo is None:
         raise PoisonMessageError(f"time {value!r} has no offset")
-    return int(moment.timestamp() * 1_000_000)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _too_large(what: str, size: int) -> PoisonMessageError:
+    return PoisonMessageError(
+        f"{what} takes {size} bytes, more than {MAX_BYTES}",
+        remedy="keep the payload elsewhere and send a reference to it",
+    )
