@@ -1,96 +1,143 @@
 """Appending: pipelined, acknowledged, each with the sequence its author believes in.
 
-Many appends are under way at once over one inbox; acknowledgements are matched by number and read without a JSON parser.
-An append ends in exactly one of: its sequence, ConcurrencyConflictError, CommandRejectedError (the server can never take
-it), or UnavailableError after `give_up_s`. When an answer is late the same message is sent again: the expected sequence makes
-that safe, and a conflict after a repetition is settled by reading back whether it was our own first attempt that won.
+Many appends are under way at once over one inbox; acknowledgements are matched by number and read without a JSON
+parser. An append ends in exactly one of: its sequence, ConcurrencyConflictError, CommandRejectedError (the server can
+never take it), or UnavailableError (the outcome is unknown). When an answer is overdue the same message is sent again:
+the expected sequence makes that safe, and a conflict after a repetition is settled by reading back whether it was our
+own first attempt that won.
 
-A guarded append carries no `Nats-Msg-Id`: its expected sequence is stronger, and the server's duplicate window would cost
-250 bytes an event for two minutes. An unguarded append carries its event id there.
+An append guarded within its own scope carries no `Nats-Msg-Id`: its expected sequence is stronger, and the server's
+duplicate window would cost 250 bytes an event for two minutes. All others carry their event id there.
+
+Source of the codes: nats-server `errors.json`; of the order of answers: one stream takes messages one after another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Any, Self
 
-from cuebook.events.connection import Connection, Listener
-from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, CuebookError, UnavailableError
+from cuebook.events.connection import Connection, Listener, ended
+from cuebook.events.errors import (
+    CommandRejectedError,
+    ConcurrencyConflictError,
+    CuebookError,
+    InvalidTokenError,
+    PoisonMessageError,
+    UnavailableError,
+)
 
 __all__ = ["Appender", "Done"]
 
 Done = Callable[[int, CuebookError | None], None]
-"""Called once per append: with the stream sequence and None, or with 0 and the error."""
+"""Called once per append: with the stream sequence and None, or with 0 and the error. What it raises is logged."""
 
 WINDOW = 2_000
-"""Appends under way at once. Beyond 10,000 queued messages the server drops (429)."""
+"""Appends under way at once. Beyond 10,000 queued messages, of all clients, the server drops (429)."""
+WINDOW_BYTES = 16 * 1024 * 1024
+"""The same in bytes; the server's queue takes 128 MB. One append is always under way, whatever its size."""
 RESEND_AFTER_S = 2.0
+"""Doubled with every repetition."""
 BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
 _CONFLICTS = frozenset({10071, 10164})
-_TRANSIENT = frozenset({429, 503})
+_TRANSIENT = frozenset({10002, 10158})
+"""Limits of the account, which an operator can mend; an earlier sending of ours that is still on its way to the log."""
 _SEQUENCE = b'"seq":'
+_is_subject = re.compile(r"[a-z0-9_.-]{1,512}").fullmatch
+_is_scope = re.compile(r"[a-z0-9_.*>-]{1,512}").fullmatch
+_is_event_id = re.compile(r"[!-~]{1,128}").fullmatch
+
+logger = logging.getLogger(__name__)
 
 
 class _Append:
-    """One append under way. `sent` counts how often it went out; times are monotonic seconds."""
+    """One append under way. `turn` orders sendings, `sent` counts its own; times are monotonic seconds."""
 
-    __slots__ = ("done", "due", "event_id", "expected", "frame", "give_up", "number", "scope", "sent", "subject")
+    __slots__ = (
+        "done", "due", "event_id", "expected", "frame", "give_up", "number", "refusal", "scope", "sent", "settling",
+        "subject", "turn",
+    )  # fmt: skip
 
     def __init__(
-        self, number: int, subject: str, frame: bytes, event_id: str, scope: str, expected: int | None, done: Done
+        self,
+        number: int,
+        subject: str,
+        frame: bytes,
+        event_id: str,
+        scope: str,
+        expected: int | None,
+        done: Done,
+        give_up: float,
     ) -> None:
         self.number, self.subject, self.frame, self.event_id = number, subject, frame, event_id
-        self.scope, self.expected, self.done = scope, expected, done
-        self.sent = 0
-        self.due = self.give_up = 0.0
+        self.scope, self.expected, self.done, self.give_up = scope, expected, done, give_up
+        self.sent = self.turn = 0
+        self.due = 0.0
+        self.settling = False
+        self.refusal = ""
 
 
 class Appender:
-    """Appends events to one stream over one connection. Use `async with`."""
+    """Appends events to one stream over one connection. Use `async with`; leaving it gives up what is under way."""
 
     def __init__(
         self,
         connection: Connection,
         *,
-        stored_ids: Callable[[str, int], Awaitable[list[tuple[int, str]]]],
+        first_after: Callable[[str, int], Awaitable[tuple[int, str] | None]],
         window: int = WINDOW,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
-        """`stored_ids(scope, after)` reads back sequence and event id of what a scope holds after a sequence."""
-        self._connection, self._stored_ids, self._window, self._give_up_s = connection, stored_ids, window, give_up_s
+        """`first_after(filter, after)`: sequence and event id of the first message of a filter after a sequence.
+
+        It must see everything that was acknowledged, so it asks the stream's leader, and raises UnavailableError when
+        that does not answer. `window` counts appends. `give_up_s` is how long an append may go unanswered.
+        """
+        self._connection, self._first_after, self._window, self._give_up_s = connection, first_after, window, give_up_s
         self._pending: dict[int, _Append] = {}
+        self._pending_bytes = 0
         self._waiting: deque[_Append] = deque()
-        self._number = 0
+        self._number = self._turn = self._answered_turn = 0
+        self._answered_at = 0.0
         self._settling: set[asyncio.Task[None]] = set()
+        self._inbox, self._cut = b"", 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._open = False
 
-    async def __aenter__(self) -> Appender:
+    async def __aenter__(self) -> Self:
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
         self._cut = len(self._inbox)
-        self._listener: Listener = await self._connection.listen(f"{inbox}.*", self._on_ack)
+        self._listener: Listener = await self._connection.listen(f"{inbox}.*", self._on_answer)
         self._connection.on_reconnect.append(self._resend_all)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        self._open = True
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._sweeper.cancel()
-        for task in self._settling:
-            task.cancel()
+        self._open = False
         self._connection.on_reconnect.remove(self._resend_all)
-        await self._listener.close()
-        for entry in [*self._pending.values(), *self._waiting]:
-            entry.done(0, UnavailableError(f"closed before {entry.subject} was acknowledged"))
-        self._pending.clear()
-        self._waiting.clear()
+        try:
+            await ended(self._sweeper, *self._settling)
+            await self._listener.close()
+        finally:
+            for entry in [*self._pending.values(), *self._waiting]:
+                _tell(entry, 0, UnavailableError(f"closed before {entry.subject} was acknowledged; {_outcome(entry)}"))
+            self._pending.clear()
+            self._waiting.clear()
+            self._idle.set()
 
     @property
     def under_way(self) -> int:
+        """Appends that have no outcome yet."""
         return len(self._pending) + len(self._waiting)
 
     async def flushed(self) -> None:
@@ -100,28 +147,50 @@ class Appender:
     def post(
         self, subject: str, body: bytes, *, event_id: str, scope: str = "", expected: int | None = None, done: Done
     ) -> None:
-        """Append without waiting. With `expected`, only if the last message matching `scope` has that sequence."""
+        """Append without waiting. With `expected`, only if the last message matching `scope` has that sequence.
+
+        Raises at once, before anything is sent: InvalidTokenError for a subject, scope or id that cannot stand in a
+        header or protocol line, PoisonMessageError for a message larger than the server takes.
+        """
+        if _is_subject(subject) is None or (expected is not None and _is_scope(scope) is None):
+            raise InvalidTokenError(f"subject {subject[:80]!r} or scope {scope[:80]!r} cannot be sent")
+        header = b"NATS/1.0\r\n"
+        if expected is not None:
+            header += (
+                b"Nats-Expected-Last-Subject-Sequence: %d\r\n"
+                b"Nats-Expected-Last-Subject-Sequence-Subject: %b\r\n" % (expected, scope.encode())
+            )  # fmt: skip
+        if expected is None or not _covers(scope, subject):
+            if _is_event_id(event_id) is None:
+                raise InvalidTokenError(f"event id {event_id[:80]!r} is not 1 to 128 printable ASCII characters")
+            header += b"Nats-Msg-Id: %b\r\n" % event_id.encode()
         self._number = number = self._number + 1
-        if expected is None:
-            header = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % event_id.encode()
-        else:
-            header = (
-                b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n"
-                b"Nats-Expected-Last-Subject-Sequence-Subject: %b\r\n\r\n" % (expected, scope.encode())
-            )
-        frame = b"HPUB %b %b%d %d %d\r\n%b%b\r\n" % (
-            subject.encode(), self._inbox, number, len(header), len(header) + len(body), header, body,
+        frame = b"HPUB %b %b%d %d %d\r\n%b\r\n%b\r\n" % (
+            subject.encode(), self._inbox, number, len(header) + 2, len(header) + 2 + len(body), header, body,
         )  # fmt: skip
-        entry = _Append(number, subject, frame, event_id, scope, expected, done)
-        if len(self._pending) >= self._window:
-            self._waiting.append(entry)
-        else:
+        if len(header) + 2 + len(body) > self._connection.max_payload:
+            raise PoisonMessageError(
+                f"{subject} takes {len(body)} bytes, more than the server's max_payload allows",
+                remedy="keep the payload elsewhere and send a reference to it",
+            )
+        now = time.monotonic()
+        entry = _Append(number, subject, frame, event_id, scope, expected, done, now + self._give_up_s)
+        if not self._open:
+            error = UnavailableError(f"{subject} came after the end; it was not sent")
+            asyncio.get_running_loop().call_soon(_tell, entry, 0, error)
+            return
+        if not self._pending and not self._waiting:
+            self._idle.clear()
+            self._answered_at = now
+        if self._has_room():
             self._send(entry)
+        else:
+            self._waiting.append(entry)
 
     async def append(
         self, subject: str, body: bytes, *, event_id: str, scope: str = "", expected: int | None = None
     ) -> int:
-        """Append and wait for the sequence. Raises as described in the module's docstring."""
+        """Append and wait for the sequence. Raises as described in the module's docstring and at `post`."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def done(sequence: int, error: CuebookError | None) -> None:
@@ -135,17 +204,56 @@ class Appender:
         self.post(subject, body, event_id=event_id, scope=scope, expected=expected, done=done)
         return await future
 
+    # --- sending ---
+
+    def _has_room(self) -> bool:
+        return not self._pending or (len(self._pending) < self._window and self._pending_bytes < WINDOW_BYTES)
+
     def _send(self, entry: _Append) -> None:
         now = time.monotonic()
         if entry.sent == 0:
+            self._pending[entry.number] = entry
+            self._pending_bytes += len(entry.frame)
             entry.give_up = now + self._give_up_s
+        self._turn = entry.turn = self._turn + 1
+        entry.due = now + RESEND_AFTER_S * (1 << min(entry.sent, 4))
         entry.sent += 1
-        entry.due = now + RESEND_AFTER_S
-        self._pending[entry.number] = entry
-        self._idle.clear()
         self._connection.write(entry.frame)
 
-    def _on_ack(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    def _resend_all(self) -> None:
+        for entry in self._pending.values():
+            if not entry.settling:
+                self._send(entry)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(BACK_OFF_S)
+            now = time.monotonic()
+            for entry in list(self._pending.values()):
+                if entry.give_up <= now:
+                    self._finish(entry, 0, self._silence(entry))
+                elif entry.due <= now and not entry.settling and self._is_overdue(entry, now):
+                    self._send(entry)
+            # What waits for its turn may wait for as long as the server answers the others.
+            while self._waiting and self._waiting[0].give_up <= now and self._answered_at + self._give_up_s <= now:
+                entry = self._waiting.popleft()
+                _tell(entry, 0, self._silence(entry))
+            if not self._pending and not self._waiting:
+                self._idle.set()
+
+    def _is_overdue(self, entry: _Append, now: float) -> bool:
+        """Whether an answer should have come: not while our bytes, or those before them, are still in a queue."""
+        if not self._connection.is_connected or self._connection.pending_data_size > WINDOW_BYTES // 4:
+            return False
+        return entry.turn < self._answered_turn or self._answered_at + RESEND_AFTER_S <= now
+
+    def _silence(self, entry: _Append) -> UnavailableError:
+        last = f" (the last answer: {entry.refusal})" if entry.refusal else ""
+        return UnavailableError(f"{entry.subject} not acknowledged in {self._give_up_s:g} s{last}; {_outcome(entry)}")
+
+    # --- answers ---
+
+    def _on_answer(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:  # noqa: ARG002
         entry = self._pending.get(int(subject[self._cut :]))
         if entry is None:
             return  # the answer to an earlier sending of what is settled by now
@@ -155,33 +263,41 @@ class Appender:
             return
         start += 6
         end = payload.find(b",", start)
+        self._answered_turn, self._answered_at = entry.turn, time.monotonic()
         self._finish(entry, int(payload[start : end if end > 0 else payload.find(b"}", start)]), None)
 
     def _on_refusal(self, entry: _Append, payload: bytes) -> None:
-        error = json.loads(payload)["error"] if payload else {"code": 503, "description": "no responders"}
-        if error.get("err_code") in _CONFLICTS and entry.expected is not None:
+        # An empty answer is the server's "no responders": no stream takes this subject, or it has no leader.
+        error: dict[str, Any] = {"code": 503, "description": "no stream listens"}
+        if payload:
+            error = json.loads(payload)["error"]
+        code, err_code = error.get("code", 500), error.get("err_code")
+        entry.refusal = f"{error.get('description')}, err_code {err_code}"
+        if err_code in _CONFLICTS and entry.expected is not None:
             if entry.sent > 1:
                 self._settle(entry)
             else:
                 self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
-        elif error.get("code") in _TRANSIENT:
-            entry.due = time.monotonic() + BACK_OFF_S * min(entry.sent, 10)
+        elif code == 429 or code >= 500 or err_code in _TRANSIENT:
+            entry.turn, entry.due = 0, time.monotonic() + BACK_OFF_S * min(entry.sent, 10)
         else:
-            description = f"{error.get('description')} (err_code {error.get('err_code')})"
-            self._finish(entry, 0, CommandRejectedError(f"the server refused {entry.subject}: {description}"))
+            self._finish(entry, 0, CommandRejectedError(f"the server refused {entry.subject}: {entry.refusal}"))
 
     def _finish(self, entry: _Append, sequence: int, error: CuebookError | None) -> None:
         if self._pending.pop(entry.number, None) is None:
             return
-        if self._waiting:
+        self._pending_bytes -= len(entry.frame)
+        while self._waiting and self._has_room():
             self._send(self._waiting.popleft())
-        elif not self._pending:
+        if not self._pending:
             self._idle.set()
-        entry.done(sequence, error)
+        _tell(entry, sequence, error)
 
     def _settle(self, entry: _Append) -> None:
         """After a repetition a conflict may be our own first attempt: look which event is stored."""
-        entry.due = time.monotonic() + self._give_up_s
+        if entry.settling:
+            return
+        entry.settling = True
         task = asyncio.get_running_loop().create_task(self._settle_by_reading(entry))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
@@ -189,27 +305,49 @@ class Appender:
     async def _settle_by_reading(self, entry: _Append) -> None:
         assert entry.expected is not None
         try:
-            stored = await self._stored_ids(entry.scope, entry.expected)
+            outcome = await self._read_outcome(entry, entry.expected)
         except UnavailableError:
-            entry.due = time.monotonic() + BACK_OFF_S
-            return
-        for sequence, event_id in stored:
-            if event_id == entry.event_id:
-                self._finish(entry, sequence, None)
-                return
-        self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
+            outcome = None
+        finally:
+            entry.settling = False
+        if outcome is None:
+            entry.turn, entry.due = 0, time.monotonic() + BACK_OFF_S  # ask again
+        else:
+            self._finish(entry, *outcome)
 
-    def _resend_all(self) -> None:
-        for entry in list(self._pending.values()):
-            self._send(entry)
+    async def _read_outcome(self, entry: _Append, expected: int) -> tuple[int, CuebookError | None] | None:
+        """The outcome as the log has it; None while the leader still has it in the air."""
+        conflict = ConcurrencyConflictError(entry.scope, expected)
+        first = await self._first_after(entry.scope, expected)
+        if first is None:
+            return None
+        if first[1] == entry.event_id:
+            return first[0], None
+        if _covers(entry.scope, entry.subject):  # then ours would be the first: the guard let nothing in between
+            return 0, conflict
+        after = expected
+        while (found := await self._first_after(entry.subject, after)) is not None:
+            if found[1] == entry.event_id:
+                return found[0], None
+            after = found[0]
+        return 0, conflict
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(BACK_OFF_S)
-            now = time.monotonic()
-            for entry in list(self._pending.values()):
-                if entry.give_up <= now:
-                    reason = f"no answer for {entry.subject} in {self._give_up_s:g} s; whether it was stored is unknown"
-                    self._finish(entry, 0, UnavailableError(reason))
-                elif entry.due <= now and self._connection.is_connected:
-                    self._send(entry)
+
+def _covers(scope: str, subject: str) -> bool:
+    """Whether what is stored under `subject` counts in `scope`, so that a repetition meets its own first attempt."""
+    if scope.endswith(".>"):
+        return subject.startswith(scope[:-1])
+    if scope.endswith(".*"):
+        return subject.startswith(scope[:-1]) and "." not in subject[len(scope) - 1 :]
+    return subject == scope
+
+
+def _outcome(entry: _Append) -> str:
+    return "whether it was stored is unknown" if entry.sent else "it was never sent"
+
+
+def _tell(entry: _Append, sequence: int, error: CuebookError | None) -> None:
+    try:
+        entry.done(sequence, error)
+    except Exception:  # the other appends go on, and a person must see it
+        logger.exception("a callback of an append raised", extra={"subject": entry.subject, "sequence": sequence})

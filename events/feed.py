@@ -1,8 +1,10 @@
-"""Reading: an ordered, gap-free feed of stored messages from a sequence on, over a consumer that needs no acks.
+"""Reading: an ordered, gap-free feed of stored messages from a sequence on.
 
-The reader keeps its own position. The server pushes under flow control; each message names its place in the delivery, so
-a lost one is noticed at the next message or heartbeat and the feed begins again after the last good one. Nothing is ever
-skipped and nothing is delivered twice. Source of the mechanics: JetStream ADR-15 (flow control), ADR-17 (ordered consumer).
+The reader keeps its own position. Each message names its place in the delivery, so a lost one is noticed at the next
+message or heartbeat, and the feed begins again after the last good one. It asks for that one too and compares: a server
+that came back with another history, even a longer one, ends the feed. Nothing is ever skipped, nothing delivered twice.
+
+Source of the mechanics: JetStream ADR-15 (subjects, flow control), ADR-17 (ordered consumer).
 """
 
 from __future__ import annotations
@@ -12,23 +14,29 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import nats.errors
 
 from cuebook.events.codec import parse_headers
-from cuebook.events.connection import Connection, Listener
-from cuebook.events.errors import ConfigurationError, HistoryRegressedError, UnavailableError
+from cuebook.events.connection import Connection, Listener, ended
+from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError, UnavailableError
 
 __all__ = ["Feed", "OnMessage", "delivery_numbers", "js_request"]
 
-OnMessage = Callable[[str, bytes, int, int, "bytes | None"], None]
+OnMessage = Callable[[str, bytes, int, int, bytes | None], None]
 """Called with subject, body, stream sequence, time recorded (microseconds since 1970) and the raw header block."""
 
 HEARTBEAT_S = 2.0
 MISSED_HEARTBEATS = 3
 INACTIVE_S = 60
+"""The server forgets a consumer that nobody has listened to for so long."""
 RETRY_S = 0.5
+UNACKED = 1_000
+"""Messages the server sends ahead of a receiver that may be held."""
+ACK_WAIT_S = 24 * 3600
+_STORED = b"$JS.ACK."
+_NOBODY = -1
 
 logger = logging.getLogger(__name__)
 
@@ -43,25 +51,36 @@ def delivery_numbers(reply: bytes) -> tuple[int, int, int, int]:
     return int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 2]), int(tokens[base + 3])
 
 
-async def js_request(connection: Connection, subject: str, request: dict[str, Any], timeout_s: float = 5.0) -> Any:
-    """One JetStream API call. Raises UnavailableError, or ConfigurationError with the server's own words."""
+async def js_request(
+    connection: Connection, subject: str, request: dict[str, Any], timeout_s: float = 5.0, *, none_for: int = 0
+) -> Any:
+    """One JetStream API call; None where the server refuses with err_code `none_for`.
+
+    Raises UnavailableError, or ConfigurationError with the server's own words.
+    """
     try:
         answer = await connection.request(f"$JS.API.{subject}", json.dumps(request).encode(), timeout=timeout_s)
-    except (nats.errors.Error, asyncio.TimeoutError) as error:
-        raise UnavailableError(f"JetStream did not answer {subject}: {error or type(error).__name__}") from error
+    except (nats.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"JetStream did not answer {subject}: {str(error) or type(error).__name__}") from error
     content = json.loads(answer.data)
     if failure := content.get("error"):
+        if none_for and failure.get("err_code") == none_for:
+            return None
         message = f"JetStream refused {subject}: {failure.get('description')} (err_code {failure.get('err_code')})"
-        if failure.get("code") in (429, 503):
-            raise UnavailableError(message)
-        raise ConfigurationError(message)
+        code = failure.get("code", 500)
+        raise (UnavailableError(message) if code == 429 or code >= 500 else ConfigurationError(message))
     return content
 
 
 class Feed:
     """Calls `on_message` for every stored message matching `filters`, in order, from `start` on. Use `async with`.
 
-    `held()` may say that the receiver is full; the server then stops at its flow-control window until `resume()`.
+    What `on_message` raises ends the feed: to go on would be to skip. Without `held` the server sends as fast as the
+    connection takes it. With `held`, which says that the receiver is full, it sends at most `UNACKED` messages more,
+    until `resume()`.
+
+    Entering raises UnavailableError, ConfigurationError, and HistoryRegressedError when `start` is beyond the next
+    sequence of the stream.
     """
 
     def __init__(
@@ -73,31 +92,38 @@ class Feed:
         start: int,
         on_message: OnMessage,
         held: Callable[[], bool] | None = None,
+        on_open: Callable[[], None] | None = None,
     ) -> None:
+        """`start`: the first sequence wanted, from 1. `on_open` is called whenever delivery has begun (again)."""
         self._connection, self._stream, self._filters, self._on_message = connection, stream, list(filters), on_message
-        self._held = held
+        self._held, self._on_open = held, on_open
         self._next = max(start, 1)
+        self._last: tuple[int, int] | None = None  # sequence and nanoseconds since 1970 of the last message taken
         self._delivered = 0
         self._listener: Listener | None = None
         self._consumer = ""
+        self.opened = 0
+        """How often delivery has begun; more than 1 after a loss or a reconnect."""
         self.pending = 0
         """Stored messages that match and have not come yet, as the server last said."""
         self._heard = 0.0
-        self._flow_reply = ""
+        self._acknowledged = 0
+        self._owed = b""
         self._restart = asyncio.Event()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done, with the reason, when the feed can never go on."""
+        """Done, with the reason, when the feed can never go on; cancelled when it is left."""
 
-    async def __aenter__(self) -> Feed:
+    async def __aenter__(self) -> Self:
         await self._open()
         self._connection.on_reconnect.append(self._restart.set)
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._watcher.cancel()
         self._connection.on_reconnect.remove(self._restart.set)
-        self.failure.cancel()
+        await ended(self._watcher)
+        if not self.failure.cancel() and not self.failure.cancelled():
+            self.failure.exception()  # somebody may not have looked; asyncio would complain about that
         await self._close()
 
     @property
@@ -106,104 +132,173 @@ class Feed:
         return self._next
 
     def resume(self) -> None:
-        """The receiver has room again."""
-        if self._flow_reply:
-            self._connection.post(self._flow_reply, b"")
-            self._flow_reply = ""
+        """The receiver has room again. May be called at any time."""
+        if self._owed:
+            self._acknowledge(self._owed)
+
+    # --- opening and closing ---
 
     async def _open(self) -> None:
+        self._delivered = self._acknowledged = 0
+        self._owed, self._heard = b"", time.monotonic()
         inbox = self._connection.new_inbox()
-        self._delivered, self._flow_reply, self._heard = 0, "", time.monotonic()
         self._listener = await self._connection.listen(inbox, self._receive)
+        try:
+            await self._create_consumer(inbox)
+        except BaseException:
+            await self._close()
+            raise
+        self.opened += 1
+        if self._on_open is not None:
+            self._on_open()
+
+    async def _create_consumer(self, inbox: str) -> None:
+        start = self._last[0] if self._last else self._next
+        request = {"stream_name": self._stream, "config": self._config(inbox, start)}
+        answer = await js_request(self._connection, f"CONSUMER.CREATE.{self._stream}", request)
+        self._consumer = answer["name"]
+        delivered, pending = answer["delivered"], int(answer.get("num_pending", 0))
+        # Asked for more than there is, the server begins at its end.
+        ends_early = delivered["stream_seq"] < start - 1
+        if ends_early or (self._last and delivered["consumer_seq"] == pending == 0):
+            info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {})
+            if info["state"]["last_seq"] < self._next - 1:
+                raise self._regressed(f"ends at {info['state']['last_seq']}")
+            raise UnavailableError(f"the replica of stream {self._stream} that answered is behind")
+        if not self._delivered:
+            self.pending = pending
+
+    def _config(self, inbox: str, start: int) -> dict[str, Any]:
         config: dict[str, Any] = {
             "deliver_policy": "by_start_sequence",
-            "opt_start_seq": self._next,
-            "ack_policy": "none",
+            "opt_start_seq": start,
             "replay_policy": "instant",
             "deliver_subject": inbox,
-            "flow_control": True,
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
             "inactive_threshold": INACTIVE_S * 10**9,
-            "max_deliver": 1,
             "mem_storage": True,
             "num_replicas": 1,
         }
+        if self._held is None:
+            config |= {"ack_policy": "none", "flow_control": True, "max_deliver": 1}
+        else:  # flow control counts bytes, up to 32 MB; this counts messages, and nothing is ever redelivered
+            config |= {"ack_policy": "all", "max_ack_pending": UNACKED, "ack_wait": ACK_WAIT_S * 10**9}
         if len(self._filters) == 1:
             config["filter_subject"] = self._filters[0]
         elif self._filters:
             config["filter_subjects"] = self._filters
-        request = {"stream_name": self._stream, "config": config}
-        answer = await js_request(self._connection, f"CONSUMER.CREATE.{self._stream}", request)
-        self._consumer = answer["name"]
-        if not self._delivered:
-            self.pending = int(answer.get("num_pending", 0))
+        return config
 
     async def _close(self) -> None:
         listener, self._listener = self._listener, None
-        if listener is None or self._connection.is_closed:
-            return
-        await listener.close()
-        if self._connection.is_connected and self._consumer:
-            self._connection.post(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}", b"")
+        consumer, self._consumer = self._consumer, ""
+        self._delivered = _NOBODY  # what is still on its way is not ours any more
+        if listener is not None:
+            await listener.close()
+        if consumer and self._connection.is_connected:
+            self._connection.post(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
+
+    # --- receiving ---
 
     def _receive(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
-        if headers is not None and headers.startswith(b"NATS/1.0 100"):
+        if not reply.startswith(_STORED):  # by the reply, which the server writes: an author may send any header
             self._on_status(reply, headers)
             return
         sequence, delivered, recorded_ns, pending = delivery_numbers(reply)
         if delivered != self._delivered + 1:
             self._restart.set()
             return
-        self._delivered, self._next, self.pending = delivered, sequence + 1, pending
-        self._on_message(subject.decode(), payload, sequence, recorded_ns // 1000, headers)
+        self._delivered, self.pending = delivered, pending
+        if sequence < self._next:
+            self._compare(sequence, recorded_ns)
+            return
+        if delivered == 1 and self._last is not None:
+            self._fail(self._regressed(f"begins again at {sequence}"))
+            return
+        self._next, self._last = sequence + 1, (sequence, recorded_ns)
+        if self._held is not None and delivered - self._acknowledged >= UNACKED // 4:
+            self._owed = reply
+            if not self._held():
+                self._acknowledge(reply)
+        try:
+            self._on_message(subject.decode(), payload, sequence, recorded_ns // 1000, headers)
+        except Exception as error:  # noqa: BLE001 - of any kind: it is handed on
+            self._fail(error)
 
-    def _on_status(self, reply: bytes, headers: bytes) -> None:
+    def _compare(self, sequence: int, recorded_ns: int) -> None:
+        """The message before the next one has come again, as we asked: is it the same?"""
+        if self._last == (sequence, recorded_ns):
+            if self._on_open is not None:
+                self._on_open()  # `pending` has changed
+        elif self._delivered == 1 and self._last is not None and self._last[0] == sequence:
+            self._fail(self._regressed(f"now holds another message at {sequence}"))
+        else:
+            self._restart.set()  # from a replica that is behind; opening again will tell
+            self._delivered = _NOBODY
+
+    def _acknowledge(self, reply: bytes) -> None:
+        self._owed, self._acknowledged = b"", self._delivered
+        self._connection.post(reply.decode(), b"+ACK")
+
+    def _on_status(self, reply: bytes, headers: bytes | None) -> None:
         self._heard = time.monotonic()
         if reply:  # flow control: the answer lets the server go on
-            if self._held is not None and self._held():
-                self._flow_reply = reply.decode()
-            else:
-                self._connection.post(reply.decode(), b"")
+            self._connection.post(reply.decode(), b"")
             return
         status = parse_headers(headers)
         if int(status.get("nats-last-consumer", "0")) != self._delivered:
             self._restart.set()
-        elif (stalled := status.get("nats-consumer-stalled")) and not self._flow_reply:
+        elif stalled := status.get("nats-consumer-stalled"):  # our answer was lost
             self._connection.post(stalled, b"")
 
+    # --- watching ---
+
     async def _watch(self) -> None:
-        silence_s = HEARTBEAT_S * MISSED_HEARTBEATS
-        while True:
+        try:
+            while not self.failure.done():
+                await self._wait_for_trouble()
+                await self._reopen()
+        except CuebookError as error:
+            self._fail(error)
+        except Exception as error:  # a mistake of ours must not look like a quiet log
+            logger.exception("a feed ended", extra={"stream": self._stream})
+            self._fail(error)
+
+    async def _wait_for_trouble(self) -> None:
+        delivered = self._delivered
+        while not self._restart.is_set():
             try:
                 await asyncio.wait_for(self._restart.wait(), HEARTBEAT_S)
-            except asyncio.TimeoutError:
-                if time.monotonic() - self._heard < silence_s or not self._connection.is_connected:
-                    continue
-            self._restart.clear()
-            await self._reopen()
+            except TimeoutError:
+                now = time.monotonic()
+                if delivered != self._delivered:  # heartbeats come only when nothing else does
+                    delivered, self._heard = self._delivered, now
+                if self._connection.is_closed:
+                    raise UnavailableError(f"the connection of the feed of {self._stream} was closed") from None
+                if self._connection.is_connected and now - self._heard > HEARTBEAT_S * MISSED_HEARTBEATS:
+                    return
 
     async def _reopen(self) -> None:
         await self._close()
-        while True:
+        self._restart.clear()
+        level = logging.WARNING
+        while not self.failure.done():
             try:
-                info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {})
-                if info["state"]["last_seq"] < self._next - 1:
-                    raise HistoryRegressedError(
-                        f"stream {self._stream} ends at {info['state']['last_seq']}, but {self._next - 1} was already read"
-                    )
                 await self._open()
             except UnavailableError as error:
-                logger.warning("feed of %s waits for the server: %s", self._stream, error)
-                await self._drop_listener()
+                if self._connection.is_closed:
+                    raise
+                logger.log(level, "a feed waits for the server", extra={"stream": self._stream, "error": str(error)})
+                level = logging.DEBUG  # once is enough
                 await asyncio.sleep(RETRY_S)
-            except (HistoryRegressedError, ConfigurationError) as error:
-                if not self.failure.done():
-                    self.failure.set_exception(error)
-                return
             else:
                 return
 
-    async def _drop_listener(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            await listener.close()
+    def _regressed(self, what: str) -> HistoryRegressedError:
+        return HistoryRegressedError(f"stream {self._stream} {what}, but {self._next - 1} was already read")
+
+    def _fail(self, error: Exception) -> None:
+        self._delivered = _NOBODY
+        if not self.failure.done():
+            self.failure.set_exception(error)
+        self._restart.set()

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-
-import nats.errors
+from typing import Any, Self
 
 from cuebook.events.append import Appender, Done
-from cuebook.events.codec import decode, encode, parse_headers
+from cuebook.events.codec import decode, encode
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope, EventIds, Position, to_datetime
-from cuebook.events.errors import HistoryRegressedError, PoisonMessageError, UnavailableError
+from cuebook.events.errors import HistoryRegressedError, PoisonMessageError
 from cuebook.events.facts import Event
-from cuebook.events.feed import Feed, OnMessage, js_request
+from cuebook.events.feed import UNACKED, Feed, OnMessage, js_request
+from cuebook.events.lookup import first_match, matches, message_at
 from cuebook.events.stream import StreamFacts, ensure_stream, verify_stream
 from cuebook.events.subjects import Subjects
 
 __all__ = ["EventLog", "Unreadable"]
 
-READ_AHEAD = 2_000
-"""Messages a reader holds before the server is made to wait."""
+READ_AHEAD = UNACKED
+"""Messages a reader holds before the server is made to wait; it may send as many again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +47,14 @@ class EventLog:
     def __init__(self, connection: Connection, space: str, *, source: str) -> None:
         self.connection, self.subjects, self.source = connection, Subjects(space), source
         self.ids = EventIds()
-        self.appender = Appender(connection, stored_ids=self._stored_ids)
-        self._stack = AsyncExitStack()
+        self.appender = Appender(connection, first_after=self._first_after)
 
-    async def __aenter__(self) -> EventLog:
-        await self._stack.enter_async_context(self.appender)
+    async def __aenter__(self) -> Self:
+        await self.appender.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._stack.aclose()
+        await self.appender.__aexit__(*exc_info)
 
     async def ensure(self, *, replicas: int = 1) -> StreamFacts:
         """Create the stream if it is missing and verify it. Raises ConfigurationError, UnavailableError."""
@@ -159,33 +155,57 @@ class EventLog:
             on_message=on_message,
         )
 
-    async def follow(self, *, after: int = 0, filters: Sequence[str] = ()) -> AsyncIterator[Envelope | Unreadable]:
-        """Events after sequence `after`, those stored and then those to come, without end."""
-        async for item in self._iterate(after, filters, until=None):
-            yield item
+    async def follow(self, *, after: int = 0, filters: Sequence[str] = ()) -> AsyncGenerator[Envelope | Unreadable]:
+        """Events after sequence `after`, those stored and then those to come, without end.
+
+        Holds at most a couple of thousand messages in memory, however slowly they are taken. Raises UnavailableError
+        when the connection is closed, HistoryRegressedError, ConfigurationError.
+        """
+        async with aclosing(self._iterate(after, filters, until=None)) as items:
+            async for item in items:
+                yield item
 
     async def read(
         self, *, after: int = 0, until: int | None = None, filters: Sequence[str] = ()
-    ) -> AsyncIterator[Envelope | Unreadable]:
+    ) -> AsyncGenerator[Envelope | Unreadable]:
         """Stored events with `after` < sequence <= `until` (default: the last one now), in order; may be none.
 
-        Holds at most a couple of thousand events in memory, whatever the range.
+        Memory and errors as for `follow`.
         """
         last = (await self.verify()).last_sequence
         until = last if until is None else min(until, last)
         if until <= after:
             return
-        async for item in self._iterate(after, filters, until=until):
-            yield item
+        async with aclosing(self._iterate(after, filters, until=until)) as items:
+            async for item in items:
+                yield item
 
     async def history(self, run_id: str) -> list[Envelope | Unreadable]:
         """Everything about one run, in order; empty when there is no such run."""
-        return [
-            item
-            async for item in self.read(
-                filters=[self.subjects.everything_of(run_id)], after=await self._before_first(run_id)
-            )
-        ]
+        scope = self.subjects.everything_of(run_id)
+        first = await self.first_sequence(scope)
+        if not first:
+            return []
+        async with aclosing(self.read(filters=[scope], after=first - 1)) as items:
+            return [item async for item in items]
+
+    async def scope_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:
+        """What a scope holds after a sequence, by direct get: quick for the few events of one task.
+
+        On a replicated stream it may lack the very latest.
+        """
+        found = await matches(self.connection, self.subjects.stream, scope, after)
+        return [self.decode(*message) for message in found]
+
+    async def first_sequence(self, scope: str) -> int:
+        """The first sequence stored under a subject filter, or 0."""
+        found = await first_match(self.connection, self.subjects.stream, scope)
+        return found.sequence if found else 0
+
+    async def at(self, sequence: int) -> Envelope | Unreadable | None:
+        """The message at one sequence, or None."""
+        found = await message_at(self.connection, self.subjects.stream, sequence)
+        return self.decode(*found) if found else None
 
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
@@ -198,45 +218,41 @@ class EventLog:
             "inactive_threshold": 5 * 10**9,
         }
         stream = self.subjects.stream
-        answer = await js_request(
-            self.connection, f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config}
-        )
+        request = {"stream_name": stream, "config": config}
+        answer = await js_request(self.connection, f"CONSUMER.CREATE.{stream}", request)
         self.connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
         return int(answer["delivered"]["stream_seq"])
 
     async def verify_position(self, position: Position) -> None:
-        """Raise HistoryRegressedError unless the event at `position` is still the one that was read there."""
+        """Raise HistoryRegressedError unless the event at `position` is still the one that was read there.
+
+        A position without an event id is one of an unreadable message: then some message must be there.
+        """
         if position.sequence == 0:
             return
         facts = await self.verify()
-        if facts.last_sequence < position.sequence or facts.first_sequence > position.sequence + 1:
+        if not facts.first_sequence <= position.sequence <= facts.last_sequence:
             raise HistoryRegressedError(
                 f"stream {facts.name} holds {facts.first_sequence} to {facts.last_sequence}, "
                 f"but {position.sequence} was already read"
             )
         item = await self.at(position.sequence)
         found = item.id if isinstance(item, Envelope) else ""
-        if found != position.event_id:
+        if item is None or (position.event_id and found != position.event_id):
             raise HistoryRegressedError(
                 f"sequence {position.sequence} of {facts.name} was event {position.event_id or '(unreadable)'}, "
                 f"now it is {found or '(unreadable)'}"
             )
 
-    async def at(self, sequence: int) -> Envelope | Unreadable | None:
-        """The message at one sequence, or None."""
-        async for item in self.read(after=sequence - 1, until=sequence):
-            return item if item.sequence == sequence else None
-        return None
-
     async def _iterate(
         self, after: int, filters: Sequence[str], until: int | None
-    ) -> AsyncIterator[Envelope | Unreadable]:
-        waiting: deque[Envelope | Unreadable] = deque()
-        arrived = asyncio.Event()
+    ) -> AsyncGenerator[Envelope | Unreadable]:
+        waiting: deque[tuple[str, bytes, int, int, bytes | None]] = deque()
+        news = asyncio.Event()
 
-        def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
-            waiting.append(self.decode(subject, body, sequence, recorded_at, headers))
-            arrived.set()
+        def receive(*message: Any) -> None:
+            waiting.append(message)
+            news.set()
 
         feed = Feed(
             self.connection,
@@ -245,90 +261,37 @@ class EventLog:
             start=after + 1,
             on_message=receive,
             held=lambda: len(waiting) > READ_AHEAD,
+            on_open=news.set,
         )
+        feed.failure.add_done_callback(lambda _: news.set())
         async with feed:
             while True:
                 while waiting:
-                    item = waiting.popleft()
-                    if until is not None and item.sequence > until:
+                    message = waiting.popleft()
+                    if len(waiting) == READ_AHEAD // 2:
+                        feed.resume()
+                    if until is not None and message[2] > until:
                         return
-                    yield item
-                    if item.sequence == until:
+                    yield self.decode(*message)
+                    if message[2] == until:
                         return
-                if until is not None and feed.pending == 0:
-                    return
-                feed.resume()
-                arrived.clear()
-                wait = asyncio.ensure_future(arrived.wait())
-                try:
-                    await asyncio.wait([wait, feed.failure], return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    wait.cancel()
                 if feed.failure.done():
                     feed.failure.result()
+                if until is not None and feed.pending == 0:
+                    await self._check_end(feed, until)
+                    return
+                feed.resume()
+                news.clear()
+                await news.wait()
 
-    async def _before_first(self, run_id: str) -> int:
-        found = await self._direct_get({"next_by_subj": self.subjects.everything_of(run_id), "seq": 1})
-        return found[0][0] - 1 if found else 0
+    async def _check_end(self, feed: Feed, until: int) -> None:
+        """Nothing more matches: because there is nothing, or because a server came back without its last messages?"""
+        if feed.opened > 1 and (last := (await self.verify()).last_sequence) < until:
+            raise HistoryRegressedError(f"stream {self.subjects.stream} ends at {last}, but it had {until} before")
 
-    async def first_sequence(self, scope: str) -> int:
-        """The first sequence stored under a subject filter, or 0."""
-        found = await self._direct_get({"next_by_subj": scope, "seq": 1})
-        return found[0][0] if found else 0
-
-    async def _stored_ids(self, scope: str, after: int) -> list[tuple[int, str]]:
-        found = await self._direct_get({"next_by_subj": scope, "seq": after + 1, "batch": 64})
-        ids = []
-        for sequence, subject, body, recorded_at, headers in found:
-            item = self.decode(subject, body, sequence, recorded_at, headers)
-            ids.append((sequence, item.id if isinstance(item, Envelope) else ""))
-        return ids
-
-    async def scope_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:
-        """What a scope holds after a sequence, by direct get: quick for the few events of one task."""
-        found = await self._direct_get({"next_by_subj": scope, "seq": after + 1, "batch": 256})
-        return [
-            self.decode(subject, body, sequence, recorded_at, headers)
-            for sequence, subject, body, recorded_at, headers in found
-        ]
-
-    async def _direct_get(self, request: dict[str, Any]) -> list[tuple[int, str, bytes, int, bytes | None]]:
-        """`$JS.API.DIRECT.GET` with its batch form (ADR-31); a single get answers with one message and no end mark."""
-        request = {"batch": 1, **request}
-        inbox = self.connection.new_inbox()
-        found: list[tuple[int, str, bytes, int, bytes | None]] = []
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def receive(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
-            facts = parse_headers(headers)
-            if headers is not None and headers.startswith(b"NATS/1.0 "):
-                status = headers[9:12]
-                if status not in (b"204", b"404") and not ended.done():
-                    ended.set_exception(
-                        UnavailableError(f"direct get answered {headers[9:64].split(bytes([13]))[0]!r}")
-                    )
-                elif not ended.done():
-                    ended.set_result(None)
-                return
-            recorded_at = _microseconds(facts.get("nats-time-stamp", ""))
-            found.append((int(facts["nats-sequence"]), facts["nats-subject"], payload, recorded_at, headers))
-
-        listener = await self.connection.listen(inbox, receive)
-        try:
-            await self.connection.publish(
-                f"$JS.API.DIRECT.GET.{self.subjects.stream}", json.dumps(request).encode(), reply=inbox
-            )
-            async with asyncio.timeout(5):
-                await ended
-        except (nats.errors.Error, TimeoutError) as error:
-            raise UnavailableError(f"direct get did not answer: {error or type(error).__name__}") from error
-        finally:
-            await listener.close()
-        return found
-
-
-def _microseconds(stamp: str) -> int:
-    """The server's RFC 3339 time with up to nine decimals, exactly."""
-    whole, _, fraction = stamp.removesuffix("Z").partition(".")
-    seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp()) if whole else 0
-    return seconds * 1_000_000 + int(fraction[:6].ljust(6, "0"))
+    async def _first_after(self, scope: str, after: int) -> tuple[int, str] | None:
+        found = await first_match(self.connection, self.subjects.stream, scope, after)
+        if found is None:
+            return None
+        item = self.decode(*found)
+        return found.sequence, item.id if isinstance(item, Envelope) else ""

@@ -101,7 +101,7 @@ async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFac
     except ServiceUnavailableError as error:
         raise _no_jetstream(connection) from error
     except nats.errors.Error as error:
-        raise UnavailableError(f"JetStream did not answer: {error or type(error).__name__}") from error
+        raise UnavailableError(f"JetStream did not answer: {str(error) or type(error).__name__}") from error
     wrong = _differences(info.config, subjects)
     if wrong:
         raise ConfigurationError(

@@ -1,0 +1,115 @@
+"""Single messages and short histories, without a consumer.
+
+What decides something is asked of the stream's leader, by `STREAM.MSG.GET`: it has seen all that was acknowledged.
+Histories come by direct get, in one round trip; on a replicated stream a follower that is a little behind may answer.
+Source: JetStream ADR-8, ADR-31; the batch form by measurement on server 2.15.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64decode
+from datetime import datetime
+from typing import NamedTuple
+
+import nats.errors
+
+from cuebook.events.connection import Connection
+from cuebook.events.errors import UnavailableError
+from cuebook.events.feed import js_request
+
+__all__ = ["StoredMessage", "first_match", "matches", "message_at"]
+
+BATCH = 256
+TIMEOUT_S = 5.0
+_NO_MESSAGE = 10037
+_OWN_HEADER = b"\r\nNats-Stream: "
+
+
+class StoredMessage(NamedTuple):
+    """What the stream holds at one sequence, in the order of `OnMessage`; `recorded_at` in microseconds since 1970."""
+
+    subject: str
+    body: bytes
+    sequence: int
+    recorded_at: int
+    headers: bytes | None
+
+
+async def message_at(connection: Connection, stream: str, sequence: int) -> StoredMessage | None:
+    """The message at a sequence. Raises UnavailableError, ConfigurationError."""
+    return await _leader_get(connection, stream, {"seq": sequence})
+
+
+async def first_match(connection: Connection, stream: str, subjects: str, after: int = 0) -> StoredMessage | None:
+    """The first message under a subject filter after a sequence. Raises UnavailableError, ConfigurationError."""
+    return await _leader_get(connection, stream, {"seq": after + 1, "next_by_subj": subjects})
+
+
+async def matches(connection: Connection, stream: str, subjects: str, after: int = 0) -> list[StoredMessage]:
+    """All messages under a subject filter after a sequence, in order. Raises UnavailableError."""
+    found: list[StoredMessage] = []
+    while True:
+        more = await _direct_get(connection, stream, subjects, after, found)
+        if not more:
+            return found
+        after = found[-1].sequence
+
+
+async def _leader_get(connection: Connection, stream: str, request: dict[str, object]) -> StoredMessage | None:
+    answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", request, none_for=_NO_MESSAGE)
+    if answer is None:
+        return None
+    message = answer["message"]
+    headers = b64decode(message["hdrs"]) if "hdrs" in message else None
+    body = b64decode(message.get("data", ""))
+    return StoredMessage(message["subject"], body, message["seq"], _microseconds(message["time"]), headers)
+
+
+async def _direct_get(
+    connection: Connection, stream: str, subjects: str, after: int, found: list[StoredMessage]
+) -> int:
+    """Add one batch to `found`. Returns how many messages are still to come."""
+    request = {"next_by_subj": subjects, "seq": after + 1, "batch": BATCH}
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def receive(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:  # noqa: ARG001
+        block = headers or b""
+        if ended.done():
+            return
+        if _OWN_HEADER in block:
+            sequence, recorded_at = int(_last_header(block, b"Nats-Sequence")), _last_header(block, b"Nats-Time-Stamp")
+            stored_under = _last_header(block, b"Nats-Subject")
+            found.append(StoredMessage(stored_under, payload, sequence, _microseconds(recorded_at), headers))
+        elif block[9:12] == b"204":
+            ended.set_result(int(_last_header(block, b"Nats-Num-Pending")))
+        elif block[9:12] == b"404":
+            ended.set_result(0)
+        else:
+            status = block[9:80].partition(b"\r\n")[0].decode("ascii", "replace")
+            ended.set_exception(UnavailableError(f"direct get answered {status!r}"))
+
+    inbox = connection.new_inbox()
+    listener = await connection.listen(inbox, receive)
+    try:
+        await connection.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
+        async with asyncio.timeout(TIMEOUT_S):
+            return await ended
+    except (nats.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"direct get did not answer: {str(error) or type(error).__name__}") from error
+    finally:
+        await listener.close()
+
+
+def _last_header(block: bytes, name: bytes) -> str:
+    """The server adds its headers after the author's, who may have written the same names."""
+    _, _, rest = block.rpartition(b"\r\n%b: " % name)
+    return rest.partition(b"\r\n")[0].decode()
+
+
+def _microseconds(stamp: str) -> int:
+    """The server's RFC 3339 time with up to nine decimals, exactly."""
+    whole, _, fraction = stamp.removesuffix("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
+    return seconds * 1_000_000 + int(fraction[:6].ljust(6, "0"))
