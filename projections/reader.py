@@ -1,0 +1,117 @@
+"""Reading the log for the projections: once, in order, in batches that grow with the backlog."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Final, Self
+
+from cuebook.events.envelope import Position
+from cuebook.events.errors import HistoryRegressedError
+from cuebook.events.feed import Feed
+from cuebook.events.log import EventLog, Unreadable
+from cuebook.projections.checkpoint import ReadAgainError, position_of
+from cuebook.projections.projection import Item
+
+__all__ = ["BATCH_SIZE", "LogReader"]
+
+BATCH_SIZE: Final = 5_000
+LINGER_S: Final = 0.01
+"""An event waits this long for others: a busy log then costs 100 commits a second at most, not one for each event."""
+
+
+class LogReader:
+    """Everything in the log after a position. Use `async with`.
+
+    While a batch is being written the next one is received and decoded; beyond two batches the server has to wait.
+    """
+
+    def __init__(self, log: EventLog, *, after: Position, batch_size: int = BATCH_SIZE) -> None:
+        self._log, self._batch_size = log, batch_size
+        self._taken = after
+        self._reconnected = False
+        self._waiting: deque[Item] = deque()
+        self._arrived = asyncio.Event()
+        self._feed = Feed(
+            log.connection,
+            log.subjects.stream,
+            filters=[log.subjects.all],
+            start=after.sequence + 1,
+            on_message=self._receive,
+            held=lambda: len(self._waiting) > 2 * batch_size,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._log.connection.on_reconnect.append(self._on_reconnect)
+        await self._feed.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._log.connection.on_reconnect.remove(self._on_reconnect)
+        await self._feed.__aexit__(*exc_info)
+
+    @property
+    def backlog(self) -> int:
+        """Messages that were stored and not taken yet, as far as the server has told."""
+        return len(self._waiting) + self._feed.pending
+
+    async def next_batch(self) -> list[Item]:
+        """The next messages, at least one; waits for it.
+
+        Raises HistoryRegressedError, ConfigurationError; ReadAgainError after a reconnect to the server.
+        """
+        while not self._waiting and not self._reconnected:
+            self._feed.resume()
+            await self._arrival()
+        if len(self._waiting) < self._batch_size:
+            await asyncio.sleep(LINGER_S)
+        if self._reconnected:
+            raise ReadAgainError("after a reconnect it may be another log, restored from a backup or short of its tail")
+        waiting = self._waiting
+        batch = [waiting.popleft() for _ in range(min(len(waiting), self._batch_size))]
+        if len(waiting) <= self._batch_size:
+            self._feed.resume()
+        self._check_gaps(batch)
+        self._taken = position_of(batch[-1])
+        return batch
+
+    def _receive(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        try:
+            item = self._log.decode(subject, body, sequence, recorded_at, headers)
+        except Exception as error:  # noqa: BLE001 - whatever the bytes do to the decoder, they keep their place
+            item = Unreadable(
+                subject=subject,
+                sequence=sequence,
+                recorded_at=recorded_at,
+                body=body,
+                reason=f"{type(error).__name__}: {error}",
+            )
+        self._waiting.append(item)
+        self._arrived.set()
+
+    async def _arrival(self) -> None:
+        self._arrived.clear()
+        arrived = asyncio.ensure_future(self._arrived.wait())
+        either: list[asyncio.Future[Any]] = [arrived, self._feed.failure]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            arrived.cancel()
+        if self._feed.failure.done():
+            self._feed.failure.result()
+
+    def _on_reconnect(self) -> None:
+        self._reconnected = True
+        self._arrived.set()
+
+    def _check_gaps(self, batch: list[Item]) -> None:
+        """Nothing is ever deleted from the log, so its sequences have no gaps; one means that messages were lost."""
+        expected = self._taken.sequence + 1
+        if batch[0].sequence == expected and batch[-1].sequence == expected + len(batch) - 1:
+            return
+        for item in batch:
+            if item.sequence != expected:
+                raise HistoryRegressedError(
+                    f"stream {self._log.subjects.stream} holds nothing from {expected} to {item.sequence - 1}"
+                )
+            expected += 1

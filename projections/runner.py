@@ -1,0 +1,170 @@
+"""Keeps all projections of a space up to date: reads the log once and gives each batch to every projection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+from cuebook.events.envelope import Position
+from cuebook.events.errors import UnavailableError
+from cuebook.events.log import EventLog
+from cuebook.projections.agents import Agents
+from cuebook.projections.audit import Audit
+from cuebook.projections.checkpoint import ReadAgainError, verify_position
+from cuebook.projections.database import Backoff, Outage, connect, is_outage, schema_name
+from cuebook.projections.migrations import prepare_database
+from cuebook.projections.projection import Batch, Projection
+from cuebook.projections.reader import BATCH_SIZE, LogReader
+from cuebook.projections.runs import Runs
+from cuebook.projections.writer import Writer
+
+__all__ = ["ALL", "Runner", "RunnerStatus"]
+
+ALL: Final[tuple[Projection, ...]] = (Audit(), Runs(), Agents())
+"""Every projection; the one with the most rows first: PostgreSQL takes them in while the others are folded."""
+
+DRAIN_S: Final = 10.0
+"""A batch that is being written when the end is asked for has this long to be committed."""
+RETRY_S: Final = 0.5
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerStatus:
+    """`positions`: how far each projection has committed, by name. `backlog`: messages known to lie ahead.
+
+    `parked`: events that could not be applied since the start, by projection.
+    """
+
+    positions: dict[str, Position]
+    parked: dict[str, int]
+    backlog: int
+    database_available: bool
+
+
+class Runner:
+    """One per space and database. `await run()` until `drain()` or `stop` is set."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        database_url: str,
+        *,
+        projections: Sequence[Projection] = ALL,
+        batch_size: int = BATCH_SIZE,
+        stop: asyncio.Event | None = None,
+    ) -> None:
+        self._log, self._url, self._batch_size = log, database_url, batch_size
+        self._stop = stop or asyncio.Event()
+        self._outage = Outage()
+        self._space = log.subjects.space
+        self._projections = projections
+        self._writers = [Writer(projection, database_url, self._space, self._outage) for projection in projections]
+        self._reader: LogReader | None = None
+
+    def drain(self) -> None:
+        """Commit what is being written and return from `run`."""
+        self._stop.set()
+
+    def status(self) -> RunnerStatus:
+        """How far everything is, from memory."""
+        return RunnerStatus(
+            positions={writer.projection.name: writer.position for writer in self._writers},
+            parked={writer.projection.name: writer.parked for writer in self._writers},
+            backlog=self._reader.backlog if self._reader is not None else 0,
+            database_available=not self._outage.under_way,
+        )
+
+    async def run(self, *, until: int | None = None) -> None:
+        """Apply the log to the projections, for ever or up to and including sequence `until`.
+
+        Waits while PostgreSQL or NATS are away. Raises HistoryRegressedError when the log is not the one that was read,
+        ConfigurationError when another process writes the same projections or PostgreSQL refuses.
+        """
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            async with AsyncExitStack() as stack:
+                going = await self._unless(stopped, self._open(stack))
+                while going:
+                    try:
+                        await self._follow(stopped, until)
+                    except ReadAgainError as error:
+                        logger.info("reading the log again from the checkpoints", extra={"reason": str(error)})
+                    except UnavailableError as error:
+                        logger.warning("the log is unavailable; the projections wait", extra={"reason": str(error)})
+                        await asyncio.wait([stopped], timeout=RETRY_S)
+                    else:
+                        return
+        finally:
+            stopped.cancel()
+
+    async def _open(self, stack: AsyncExitStack) -> bool:
+        await self._prepare()
+        for writer in self._writers:
+            await stack.enter_async_context(writer)
+        self._outage.ended()
+        return True
+
+    async def _prepare(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                async with await connect(self._url, [schema_name(self._space)]) as connection:
+                    await prepare_database(connection, self._space, self._projections)
+            except psycopg.Error as error:
+                if not is_outage(error):
+                    raise
+                self._outage.began(error)
+                await backoff.pause()
+            else:
+                return
+
+    async def _follow(self, stopped: asyncio.Future[Any], until: int | None) -> None:
+        """Read on from the lowest checkpoint until the end is asked for. Raises ReadAgainError, UnavailableError."""
+        positions = {writer.position for writer in self._writers}
+        for position in positions:
+            await verify_position(self._log, position)
+        after = min(positions, key=lambda position: position.sequence)
+        async with LogReader(self._log, after=after, batch_size=self._batch_size) as reader:
+            self._reader = reader
+            while until is None or min(writer.position.sequence for writer in self._writers) < until:
+                batch = await self._unless(stopped, reader.next_batch())
+                if batch is None:
+                    return
+                if until is not None and batch[-1].sequence > until:
+                    batch = [item for item in batch if item.sequence <= until]
+                if await self._unless(stopped, self._apply(batch), grace_s=DRAIN_S) is None:
+                    return
+
+    async def _apply(self, batch: Batch) -> bool:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for writer in self._writers:
+                    group.create_task(writer.apply(batch))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # one is reason enough to stop or to read again
+        return True
+
+    async def _unless(
+        self, stopped: asyncio.Future[Any], work: Coroutine[Any, Any, _T], *, grace_s: float = 0.0
+    ) -> _T | None:
+        """The result of `work`, or None when the end was asked for and it has not come within the grace."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and not self._outage.under_way:
+                await asyncio.wait([task], timeout=grace_s)
+            return task.result() if task.done() else None
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])

@@ -1,0 +1,114 @@
+"""Runs and their tasks. One projection, since a run's row follows from what counts among the events of its tasks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cuebook.events.envelope import Envelope
+from cuebook.projections.database import Transaction
+from cuebook.projections.projection import Batch, Projection
+from cuebook.projections.rows import NULL, Merge, Row, array, flag
+from cuebook.projections.run_fold import fold_run, fold_task_into_run
+from cuebook.projections.statements import load_statements
+from cuebook.projections.task_fold import fold_task
+
+__all__ = ["Runs"]
+
+_SQL = load_statements("runs.sql")
+_KINDS: Final = frozenset({"run", "task"})
+_TaskKey = tuple[str, int]
+
+
+class Runs(Projection):
+    """Tables runs and tasks: one row for each."""
+
+    name = "runs"
+    version = 1
+    tables = _SQL["tables"]
+    session = _SQL["session"]
+
+    _merge_runs = Merge(_SQL["insert_runs"], _SQL["update_runs"])
+    _merge_tasks = Merge(_SQL["insert_tasks"], _SQL["update_tasks"])
+
+    async def apply(self, batch: Batch, tx: Transaction) -> None:
+        """Fold the batch over the rows it touches, then write each of them once."""
+        events = [item for item in batch if type(item) is Envelope and item.address.kind in _KINDS]
+        if not events:
+            return
+        runs = await _load_runs(tx, {event.address.run_id for event in events})
+        tasks = await _load_tasks(
+            tx, {(event.address.run_id, event.address.n) for event in events if event.address.kind == "task"}
+        )
+        known_runs, known_tasks = frozenset(runs), frozenset(tasks)
+        changed_runs, changed_tasks = _fold(events, runs, tasks)
+        await self._merge_runs.write(
+            tx,
+            new=[runs[key] for key in changed_runs if key not in known_runs],
+            changed=[runs[key] for key in changed_runs if key in known_runs],
+        )
+        await self._merge_tasks.write(
+            tx,
+            new=[tasks[key] for key in changed_tasks if key not in known_tasks],
+            changed=[tasks[key] for key in changed_tasks if key in known_tasks],
+        )
+
+
+def _fold(
+    events: list[Envelope], runs: dict[str, Row], tasks: dict[_TaskKey, Row]
+) -> tuple[dict[str, None], dict[_TaskKey, None]]:
+    """Fold events into rows; returns the keys of the rows that changed, each once, in the order of the log."""
+    changed_runs: dict[str, None] = {}
+    changed_tasks: dict[_TaskKey, None] = {}
+    for envelope in events:
+        address = envelope.address
+        run = runs.get(address.run_id)
+        if address.kind == "run":
+            change = fold_run(run, envelope)
+        else:
+            key = (address.run_id, address.n)
+            task = tasks.get(key)
+            before = None if task is None else task["status"]
+            task_change = fold_task(before, envelope)
+            if task_change is None:
+                continue
+            change = fold_task_into_run(run, before, task_change, envelope)
+            if task is None:
+                tasks[key] = task_change
+            else:
+                task.update(task_change)
+            changed_tasks[key] = None
+        if change is None:
+            continue
+        if run is None:
+            runs[address.run_id] = change
+        else:
+            run.update(change)
+        changed_runs[address.run_id] = None
+    return changed_runs, changed_tasks
+
+
+async def _load_runs(tx: Transaction, run_ids: set[str]) -> dict[str, Row]:
+    """What the fold has to know about the runs that have rows."""
+    cursor = await tx.execute(_SQL["load_runs"], [array(run_ids)])
+    return {
+        run_id: {
+            "run_id": run_id,
+            "status": status,
+            "standalone": flag(standalone),
+            "stuck_from": stuck_from or NULL,
+            "tasks": str(tasks),
+            "tasks_completed": str(completed),
+            "tasks_failed": str(failed),
+        }
+        for run_id, status, standalone, stuck_from, tasks, completed, failed in await cursor.fetchall()
+    }
+
+
+async def _load_tasks(tx: Transaction, keys: set[_TaskKey]) -> dict[_TaskKey, Row]:
+    if not keys:
+        return {}
+    numbers = [str(n) for _, n in keys]
+    cursor = await tx.execute(_SQL["load_tasks"], [array(run_id for run_id, _ in keys), array(numbers)])
+    return {
+        (run_id, n): {"run_id": run_id, "n": str(n), "status": status} for run_id, n, status in await cursor.fetchall()
+    }
