@@ -111,7 +111,7 @@ class TrainedReader:
 
 def load_samples() -> list[Sample]:
     """Return the shipped tickets in file order."""
-    rows = csv.DictReader((files(__package__) / "data" / "tickets.csv").read_text(encoding="utf-8").splitlines())
+    rows = csv.DictReader((files(__package__) / "samples.csv").read_text(encoding="utf-8").splitlines())
     return [Sample.model_validate(row) for row in rows]
 
 
