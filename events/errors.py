@@ -10,11 +10,14 @@ CuebookError
 ├── NotFoundError              no such run, task, agent or answer  correct the name
 ├── HistoryRegressedError      the log lost or rewrote events      stop; a person decides
 └── ConfigurationError         wrong before we started             exit; never retried
+    ├── AccessDeniedError      the server refuses who we are       correct the credentials
+    └── StreamMissingError     nobody has made the space yet       start the orchestrator, or wait for it
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "AccessDeniedError",
     "CommandRejectedError",
     "ConcurrencyConflictError",
     "ConfigurationError",
@@ -23,6 +26,7 @@ __all__ = [
     "InvalidTokenError",
     "NotFoundError",
     "PoisonMessageError",
+    "StreamMissingError",
     "UnavailableError",
     "UnknownEventError",
 ]
@@ -82,3 +86,11 @@ class HistoryRegressedError(CuebookError):
 
 class ConfigurationError(CuebookError):
     """Something is wrong that no retry will mend: a setting, a version, a missing program."""
+
+
+class AccessDeniedError(ConfigurationError):
+    """The server does not take our credentials, or there are none."""
+
+
+class StreamMissingError(ConfigurationError):
+    """The space has no stream: its orchestrator has never run, or the name is another one."""
