@@ -26,6 +26,7 @@ from cuebook.events.errors import (
     PoisonMessageError,
     UnavailableError,
 )
+from cuebook.events.parser import BlockParser
 
 __all__ = ["Connection", "Listener", "MessageCallback", "connect", "ended"]
 
@@ -60,9 +61,15 @@ class Connection(Client):
 
     def __init__(self) -> None:
         super().__init__()
+        self._ps = BlockParser(self, self._deliver)
         self._direct: dict[int, MessageCallback] = {}
         self.on_reconnect: list[Callable[[], None]] = []
         self.closed = asyncio.Event()
+
+    @property
+    def has_jetstream(self) -> bool:
+        """Whether the connected server says that it has JetStream."""
+        return bool(self._server_info.get("jetstream"))
 
     async def listen(self, subject: str, callback: MessageCallback, *, queue: str = "") -> Listener:
         """Subscribe and call `callback` for each message, in order, on the event loop; also after a reconnect.
@@ -109,15 +116,19 @@ class Connection(Client):
             raise PoisonMessageError(f"{len(payload)} bytes for {subject}: the server takes {self._max_payload}")
         self.write(b"PUB %b %d\r\n%b\r\n" % (line.encode(), len(payload), payload))
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        callback = self._direct.get(sid)
+    def _deliver(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> bool:
+        callback = self._direct.get(int(sid))
         if callback is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+            return False
         try:
-            callback(subject, reply, data, headers)
+            callback(subject, reply, payload, headers)
         except Exception:  # the read loop must outlive any callback, and a person must see it
             logger.exception("a message callback raised", extra={"subject": subject.decode("utf-8", "replace")})
+        return True
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if not self._deliver(b"%d" % sid, subject, reply, data, headers):
+            await super()._process_msg(sid, subject, reply, data, headers)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before our credentials are sent. nats-py takes "tls://" for a wish; a server that offers none got them.
