@@ -48,6 +48,8 @@ WRAPPING = 4
 """A compensation's input within its task's data is the deepest: data, input, {input, output}, the user's."""
 MAX_ITEMS = 4_096
 """In one list or map. MessagePack announces lengths before content: this bounds what a lie can make us allocate."""
+MAX_CONTAINERS = 16_384
+"""Lists and maps at one level of nesting; in 256 KiB more of them would be all but empty."""
 MAX_ID_LENGTH = 128
 MAX_NAME_LENGTH = 256
 """Of a type or a source, in characters."""
@@ -153,6 +155,8 @@ def check_data(data: Any, max_depth: int = MAX_DEPTH) -> None:
         for container in level:
             if len(container) > MAX_ITEMS:
                 raise PoisonMessageError(f"{len(container)} items in one list or map are more than {MAX_ITEMS}")
+            if len(deeper) > MAX_CONTAINERS:
+                raise PoisonMessageError(f"there are more than {MAX_CONTAINERS} lists and maps side by side")
             for value in _values(container) if isinstance(container, dict) else container:
                 if type(value) in _SCALARS:
                     continue

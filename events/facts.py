@@ -2,16 +2,16 @@
 
 Each class is version 1 of its type. A stored version is never edited: a change of meaning or of a required field is a
 new class with the next number. Fields unknown to this release are ignored when reading, so adding an optional field is
-not a new version. `data` of an event is exactly the fields below. Spans of time count in seconds from when the event was recorded, by the
-server's clock; no event carries a due time by its author's clock.
+not a new version. `data` of an event is exactly the fields below. Spans of time count in seconds from when the event
+was recorded, by the server's clock; no event carries a due time by its author's clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FailFast, TypeAdapter, ValidationError
 
 from cuebook.events.errors import PoisonMessageError, UnknownEventError
 from cuebook.events.subjects import Address
@@ -72,6 +72,11 @@ __all__ = [
 ]
 
 
+_T = TypeVar("_T")
+_ListOf = Annotated[list[_T], FailFast()]
+"""A list that is refused at its first wrong item; the errors of a hostile one would take seconds to collect."""
+
+
 class Event:
     """Base of all event types. `event_type` is `<family>.<fact>.v<version>`, stored for ever."""
 
@@ -85,7 +90,7 @@ class Error:
 
     type: str
     message: str
-    classes: list[str] = field(default_factory=list)
+    classes: _ListOf[str] = field(default_factory=list)
     retryable: bool = True
 
 
@@ -107,7 +112,7 @@ class RetryPolicy:
     factor: float = 2.0
     max_s: float = 60.0
     jitter: float = 0.1
-    rules: list[RetryRule] = field(default_factory=list)
+    rules: _ListOf[RetryRule] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +174,7 @@ class RunCompensating(Event):
     event_type: ClassVar[str] = "run.compensating.v1"
     reason: str
     error: Error | None = None
-    steps: list[int] = field(default_factory=list)
+    steps: _ListOf[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +249,9 @@ class RunRejected(Event):
 class TaskRequested(Event):
     """Somebody asks the agent named in the subject to handle `input`. Higher `priority` goes first (-100 to 100).
 
-    `handler` may be empty where the agent has just one. `labels` must all be present on the instance. Tasks with the same
-    `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the step can
-    be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of the step.
+    `handler` may be empty where the agent has just one. `labels` must all be present on the instance. Tasks with the
+    same `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the
+    step can be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of it.
     """
 
     event_type: ClassVar[str] = "task.requested.v1"
@@ -573,6 +578,7 @@ _CLASSES: tuple[type[Event], ...] = (
 _ADAPTERS = {cls.event_type: TypeAdapter(cls) for cls in _CLASSES}
 _VALIDATE = {event_type: adapter.validator.validate_python for event_type, adapter in _ADAPTERS.items()}
 _REQUIRED = object()
+_MANY = 1_000
 
 
 def _defaults(cls: Any) -> tuple[tuple[str, Any], ...]:
@@ -619,9 +625,15 @@ def parse_event(address: Address, event_type: str, data: Any) -> Event:
     try:
         return validate(data if data is not None else {})  # type: ignore[no-any-return]
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "data"
-        raise PoisonMessageError(f"{event_type}: {where}: {first['msg']}", remedy="correct the field") from error
+        raise PoisonMessageError(f"{event_type}: {_first_of(error)}", remedy="correct the field") from error
+
+
+def _first_of(error: ValidationError) -> str:
+    if error.error_count() > _MANY:  # listing them all would take longer than the rest
+        return f"{error.error_count()} fields are wrong"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part)[:40] for part in first["loc"]) or "data"
+    return f"{where}: {first['msg'][:200]}"
 
 
 def to_data(event: Any) -> Any:
