@@ -10,17 +10,15 @@ Source of the mechanics: JetStream ADR-15 (subjects, flow control), ADR-17 (orde
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-import nats.errors
-
 from cuebook.events.codec import parse_headers
 from cuebook.events.connection import Connection, Listener, ended
-from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError, UnavailableError
+from cuebook.events.errors import CuebookError, HistoryRegressedError, UnavailableError
+from cuebook.events.jetstream import js_request
 
 __all__ = ["Feed", "OnMessage", "delivery_numbers", "js_request"]
 
@@ -49,27 +47,6 @@ def delivery_numbers(reply: bytes) -> tuple[int, int, int, int]:
     tokens = reply.split(b".")
     base = 5 if len(tokens) == 9 else 7
     return int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 2]), int(tokens[base + 3])
-
-
-async def js_request(
-    connection: Connection, subject: str, request: dict[str, Any], timeout_s: float = 5.0, *, none_for: int = 0
-) -> Any:
-    """One JetStream API call; None where the server refuses with err_code `none_for`.
-
-    Raises UnavailableError, or ConfigurationError with the server's own words.
-    """
-    try:
-        answer = await connection.request(f"$JS.API.{subject}", json.dumps(request).encode(), timeout=timeout_s)
-    except (nats.errors.Error, TimeoutError) as error:
-        raise UnavailableError(f"JetStream did not answer {subject}: {str(error) or type(error).__name__}") from error
-    content = json.loads(answer.data)
-    if failure := content.get("error"):
-        if none_for and failure.get("err_code") == none_for:
-            return None
-        message = f"JetStream refused {subject}: {failure.get('description')} (err_code {failure.get('err_code')})"
-        code = failure.get("code", 500)
-        raise (UnavailableError(message) if code == 429 or code >= 500 else ConfigurationError(message))
-    return content
 
 
 class Feed:

@@ -15,7 +15,8 @@ from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope, EventIds, Position, to_datetime
 from cuebook.events.errors import HistoryRegressedError, PoisonMessageError
 from cuebook.events.facts import Event
-from cuebook.events.feed import UNACKED, Feed, OnMessage, js_request
+from cuebook.events.feed import UNACKED, Feed, OnMessage
+from cuebook.events.jetstream import js_request
 from cuebook.events.lookup import first_match, matches, message_at
 from cuebook.events.stream import StreamFacts, ensure_stream, verify_stream
 from cuebook.events.subjects import Subjects

@@ -17,7 +17,7 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import UnavailableError
-from cuebook.events.feed import js_request
+from cuebook.events.jetstream import js_request
 
 __all__ = ["StoredMessage", "first_match", "matches", "message_at"]
 
@@ -58,7 +58,7 @@ async def matches(connection: Connection, stream: str, subjects: str, after: int
 
 
 async def _leader_get(connection: Connection, stream: str, request: dict[str, object]) -> StoredMessage | None:
-    answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", request, none_for=_NO_MESSAGE)
+    answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", request, none_for={_NO_MESSAGE})
     if answer is None:
         return None
     message = answer["message"]

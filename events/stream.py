@@ -8,23 +8,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import nats.errors
-from nats.js import api
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
-
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import ConfigurationError
+from cuebook.events.jetstream import js_request
 from cuebook.events.subjects import Subjects
 
 __all__ = ["StreamFacts", "ensure_stream", "verify_stream"]
 
 DUPLICATE_WINDOW_S = 120
+MIN_DUPLICATE_WINDOW_S = 60
+"""Appends without an expected sequence are repeated for half as long; see append.GIVE_UP_S."""
 HEADER_ALLOWANCE = 4 * 1024
 """`max_msg_size` counts headers too."""
+MAX_MESSAGE_BYTES = MAX_BYTES + HEADER_ALLOWANCE
 MAX_CONSUMERS = 100_000
 """The server's own default is 1,000 a stream (err_code 10026), one per agent instance is needed."""
 MINIMUM_SERVER = (2, 12)
+_NAME_IN_USE = 10058
+_NO_STREAM = 10059
+
+_MUST: dict[str, Any] = {
+    "retention": "limits",
+    "discard": "new",
+    "storage": "file",
+    "max_age": 0,
+    "max_msgs": -1,
+    "max_msgs_per_subject": -1,
+    "deny_delete": True,
+    "deny_purge": True,
+    "allow_direct": True,
+    "allow_atomic": True,
+}
+"""As the server spells them; what is not named here nor below must be unset."""
+_MUST_NOT = (
+    "allow_rollup_hdrs", "allow_msg_ttl", "allow_msg_schedules", "allow_msg_counter", "allow_batched", "no_ack",
+    "sealed", "mirror", "sources", "subject_transform",
+)  # fmt: skip
+"""They remove, rewrite or add messages behind our back, or never acknowledge them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,116 +61,99 @@ class StreamFacts:
     replicas: int
 
 
-def stream_config(subjects: Subjects, replicas: int) -> api.StreamConfig:
-    """The configuration a space's stream is created with."""
-    return api.StreamConfig(
-        name=subjects.stream,
-        description=f"cuebook space {subjects.space}: the log",
-        subjects=[subjects.all],
-        retention=api.RetentionPolicy.LIMITS,
-        discard=api.DiscardPolicy.NEW,
-        storage=api.StorageType.FILE,
-        max_age=0,
-        max_msgs=-1,
-        max_bytes=-1,
-        max_msg_size=MAX_BYTES + HEADER_ALLOWANCE,
-        max_consumers=MAX_CONSUMERS,
-        num_replicas=replicas,
-        duplicate_window=DUPLICATE_WINDOW_S,
-        deny_delete=True,
-        deny_purge=True,
-        allow_rollup_hdrs=False,
-        allow_direct=True,
-        allow_atomic=True,
-        republish=api.RePublish(src=subjects.all, dest=subjects.live),
-    )
+def stream_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """The configuration a space's stream is created with, as the server takes it."""
+    return {
+        **_MUST,
+        "name": subjects.stream,
+        "description": f"cuebook space {subjects.space}: the log",
+        "subjects": [subjects.all],
+        "max_bytes": -1,
+        "max_msg_size": MAX_MESSAGE_BYTES,
+        "max_consumers": MAX_CONSUMERS,
+        "num_replicas": replicas,
+        "duplicate_window": DUPLICATE_WINDOW_S * 10**9,
+        "republish": {"src": subjects.all, "dest": subjects.live},
+    }
 
 
 async def ensure_stream(connection: Connection, subjects: Subjects, *, replicas: int = 1) -> StreamFacts:
     """Create the stream of a space, or check the one that is there. Raises as `verify_stream`."""
-    version = connection.connected_server_version
-    if (version.major, version.minor) < MINIMUM_SERVER:
-        raise ConfigurationError(
-            f"nats-server {version.major}.{version.minor} is older than {'.'.join(map(str, MINIMUM_SERVER))}",
-            remedy="upgrade the server",
-        )
-    js = connection.jetstream()
-    try:
-        await js.add_stream(stream_config(subjects, replicas))
-    except APIError as error:
-        if error.err_code != 10058:  # the name is in use with another configuration: let the check say which
-            raise _api_error(error) from error
-    except nats.errors.Error as error:
-        raise _no_jetstream(connection) from error
+    _check_server(connection)
+    # One that is there with another configuration is left alone: the check says what is wrong with it.
+    await js_request(
+        connection,
+        f"STREAM.CREATE.{subjects.stream}",
+        stream_config(subjects, replicas),
+        none_for={_NAME_IN_USE},
+    )
     return await verify_stream(connection, subjects)
 
 
 async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFacts:
     """Refuse a stream that could lose or change events.
 
-    Raises ConfigurationError naming each setting that is wrong, or when there is no such stream; UnavailableError when
-    JetStream does not answer.
+    Raises ConfigurationError naming each setting that is wrong, or when there is no such stream or no JetStream;
+    UnavailableError when JetStream does not answer.
     """
-    js = connection.jetstream()
-    try:
-        info = await js.stream_info(subjects.stream)
-    except NotFoundError as error:
+    _check_server(connection)
+    info = await js_request(connection, f"STREAM.INFO.{subjects.stream}", {}, none_for={_NO_STREAM})
+    if info is None:
         raise ConfigurationError(
             f"there is no stream {subjects.stream} for space {subjects.space!r}",
             remedy="start the orchestrator once ('cuebook serve orchestrator' or 'cuebook dev'); it creates the stream",
-        ) from error
-    except ServiceUnavailableError as error:
-        raise _no_jetstream(connection) from error
-    except nats.errors.Error as error:
-        raise UnavailableError(f"JetStream did not answer: {str(error) or type(error).__name__}") from error
-    wrong = _differences(info.config, subjects)
+        )
+    config, state = info["config"], info["state"]
+    wrong = _differences(config, subjects)
     if wrong:
         raise ConfigurationError(
             f"stream {subjects.stream} could lose events: " + "; ".join(wrong),
             remedy="correct these settings with 'nats stream edit', or use another space",
         )
-    state = info.state
     return StreamFacts(
         name=subjects.stream,
-        first_sequence=state.first_seq,
-        last_sequence=state.last_seq,
-        messages=state.messages,
-        bytes=state.bytes,
-        consumers=state.consumer_count,
-        replicas=info.config.num_replicas or 1,
+        first_sequence=state["first_seq"],
+        last_sequence=state["last_seq"],
+        messages=state["messages"],
+        bytes=state["bytes"],
+        consumers=state["consumer_count"],
+        replicas=config.get("num_replicas", 1),
     )
 
 
-def _differences(config: api.StreamConfig, subjects: Subjects) -> list[str]:
-    wanted: dict[str, tuple[Any, Any]] = {
-        "subjects": (config.subjects, [subjects.all]),
-        "retention": (_plain(config.retention), "limits"),
-        "discard": (_plain(config.discard), "new"),
-        "storage": (_plain(config.storage), "file"),
-        "max_age": (config.max_age or 0, 0),
-        "max_msgs": (config.max_msgs, -1),
-        "max_msgs_per_subject": (config.max_msgs_per_subject, -1),
-        "deny_delete": (bool(config.deny_delete), True),
-        "deny_purge": (bool(config.deny_purge), True),
-        "allow_rollup_hdrs": (bool(config.allow_rollup_hdrs), False),
-        "allow_msg_ttl": (bool(config.allow_msg_ttl), False),
-        "allow_direct": (bool(config.allow_direct), True),
-        "persist_mode": (_plain(getattr(config, "persist_mode", None)) in (None, "", "default"), True),
-        "republish": (config.republish.dest if config.republish else None, subjects.live),
+def _check_server(connection: Connection) -> None:
+    version = connection.connected_server_version
+    if (version.major, version.minor) < MINIMUM_SERVER:
+        raise ConfigurationError(
+            f"nats-server {version.major}.{version.minor} is older than {'.'.join(map(str, MINIMUM_SERVER))}",
+            remedy="upgrade the server",
+        )
+    if not connection.has_jetstream:
+        url = connection.connected_url
+        raise ConfigurationError(
+            f"JetStream is not enabled on {url.hostname if url else 'the server'}",
+            remedy="start nats-server with -js, or with nats/production.conf",
+        )
+
+
+def _differences(config: dict[str, Any], subjects: Subjects) -> list[str]:
+    must = {
+        **_MUST,
+        **dict.fromkeys(_MUST_NOT),
+        "subjects": [subjects.all],
+        "republish": {"src": subjects.all, "dest": subjects.live},
     }
-    return [f"{name} is {have!r}, must be {want!r}" for name, (have, want) in wanted.items() if have != want]
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
-
-
-def _api_error(error: APIError) -> ConfigurationError:
-    return ConfigurationError(f"JetStream refused the stream: {error.description} (err_code {error.err_code})")
-
-
-def _no_jetstream(connection: Connection) -> ConfigurationError:
-    url = connection.connected_url.netloc if connection.connected_url else "the server"
-    return ConfigurationError(
-        f"JetStream is not enabled on {url}", remedy="start nats-server with -js, or with nats/production.conf"
-    )
+    wrong = [
+        f"{name} is {config.get(name)!r}, must be {want!r}"
+        for name, want in must.items()
+        if (config.get(name) or None) != (want or None)  # the server leaves out what is off
+    ]
+    if config.get("persist_mode", "default") not in ("", "default"):
+        wrong.append(f"persist_mode is {config['persist_mode']!r}, must be 'default'")
+    if 0 <= config.get("max_msg_size", -1) < MAX_MESSAGE_BYTES:
+        wrong.append(f"max_msg_size is {config['max_msg_size']}, must be at least {MAX_MESSAGE_BYTES}")
+    if config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9:
+        wrong.append(
+            f"duplicate_window is {config.get('duplicate_window', 0)}, must be at least {MIN_DUPLICATE_WINDOW_S} s"
+        )
+    return wrong

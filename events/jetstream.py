@@ -1,0 +1,46 @@
+"""One call of the JetStream API, with its refusals sorted by what the caller does next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+import nats.errors
+
+from cuebook.events.connection import Connection
+from cuebook.events.errors import ConfigurationError, UnavailableError
+
+__all__ = ["js_request"]
+
+_SETTINGS = frozenset({10039, 10074, 10076})
+"""Refusals with code 500 or 503 that no retry mends: JetStream off (account, server), replicas without a cluster."""
+
+
+async def js_request(
+    connection: Connection,
+    subject: str,
+    request: dict[str, Any],
+    timeout_s: float = 5.0,
+    *,
+    none_for: Collection[int] = (),
+) -> Any:
+    """Ask `$JS.API.<subject>` and give the answer; None where it is a refusal with an err_code in `none_for`.
+
+    Raises UnavailableError, or ConfigurationError with the server's own words. Source: nats-server `errors.json`.
+    """
+    try:
+        answer = await connection.request(f"$JS.API.{subject}", json.dumps(request).encode(), timeout=timeout_s)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"JetStream did not answer {subject}: {str(error) or type(error).__name__}") from error
+    content = json.loads(answer.data)
+    failure = content.get("error")
+    if failure is None:
+        return content
+    code, err_code = failure.get("code", 500), failure.get("err_code", 0)
+    if err_code in none_for:
+        return None
+    message = f"JetStream refused {subject}: {failure.get('description')} (err_code {err_code})"
+    if (code == 429 or code >= 500) and err_code not in _SETTINGS:
+        raise UnavailableError(message)
+    raise ConfigurationError(message)
