@@ -501,9 +501,11 @@ class AgentHost:
                 self.ready.set()
                 await self._stopping.wait()
             finally:
-                for renewal in self._renewals:
-                    renewal.cancel()
-                await asyncio.gather(*(one.drain("stopped", within_s=drain_s) for one in self.instances))
+                while leaving := [
+                    *self._renewals,
+                    *(one.drain("stopped", within_s=drain_s) for one in self._staying()),
+                ]:
+                    await asyncio.gather(*leaving)
                 await self.log.appender.flushed()
         if self._failure is not None:
             raise self._failure
@@ -511,6 +513,9 @@ class AgentHost:
     def stop(self) -> None:
         """End `run()`: drain every instance within its deadline."""
         self._stopping.set()
+
+    def _staying(self) -> list[Instance]:
+        return [one for one in self.instances if not one.draining]
 
     async def _add(self, cls: type[Agent]) -> None:
         instance = Instance(self.log, cls, self._on_spent)
@@ -526,7 +531,7 @@ class AgentHost:
         """A fresh instance first, then the old one leaves: no moment without slots."""
         spent = instance._taken >= instance.agent_class.recycle_after > 0
         try:
-            if spent:
+            if spent and not self._stopping.is_set():
                 await self._add(instance.agent_class)
             await instance.drain("recycled" if spent else "drain requested")
         except Exception as error:  # noqa: BLE001 - a renewal that fails ends the process, which its supervisor restarts

@@ -173,6 +173,7 @@ class Conductor:
         """Append what follows from the run's state, unless a decision about the run itself is under way."""
         if run.pending or run.closed:
             return
+        self._forget_requested(run)
         match run.status:
             case "requested":
                 self._admit(run)
@@ -228,6 +229,7 @@ class Conductor:
         execution = self._executions.pop(run.run_id, None)
         if execution is not None:
             execution.close()
+        self._requesting.pop(run.run_id, None)
         for n in run.items:
             self._timers.cancel(("step", run.run_id, n))
 
@@ -315,18 +317,24 @@ class Conductor:
                 done=done,
             )
         except PoisonMessageError as error:
-            self._requested(run, n, None)
+            under_way.discard(n)
             self._wind_down(run, f"step {n} cannot be stored: {error}", error_of(error))
 
     def _requested(self, run: RunState, n: int, error: CuebookError | None) -> None:
-        """The request of a step has an outcome; a conflict means that the log has one, which the fold compares."""
-        under_way = self._requesting.get(run.run_id, set())
-        under_way.discard(n)
-        if not under_way:
-            self._requesting.pop(run.run_id, None)
-        if error is not None and not isinstance(error, ConcurrencyConflictError):
+        """The append of a step has an outcome. One that was stored stays under way until the fold has it."""
+        if error is None:
+            return
+        self._requesting.get(run.run_id, set()).discard(n)
+        if not isinstance(error, ConcurrencyConflictError):
             logger.warning("could not append: %s", error, extra={"run_id": run.run_id, "n": n})
-            self._again(("run", run.run_id))
+        self._again(("run", run.run_id))
+
+    def _forget_requested(self, run: RunState) -> None:
+        under_way = self._requesting.get(run.run_id)
+        if under_way is not None:
+            under_way -= {n for n in under_way if (item := run.items.get(n)) is not None and item.status != "new"}
+            if not under_way:
+                del self._requesting[run.run_id]
 
     # --- ending ---
 

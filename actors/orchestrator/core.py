@@ -41,6 +41,8 @@ class Orchestrator:
     def receive(self, item: Envelope | Unreadable, *, guarded: bool = True) -> None:
         """Fold the next message of the log and, when active, decide what follows."""
         touched = self.world.fold(item, guarded=guarded)
+        if isinstance(item, Envelope):
+            _clear_pending(item.id, touched)
         if self.active:
             self._react(item, touched)
         elif self.world.owed:
@@ -71,8 +73,6 @@ class Orchestrator:
             self._react_to_run(item, run, touched)
         elif touched.instance is not None:
             instance = touched.instance
-            if isinstance(item, Envelope) and instance.pending == item.id:
-                instance.pending = ""
             self._decide_instance(instance)
             self.dispatcher.instances_changed(instance.agent)
         elif touched.event is not None:
@@ -81,11 +81,8 @@ class Orchestrator:
             self._settle_owed()
 
     def _react_to_run(self, item: Envelope | Unreadable, run: RunState, touched: Touched) -> None:
-        event_id = item.id if isinstance(item, Envelope) else ""
         part = touched.item
         if part is None:
-            if run.pending == event_id:
-                run.pending = ""
             if run.opened_sequence in self.world.unchecked:
                 return
             if run.closed:
@@ -94,8 +91,6 @@ class Orchestrator:
                 self.conductor.decide(run)
                 self._decide_open(run)
             return
-        if part.pending == event_id:
-            part.pending = ""
         if run.opened_sequence in self.world.unchecked:
             return
         if isinstance(part, TaskState):
@@ -220,3 +215,10 @@ class Orchestrator:
             self.dispatcher.overdue(run, part)
         else:
             self._decide_part(run, part)
+
+
+def _clear_pending(event_id: str, touched: Touched) -> None:
+    """Our own append has come back through the log: the decision is made."""
+    target = touched.item or touched.run or touched.instance
+    if target is not None and target.pending == event_id:
+        target.pending = ""

@@ -382,7 +382,7 @@ class RunState:
             case RunCancelRequested():
                 self.cancel_reason = event.reason or "cancelled"
             case RunRetryRequested():
-                self.retry_requested = True
+                self.retry_requested = self.status == "stuck"
             case _:
                 pass
 

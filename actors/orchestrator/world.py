@@ -114,6 +114,9 @@ class World:
             if not guarded and address.fact == "requested":
                 self.unchecked[envelope.sequence] = address.run_id
                 self.owed.append(envelope.sequence)
+        elif run.standalone and address.n > 0:
+            self._refuse(envelope, f"{address.run_id} is one task, number 0", "ask for it under a run id of its own")
+            return _NOTHING
         elif address.fact == "requested" and self._is_repeated(run, envelope):
             self._refuse(envelope, f"{address.run_id} was requested before", "use another run id")
         event = envelope.event
