@@ -1,0 +1,1 @@
+"""Throughput and latency of cuebook on one machine: `just bench`."""

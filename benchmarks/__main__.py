@@ -1,0 +1,94 @@
+"""The command: `just bench`, or `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.machine import machine_facts
+from benchmarks.measure import Result, measure
+from benchmarks.report import show, show_conditions, show_cpu, show_round, write_json
+from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.stage import servers, stage
+from cuebook.events.errors import CuebookError
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH = 110
+"""Where the output is no terminal."""
+
+
+class Projections(StrEnum):
+    off = "off"
+    on = "on"
+    both = "both"
+
+
+def main(
+    scenario: Annotated[str, typer.Option(help="Which to run, with commas.")] = ",".join(SCENARIOS),
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each scenario, after warming up.")] = 3,
+    projections: Annotated[Projections, typer.Option(help="With or without PostgreSQL.")] = Projections.both,
+    scale: Annotated[float, typer.Option(min=0.001, help="0.1: a tenth of the tasks, for a quick look.")] = 1.0,
+    sync_always: Annotated[bool, typer.Option(help="Each acknowledged event is on disk, as in production.")] = False,
+    profile: Annotated[bool, typer.Option(help="Show the CPU time of each process for one task.")] = False,
+    profile_python: Annotated[
+        Path | None, typer.Option(help="Folder for where each Python process spends its time, as text.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for all numbers; benchmarks/results/<time>.json.")] = None,
+) -> None:
+    """Measure throughput, concurrency, latency and sagas on this machine, over the whole path from client to client."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    chosen = [_scenario(name).scaled(scale) for name in scenario.split(",")]
+    path = json or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}.json"
+    conditions = machine_facts() | {
+        "sync": "always: acknowledged is on disk" if sync_always else "every 2 minutes: survives a kill of the server",
+        "rounds": rounds,
+        "scale": scale,
+    }
+    show_conditions(console, conditions)
+    samples = profile_python.resolve() if profile_python else None
+    results: list[Result] = []
+    for with_projections in {"off": [False], "on": [True], "both": [False, True]}[projections]:
+        try:
+            results += asyncio.run(_measure(console, chosen, rounds, with_projections, sync_always, samples))
+        except CuebookError as error:
+            raise SystemExit(f"{error}\n{error.remedy}") from error
+    show(console, results)
+    if profile:
+        show_cpu(console, results)
+    write_json(path, conditions, results)
+    console.print(f"[dim]all numbers: {path}[/]")
+
+
+def _scenario(name: str) -> Scenario:
+    found = SCENARIOS.get(name.strip().upper())
+    if found is None:
+        raise typer.BadParameter(f"no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+    return found
+
+
+async def _measure(
+    console: Console, scenarios: list[Scenario], rounds: int, projections: bool, sync_always: bool, samples: Path | None
+) -> list[Result]:
+    results = []
+    with tempfile.TemporaryDirectory(prefix="cuebook-bench-") as directory:
+        async with servers(Path(directory), projections=projections, sync_always=sync_always) as running:
+            for one in scenarios:
+                console.print(f"[bold]{one.name}[/] {one.title}, projections {'on' if projections else 'off'}")
+                async with stage(running) as ready:
+                    line = partial(show_round, console, one)
+                    results.append(await measure(one, ready, rounds=rounds, samples=samples, on_round=line))
+    return results
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,94 @@
+"""The processes of a benchmark: starting them, giving them orders, and what CPU time they have used."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from cuebook.events.errors import UnavailableError
+
+__all__ = ["Worker", "cpu_s", "worker"]
+
+ANSWER_BYTES: Final = 64 * 1024 * 1024
+END_DEADLINE_S: Final = 20.0
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+class Worker:
+    """One running `benchmarks.worker`; see `worker`."""
+
+    def __init__(self, role: str, process: asyncio.subprocess.Process) -> None:
+        self.role, self._process = role, process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def order(self, what: str, **details: Any) -> dict[str, Any]:
+        """Give an order and wait for the answer. Raises UnavailableError when the process has ended instead."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": what, **details}).encode() + b"\n")
+        return await self.answer()
+
+    async def answer(self) -> dict[str, Any]:
+        """The next answer; the first one says that the process is ready."""
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise UnavailableError(f"the {self.role} process has ended with {await self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    async def end(self) -> None:
+        """No more orders; wait until the process has ended, and kill it when it does not."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(END_DEADLINE_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def worker(role: str, url: str, space: str, database: str = "") -> AsyncIterator[Worker]:
+    """Start a process in a role and wait until it is ready; it ends with the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.worker", role, "--url", url, "--space", space, "--database", database),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=ANSWER_BYTES,
+        cwd=_ROOT,
+    )
+    started = Worker(role, process)
+    try:
+        await started.answer()
+        yield started
+    finally:
+        await started.end()
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds used so far by a process, its threads and its children (user and system). Source: proc(5), stat."""
+    total = 0.0
+    pids = [pid]
+    while pids:
+        one = pids.pop()
+        try:
+            # The name in parentheses may hold blanks, and parentheses.
+            fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            for children in Path(f"/proc/{one}/task").glob("*/children"):
+                pids += [int(child) for child in children.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended; its parent counts what it used
+        own, reaped = fields[11:13], fields[13:15]
+        total += sum(map(int, (*own, *reaped))) / _TICKS_PER_S
+    return total
