@@ -53,6 +53,7 @@ class OrchestratorService:
         self.caught_up = asyncio.Event()
         self.deciding = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects)
         self._snapshot_at = 0
         self._inboxes = Inboxes(connection, self.log.subjects)
@@ -64,13 +65,13 @@ class OrchestratorService:
             await self.log.ensure(replicas=self._replicas)
             await self._restore()
             facts = await self.log.verify()
-            target = facts.last_sequence
+            self._target = facts.last_sequence  # before the feed, which delivers at once
             heartbeats = await self._connection.listen(
                 self.log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), self._on_heartbeat
             )
             feed = self.log.feed(self._on_message, after=self.core.world.position.sequence)
             async with feed:
-                await self._catch_up(target, feed.failure)
+                await self._catch_up(feed.failure)
                 questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
                 lease = Lease(self._connection, self.log.subjects, self.name)
                 try:
@@ -116,8 +117,8 @@ class OrchestratorService:
         if not self.caught_up.is_set() and sequence >= self._target:
             self.caught_up.set()
 
-    async def _catch_up(self, target: int, failure: asyncio.Future[None]) -> None:
-        self._target = target
+    async def _catch_up(self, failure: asyncio.Future[None]) -> None:
+        target = self._target
         began, first = time.monotonic(), self.core.world.position.sequence
         if first >= target:
             self.caught_up.set()
