@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from cuebook.events.errors import (
+    AccessDeniedError,
     ConfigurationError,
     CuebookError,
     InvalidTokenError,
@@ -220,7 +221,7 @@ def _refusal(url: str, error: Exception, *, tried: bool) -> CuebookError:
     if not tried:
         return ConfigurationError(f"{url!r} is no URL of a NATS server: {text}", remedy="write nats://host:port")
     if "authorization" in text.lower() or "authentication" in text.lower():  # nats-py gives no code and one type
-        return ConfigurationError(f"{url} refused us: {text}", remedy="check the credentials in the URL")
+        return AccessDeniedError(f"{url} refused us: {text}", remedy="check the credentials in the URL")
     if isinstance(error, ssl.SSLError | nats.errors.SecureConnWantedError):
         return ConfigurationError(f"no TLS with {url}: {text}", remedy="check the certificates on both sides")
     return UnavailableError(

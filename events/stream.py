@@ -10,7 +10,7 @@ from typing import Any
 
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection
-from cuebook.events.errors import ConfigurationError
+from cuebook.events.errors import ConfigurationError, StreamMissingError
 from cuebook.events.jetstream import js_request
 from cuebook.events.subjects import Subjects
 
@@ -99,7 +99,7 @@ async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFac
     _check_server(connection)
     info = await js_request(connection, f"STREAM.INFO.{subjects.stream}", {}, none_for={_NO_STREAM})
     if info is None:
-        raise ConfigurationError(
+        raise StreamMissingError(
             f"there is no stream {subjects.stream} for space {subjects.space!r}",
             remedy="start the orchestrator once ('cuebook serve orchestrator' or 'cuebook dev'); it creates the stream",
         )
