@@ -6,14 +6,16 @@ Everything here is one append or one read; nothing needs a server of ours but th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import logging
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import nats.errors
 
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, fold_run
-from cuebook.events.connection import Connection, Listener
+from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import (
     CommandRejectedError,
@@ -41,7 +43,13 @@ __all__ = ["Client", "Outcome"]
 _TASK_ENDS = ("completed", "cancelled", "aborted", "rejected")
 _RUN_ENDS = ("completed", "failed", "compensated", "cancelled", "rejected", "stuck")
 LOOK_AGAIN_S = 5.0
-"""Live messages may be missed; this often the log itself is asked about what is still awaited."""
+"""Live messages may be missed; this often the log itself is asked about some of what is still awaited."""
+LOOKS = 100
+"""About so many: those nobody has looked for longest. After a reconnect it is asked about all."""
+
+logger = logging.getLogger(__name__)
+
+_Kind = Literal["task", "run"]
 
 
 class Outcome:
@@ -56,23 +64,44 @@ class Outcome:
         return f"Outcome({self.run_id!r}, {self.status!r}, result={self.result!r}, error={self.error!r})"
 
 
+class _Awaited:
+    """Who waits for the end of one run, and which kind of fact ends it."""
+
+    __slots__ = ("futures", "kind")
+
+    def __init__(self, kind: _Kind) -> None:
+        self.kind = kind
+        self.futures: list[asyncio.Future[Outcome]] = []
+
+
 class Client:
     """A space as seen from outside. Use `async with`; `by` names the person or program in what it writes."""
 
     def __init__(self, connection: Connection, space: str, *, by: str = "client") -> None:
         self.log = EventLog(connection, space, source=by)
         self._connection, self._by = connection, by
-        self._awaited: dict[str, tuple[str, asyncio.Future[Outcome]]] = {}
-        """By run id: which kind of fact ends it, and who waits."""
+        self._awaited: dict[str, _Awaited] = {}
+        """By run id."""
+        self._heard: set[_Kind] = set()
+        """Kinds of runs whose ends reach us as live messages."""
+        self._listening = asyncio.Lock()
         self._listeners: list[Listener] = []
+        self._reconnected = asyncio.Event()
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         await self.log.__aenter__()
+        self._connection.on_reconnect.append(self._reconnected.set)
+        self._looker = asyncio.get_running_loop().create_task(self._keep_looking())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._connection.on_reconnect.remove(self._reconnected.set)
+        await ended(self._looker)
         for listener in self._listeners:
             await listener.close()
+        for run_id, awaited in self._awaited.items():
+            for future in awaited.futures:
+                _fail(future, UnavailableError(f"closed before run {run_id} had ended; it goes on"))
         await self.log.__aexit__(*exc_info)
 
     def new_id(self, prefix: str = "") -> str:
@@ -118,7 +147,7 @@ class Client:
         return run_id
 
     async def publish(self, topic: str, data: Any, *, event_id: str = "") -> int:
-        """Publish an outside event; returns its stream sequence. One with an `event_id` is stored once in two minutes."""
+        """Publish an outside event; returns its sequence. One with an `event_id` is stored once in two minutes."""
         return await self.log.append(
             self.log.subjects.event(topic), OutsideEvent(data=data), event_id=event_id, event_type=topic
         )
@@ -144,72 +173,136 @@ class Client:
 
     async def wait(self, run_id: str, *, timeout_s: float | None = None) -> Outcome:
         """Wait until a run has ended (or is stuck). Raises TimeoutError, NotFoundError when there is no such run."""
-        state = await self.state(run_id)
-        future = await self.expect(run_id, "task" if state.standalone else "run")
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    state = await self.state(run_id)
-                    if (outcome := _outcome(state)) is not None:
-                        return outcome
-                    done, _ = await asyncio.wait([future], timeout=LOOK_AGAIN_S)
-                    if done:
-                        return future.result()
-        finally:
-            self._awaited.pop(run_id, None)
+        async with asyncio.timeout(timeout_s):
+            state = await self.state(run_id)
+            if (outcome := _outcome(state)) is not None:
+                return outcome
+            future = await self.expect(run_id, "task" if state.standalone else "run")
+            try:
+                await self._look_at(run_id)  # it may have ended before we listened
+                return await future
+            finally:
+                self._forget(run_id, future)
 
     async def expect(self, run_id: str, kind: Literal["task", "run"]) -> asyncio.Future[Outcome]:
         """A future for the outcome as the live messages tell it; call before submitting so that none is missed.
 
         `kind`: a standalone task ends with a fact of its task 0, a run of a saga with one of its own.
         """
-        if not self._listeners:
-            await self._listen()
-        if run_id not in self._awaited:
-            self._awaited[run_id] = kind, asyncio.get_running_loop().create_future()
-        return self._awaited[run_id][1]
+        if kind not in self._heard:
+            await self._listen(kind)
+        awaited = self._awaited.get(run_id)
+        if awaited is None:
+            awaited = self._awaited[run_id] = _Awaited(kind)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        awaited.futures.append(future)
+        return future
 
-    async def run_task(self, agent: str, input: Any, *, timeout_s: float | None = None, **options: Any) -> Outcome:  # noqa: A002
-        """Request a standalone task and wait for its outcome, by live messages first."""
-        run_id = options.pop("run_id", "") or self.new_id()
-        future = await self.expect(run_id, "task")
-        await self.submit_task(agent, input, run_id=run_id, **options)
-        return await self._outcome_of(run_id, future, timeout_s)
+    async def run_task(
+        self,
+        agent: str,
+        input: Any,  # noqa: A002 - as in submit_task
+        *,
+        timeout_s: float | None = None,
+        run_id: str = "",
+        **options: Any,
+    ) -> Outcome:
+        """Request a standalone task and wait `timeout_s` for its outcome; `options` and errors as for `submit_task`.
+
+        After a TimeoutError the task goes on.
+        """
+        async with asyncio.timeout(timeout_s):
+            fresh, run_id = not run_id, run_id or self.new_id()
+            subject = self.log.subjects.task(run_id, 0, "requested", agent)
+            return await self._run("task", run_id, subject, TaskRequested(input=input, **options), fresh=fresh)
 
     async def run_saga(self, saga: str, input: Any, *, timeout_s: float | None = None, run_id: str = "") -> Outcome:  # noqa: A002
-        """Request a run of a saga and wait for its outcome."""
-        run_id = run_id or self.new_id(saga[:40])
-        future = await self.expect(run_id, "run")
-        await self.submit_run(saga, input, run_id=run_id)
-        return await self._outcome_of(run_id, future, timeout_s)
+        """Request a run of a saga and wait `timeout_s` for its outcome; as `run_task`."""
+        async with asyncio.timeout(timeout_s):
+            fresh, run_id = not run_id, run_id or self.new_id(saga[:40])
+            subject = self.log.subjects.run(run_id, "requested", saga)
+            return await self._run("run", run_id, subject, RunRequested(input=input), fresh=fresh)
 
-    async def _outcome_of(self, run_id: str, future: asyncio.Future[Outcome], timeout_s: float | None) -> Outcome:
+    async def _run(
+        self, kind: _Kind, run_id: str, subject: str, event: RunRequested | TaskRequested, *, fresh: bool
+    ) -> Outcome:
+        future = await self.expect(run_id, kind)
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is not None:
+                _fail(future, error)
+
         try:
-            return await asyncio.wait_for(asyncio.shield(future), min(LOOK_AGAIN_S, timeout_s or LOOK_AGAIN_S))
-        except TimeoutError:
-            return await self.wait(run_id, timeout_s=timeout_s)
+            if fresh:  # then nothing refuses it, and its outcome says that it was stored
+                self.log.post(subject, event, scope=self.log.subjects.everything_of(run_id), expected=0, done=done)
+            else:
+                await self._open_run(subject, event, run_id)
+            return await future
         finally:
-            self._awaited.pop(run_id, None)
+            self._forget(run_id, future)
 
-    async def _listen(self) -> None:
-        space = self.log.subjects.space
-        subjects = [f"live.{space}.run.*.task.0.{fact}" for fact in _TASK_ENDS]
-        subjects += [f"live.{space}.run.*.{fact}" for fact in _RUN_ENDS]
-        self._listeners = [await self._connection.listen(subject, self._on_live) for subject in subjects]
+    def _forget(self, run_id: str, future: asyncio.Future[Outcome]) -> None:
+        awaited = self._awaited.get(run_id)
+        if awaited is not None and future in awaited.futures:
+            awaited.futures.remove(future)
+            if not awaited.futures:
+                del self._awaited[run_id]
 
-    def _on_live(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
-        run_id = subject.split(b".", 4)[3].decode()
-        kind, future = self._awaited.get(run_id, ("", None))
-        if future is None or future.done():
+    async def _listen(self, kind: _Kind) -> None:
+        async with self._listening:
+            if kind in self._heard:
+                return
+            ends, part = (_TASK_ENDS, "task.0.") if kind == "task" else (_RUN_ENDS, "")
+            for fact in ends:
+                subject = f"live.{self.log.subjects.space}.run.*.{part}{fact}"
+                self._listeners.append(await self._connection.listen(subject, self._on_live))
+            self._heard.add(kind)
+
+    def _on_live(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:  # noqa: ARG002
+        tokens = subject.split(b".")
+        run_id = tokens[3].decode()
+        awaited = self._awaited.get(run_id)
+        if awaited is None or (awaited.kind == "task") != (len(tokens) > 5):
             return
         item = self.log.decode(subject[5:].decode(), payload, 0, 0, None)
-        if not isinstance(item, Envelope) or item.address.kind != kind:
+        if not isinstance(item, Envelope):
             return
         event = item.event
         error = getattr(event, "error", None)
         reason = error.message if error is not None else getattr(event, "reason", "")
-        result = getattr(event, "output" if kind == "task" else "result", None)
-        future.set_result(Outcome(run_id, item.address.fact, result, reason))
+        result = getattr(event, "output" if awaited.kind == "task" else "result", None)
+        self._tell(run_id, Outcome(run_id, item.address.fact, result, reason))
+
+    def _tell(self, run_id: str, outcome: Outcome) -> None:
+        awaited = self._awaited.pop(run_id, None)
+        for future in awaited.futures if awaited else ():
+            if not future.done():
+                future.set_result(outcome)
+
+    async def _keep_looking(self) -> None:
+        """Live messages come at most once, so the log is asked: about a few in turn, about all after a reconnect."""
+        while True:
+            try:
+                await asyncio.wait_for(self._reconnected.wait(), LOOK_AGAIN_S)
+                self._reconnected.clear()
+                chosen = list(self._awaited)
+            except TimeoutError:
+                chosen = list(itertools.islice(self._awaited, LOOKS))
+            try:
+                for run_id in chosen:
+                    await self._look_at(run_id)
+            except CuebookError as error:
+                logger.debug("could not look for outcomes: %s", error)  # the next look is soon
+
+    async def _look_at(self, run_id: str) -> None:
+        awaited = self._awaited.pop(run_id, None)
+        if awaited is None:
+            return
+        self._awaited[run_id] = awaited  # the last one to be looked at again
+        subjects = self.log.subjects
+        scope = subjects.task_scope(run_id, 0) if awaited.kind == "task" else subjects.run_scope(run_id)
+        if (outcome := _outcome(fold_run(run_id, await self.log.scope_history(scope)))) is not None:
+            self._tell(run_id, outcome)
 
     # --- looking ---
 
@@ -238,7 +331,7 @@ class Client:
     # --- deciding as a person ---
 
     async def cancel(self, run_id: str, *, n: int | None = None, reason: str = "") -> int:
-        """Ask for the end of a run, or of one task of it. Raises NotFoundError, CommandRejectedError when it is over."""
+        """Ask for the end of a run or of one task of it. Raises NotFoundError, CommandRejectedError when it is over."""
         state = await self.state(run_id)
         if state.closed or state.outcome() in _TASK_ENDS:
             raise CommandRejectedError(f"run {run_id} is over: {state.outcome()}")
@@ -317,6 +410,12 @@ class Client:
         """Ask an instance to finish what it has and stop."""
         event = DrainRequested(reason=reason, by=self._by)
         return await self.log.append(self.log.subjects.agent(agent, instance, "drain_requested"), event)
+
+
+def _fail(future: asyncio.Future[Outcome], error: CuebookError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # whoever asked for it may be gone; asyncio would complain about that
 
 
 def _outcome(state: RunState) -> Outcome | None:
