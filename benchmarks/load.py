@@ -14,7 +14,8 @@ from cuebook.events.errors import CuebookError
 
 __all__ = ["Measured", "play"]
 
-TIMEOUT_S = 60.0
+DEADLINE_S = 300.0
+"""What has not ended so long after the round began has failed."""
 _Start = Callable[[int], Awaitable[Outcome]]
 
 
@@ -33,20 +34,23 @@ async def play(client: Client, scenario: Scenario) -> Measured:
     measured = Measured()
     start = _start(client, scenario)
     began = time.perf_counter()
-    await (_open(start, scenario, measured) if scenario.starts_per_s else _closed(start, scenario, measured))
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await (_open(start, scenario, measured) if scenario.starts_per_s else _closed(start, scenario, measured))
+    except TimeoutError:
+        missing = scenario.count - len(measured.times_ms) - sum(measured.failures.values())
+        measured.failures[f"no outcome within {DEADLINE_S:g} s"] = missing
     measured.seconds = time.perf_counter() - began
     return measured
 
 
 def _start(client: Client, scenario: Scenario) -> _Start:
     if scenario.saga:
-        return lambda number: client.run_saga(three.name, {"number": number}, timeout_s=TIMEOUT_S)
+        return lambda number: client.run_saga(three.name, {"number": number})
     if scenario.pause_s:
         pause = {"seconds": scenario.pause_s}
-        return lambda _: client.run_task(Stagehand.name, pause, handler=scenario.handler, timeout_s=TIMEOUT_S)
-    return lambda number: client.run_task(
-        Stagehand.name, {"number": number}, handler=scenario.handler, timeout_s=TIMEOUT_S
-    )
+        return lambda _: client.run_task(Stagehand.name, pause, handler=scenario.handler)
+    return lambda number: client.run_task(Stagehand.name, {"number": number}, handler=scenario.handler)
 
 
 async def _closed(start: _Start, scenario: Scenario, measured: Measured) -> None:
@@ -87,7 +91,7 @@ async def _open(start: _Start, scenario: Scenario, measured: Measured) -> None:
 async def _time(start: _Start, number: int, since: float, scenario: Scenario, measured: Measured) -> None:
     try:
         outcome = await start(number)
-    except (CuebookError, TimeoutError) as error:
+    except CuebookError as error:
         failure = f"{type(error).__name__}: {error}"
     else:
         took_s = time.perf_counter() - since
