@@ -19,7 +19,7 @@ from cuebook.events.subjects import Subjects
 
 __all__ = ["SnapshotStore"]
 
-FORMAT = 1
+FORMAT = 2
 """Grows when the fold changes its shape; a snapshot of another format is not used."""
 _NAME = "orchestrator"
 

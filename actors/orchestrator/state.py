@@ -51,11 +51,14 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import Unreadable
 
-__all__ = ["RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run"]
+__all__ = ["RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run", "span_us"]
 
 RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})
 STEP_CLOSED: Final = frozenset({"matched", "answered", "expired", "cancelled"})
+_OPENING: Final = frozenset({TaskRequested, StepSlept, StepWaiting, StepAsked})
+_LONGEST_S: Final = 1e9
+"""Thirty years: longer spans are cut, so that every moment is a number the clocks of all systems can show."""
 
 
 class TaskState:
@@ -99,6 +102,8 @@ class TaskState:
     # Not folded but kept beside the fold by the orchestrator that runs it:
     pending: str = ""
     queued: bool = False
+    gone: bool = False
+    """Its run has ended, whatever became of the task."""
 
     def __init__(self, run_id: str, n: int) -> None:
         self.run_id, self.n = run_id, n
@@ -110,7 +115,7 @@ class TaskState:
     @property
     def ready(self) -> bool:
         """May be placed: nobody has it, and no decision about it is under way."""
-        return self.status in ("waiting", "backoff") and not self.pending
+        return self.status in ("waiting", "backoff") and not self.pending and not self.gone
 
     def apply(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
         """Fold one event of this task."""
@@ -144,7 +149,7 @@ class TaskState:
                     elif event.lost:
                         self.losses += 1
                     self.status, self.instance = "backoff", ""
-                    self.free_at = envelope.recorded_at + int(event.delay_s * 1_000_000)
+                    self.free_at = envelope.recorded_at + span_us(event.delay_s)
             case TaskEscalated():
                 self.status, self.instance = "escalated", ""
                 self.error = event.error or self.error
@@ -247,7 +252,7 @@ class StepState:
         if self.status == "new":
             self.status, self.type, self.timeout_s = "open", type_, seconds
             self.opened_at = envelope.recorded_at
-            self.due = 0 if seconds is None else envelope.recorded_at + int(seconds * 1_000_000)
+            self.due = 0 if seconds is None else envelope.recorded_at + span_us(seconds)
 
     def _close(self, status: str, value: Any, envelope: Envelope) -> None:
         self.status, self.value, self.ended_at = status, value, envelope.recorded_at
@@ -285,6 +290,8 @@ class RunState:
     retry_requested: bool = False
     stuck: RunStuck | None = None
     stuck_from: str = ""
+    strays: dict[str, int] | None = None
+    """Facts about tasks and steps that nobody has asked for: the last sequence by scope, such as `task.3`."""
     # Not folded but kept beside the fold by the orchestrator that runs it:
     pending: str = ""
     winding: str = ""
@@ -304,7 +311,10 @@ class RunState:
         return not self.saga and self.status == "new"
 
     def apply(self, envelope: Envelope) -> TaskState | StepState | None:
-        """Fold one event of this run; returns the task or step it was about, or None for the run itself."""
+        """Fold one event of this run.
+
+        Returns the task or step it was about; None for the run itself, or when nobody has asked for such a task or step.
+        """
         address = envelope.address
         self.moment = envelope.recorded_at
         if not self.opened_sequence:
@@ -313,17 +323,15 @@ class RunState:
         if address.kind == "run":
             self._apply_own(envelope)
             return None
-        item = self.item(address.kind, address.n)
-        if item is not None:
-            item.apply(envelope)
+        item = self.items.get(address.n)
+        if item is None and type(envelope.event) in _OPENING:
+            kind = TaskState if address.kind == "task" else StepState
+            item = self.items[address.n] = kind(self.run_id, address.n)
+        if item is None or item.kind != address.kind:
+            self.skip(address.kind, address.n, envelope.sequence)
+            return None
+        item.apply(envelope)
         return item
-
-    def item(self, kind: str, n: int) -> TaskState | StepState | None:
-        """Task or step `n`, made when new; None when `n` is of the other kind."""
-        item = self.items.get(n)
-        if item is None:
-            item = self.items[n] = TaskState(self.run_id, n) if kind == "task" else StepState(self.run_id, n)
-        return item if item.kind == kind else None
 
     def skip(self, kind: str, n: int, sequence: int) -> TaskState | StepState | RunState | None:
         """A message under this run that is no event: it counts for the expected sequence and for nothing else."""
@@ -332,15 +340,20 @@ class RunState:
             return self
         item = self.items.get(n)
         if item is None or item.kind != kind:
+            self.strays = {**(self.strays or {}), f"{kind}.{n}": sequence}
             return None
         item.last_sequence = sequence
         return item
 
+    def last_stray(self, kind: str, n: int) -> int:
+        """What to expect under the scope of a task or step that nobody has asked for yet."""
+        return self.strays.get(f"{kind}.{n}", 0) if self.strays else 0
+
     def _apply_own(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
         event = envelope.event
-        if not isinstance(event, RunRequested):  # `requested.<saga>` has a token more and is outside the run's scope
+        if not envelope.address.agent:  # `requested.<saga>` has a token more and is outside the run's scope
             self.last_sequence = envelope.sequence
-        if self.status in RUN_CLOSED:
+        if self.status in RUN_CLOSED or (self.items and self.standalone and type(event) is not RunCancelRequested):
             return
         match event:
             case RunRequested():
@@ -407,6 +420,11 @@ class RunState:
         return [n for _, _, n in sorted(steps, reverse=True)]
 
 
+def span_us(seconds: float) -> int:
+    """A span in microseconds, whatever an event says: none that is negative or longer than a life."""
+    return int(min(max(0.0, seconds), _LONGEST_S) * 1_000_000)
+
+
 def fold_run(run_id: str, history: Iterable[Envelope | Unreadable]) -> RunState:
     """The state of a run after `history`, which may be cut anywhere."""
     state = RunState(run_id)
@@ -422,12 +440,12 @@ def fold_run(run_id: str, history: Iterable[Envelope | Unreadable]) -> RunState:
 
 # --- saving and restoring ------------------------------------------------------------------------------------------
 
-_FOLDED = {
-    cls: (*names, *(name for name in cls.__annotations__ if name not in ("kind", "pending", "queued", "winding")))
-    for cls, names in ((TaskState, ("run_id", "n")), (StepState, ("run_id", "n")), (RunState, ("run_id",)))
+_BESIDE = frozenset({"kind", "pending", "queued", "gone", "winding"})
+_FOLDED: dict[type, dict[str, Any]] = {
+    cls: {name: getattr(cls, name) for name in cls.__annotations__ if name not in _BESIDE}
+    for cls in (TaskState, StepState, RunState)
 }
-_USER_DATA = frozenset({"input", "output", "value", "result", "context"})
-"""Here 0, false and the empty string mean something."""
+"""What is saved of each, with the defaults."""
 _LOADERS: dict[str, Callable[[Any], Any]] = {
     "error": TypeAdapter(Error).validate_python,
     "retry": TypeAdapter(RetryPolicy).validate_python,
@@ -440,33 +458,31 @@ _LOADERS: dict[str, Callable[[Any], Any]] = {
 def dump_run(run: RunState) -> dict[str, Any]:
     """A run as plain data, for a snapshot."""
     data = _dump(run)
-    data["items"] = [[item.kind, _dump(item)] for item in run.items.values()]
+    data["run_id"] = run.run_id
+    data["items"] = [[item.kind, n, _dump(item)] for n, item in run.items.items()]
     return data
 
 
 def load_run(data: dict[str, Any]) -> RunState:
     """The inverse of `dump_run`."""
     run = RunState(data["run_id"])
-    for kind, fields in data.pop("items"):
-        item: TaskState | StepState
-        item = TaskState(run.run_id, fields["n"]) if kind == "task" else StepState(run.run_id, fields["n"])
+    for kind, n, fields in data["items"]:
+        item = run.items[n] = (TaskState if kind == "task" else StepState)(run.run_id, n)
         _load(item, fields)
-        run.items[item.n] = item
-    _load(run, data)
+    _load(run, {name: value for name, value in data.items() if name not in ("run_id", "items")})
     return run
 
 
 def _dump(state: TaskState | StepState | RunState) -> dict[str, Any]:
     data = {}
-    for name in _FOLDED[type(state)]:
+    for name, default in _FOLDED[type(state)].items():
         value = getattr(state, name)
-        if value is None or (not value and name not in _USER_DATA and not isinstance(value, float)):
-            continue
-        data[name] = to_data(value) if name in _LOADERS and name != "refused" else value
+        if value is not default:
+            data[name] = to_data(value) if name in _LOADERS and name != "refused" and value is not None else value
     return data
 
 
 def _load(state: TaskState | StepState | RunState, data: dict[str, Any]) -> None:
     for name, value in data.items():
         loader = _LOADERS.get(name)
-        setattr(state, name, loader(value) if loader else value)
+        setattr(state, name, loader(value) if loader and value is not None else value)

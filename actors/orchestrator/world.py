@@ -14,7 +14,6 @@ from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_r
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope, Position
-from cuebook.events.errors import PoisonMessageError
 from cuebook.events.facts import MessageRejected, OutsideEvent, RunRequested, RunStarted, TaskRequested
 from cuebook.events.log import Unreadable
 from cuebook.events.subjects import Subjects
@@ -131,8 +130,12 @@ class World:
         had = before.instance if type(before) is TaskState and before.status == "assigned" else ""
         item = run.apply(envelope)
         if item is None:
-            self._refuse(envelope, f"step {address.n} of {address.run_id} is of another kind", "")
-            return Touched(run=run)
+            asked = run.items.get(address.n)
+            reason = f"{asked.kind} {address.n} of {address.run_id} is no {address.kind}" if asked is not None else (
+                f"nobody has asked for {address.kind} {address.n} of {address.run_id}"
+            )
+            self._refuse(envelope, reason, "look at the run with 'cuebook run show'")
+            return _NOTHING
         freed = None
         if type(item) is TaskState:
             key = (item.run_id, item.n)
@@ -185,20 +188,26 @@ class World:
             sequence=item.sequence, subject=item.subject, reason=item.reason, remedy=item.remedy
         )
         self.owed.append(item.sequence)
-        try:
-            address = self.subjects.parse(item.subject)
-        except PoisonMessageError:
-            return _NOTHING
-        run = self.runs.get(address.run_id)
-        if address.kind == "run" and address.fact == "requested":
-            return _NOTHING  # outside the run's scope
-        if run is not None and address.kind in ("run", "task", "step"):
-            touched = run.skip(address.kind, address.n, item.sequence)
-            return Touched(run=run, item=touched if isinstance(touched, TaskState | StepState) else None)
-        if address.kind == "agent":
-            instance = self.registry.instances.get((address.agent, address.instance))
-            if instance is not None:
-                instance.last_sequence = item.sequence
+        return self._skip(item)
+
+    def _skip(self, item: Unreadable) -> Touched:
+        """It decides nothing, but whoever appends next under the same scope has to name it."""
+        tokens = item.subject.split(".")[1:]
+        match tokens:
+            case ["run", run_id, kind, number, _, *_] if kind in ("task", "step") and number == _canonical(number):
+                run = self.runs.get(run_id)
+                touched = run.skip(kind, int(number), item.sequence) if run is not None else None
+                return Touched(run=run, item=touched) if isinstance(touched, TaskState | StepState) else _NOTHING
+            case ["run", run_id, _]:
+                run = self.runs.get(run_id)
+                if run is not None:
+                    run.skip("run", -1, item.sequence)
+                    return Touched(run=run)
+            case ["agent", agent, name, _, *_]:
+                instance = self.registry.instances.get((agent, name))
+                if instance is not None:
+                    instance.last_sequence = item.sequence
+                    return Touched(instance=instance)
         return _NOTHING
 
     def _refuse(self, envelope: Envelope, reason: str, remedy: str) -> None:
@@ -213,8 +222,9 @@ class World:
 
     def refuse_unchecked(self, sequence: int, subject: str) -> None:
         """The request at `sequence` repeats one of a run that is over: forget the run it seemed to open."""
-        run = self.runs.pop(self.unchecked.pop(sequence), None)
+        run = self.runs.get(self.unchecked.pop(sequence))
         if run is not None:
+            self._evict(run)
             reason = f"{run.run_id} was requested before and is over"
             self.refusals[sequence] = Refusal(
                 sequence=sequence, subject=subject, reason=reason, remedy="use another run id"
@@ -227,17 +237,22 @@ class World:
         for key in [key for key in self.triggers if key[0] == sequence]:
             del self.triggers[key]
         if isinstance(event, MessageRejected) and sequence in self.unchecked:
-            self.runs.pop(self.unchecked.pop(sequence), None)
+            run = self.runs.get(self.unchecked[sequence])
+            if run is not None:
+                self._evict(run)
 
     def _evict(self, run: RunState) -> None:
         self.runs.pop(run.run_id, None)
         self.unchecked.pop(run.opened_sequence, None)
         for item in run.items.values():
             if isinstance(item, TaskState):
+                item.gone = True
                 if item.status == "assigned":
                     self.registry.instance(item.agent, item.instance).tasks.discard((item.run_id, item.n))
-            elif item.type == "wait":
-                self.waits.get(item.topic, set()).discard((item.run_id, item.n))
+            elif item.type == "wait" and (waiting := self.waits.get(item.topic)):
+                waiting.discard((item.run_id, item.n))
+                if not waiting:
+                    del self.waits[item.topic]
 
     # --- snapshots ---
 
@@ -271,6 +286,11 @@ class World:
                     self.registry.instance(item.agent, item.instance).tasks.add((item.run_id, item.n))
             elif item.type == "wait" and item.status == "open":
                 self._index_wait(item)
+
+
+def _canonical(number: str) -> str:
+    """How subjects write a number that they count; others stand under a scope of their own."""
+    return str(int(number)) if number.isascii() and number.isdigit() and len(number) < 10 else ""
 
 
 def _items(runs: Iterable[RunState]) -> Iterable[TaskState | StepState]:
