@@ -1,0 +1,85 @@
+"""Logging to stderr: one line per record, as text or as JSON. The message is constant, its facts follow as fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+__all__ = ["LogFormat", "LogLevel", "configure_logs"]
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class LogFormat(StrEnum):
+    """How a log line looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe record that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def configure_logs(level: str, format_: str) -> None:
+    """Send all logging of the process to stderr, in place of what was configured before."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if format_ == LogFormat.JSON else _TextLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _TextLines(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO cuebook.x: message key=value`; a traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        facts = "".join(f" {name}={_short(value)}" for name, value in _fields(record).items())
+        text = f"{_time(record)} {record.levelname} {record.name}: {_one_line(record.getMessage())}{facts}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+class _JsonLines(logging.Formatter):
+    """One object a line: time, level, logger, message, the record's own fields, and `exception` with the traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        data = {
+            **_fields(record),
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            data["exception"] = self.formatException(record.exc_info)
+        return json.dumps(data, default=str)
+
+
+def _short(value: Any) -> str:
+    text = _one_line(str(value))
+    return json.dumps(text) if " " in text or '"' in text or not text else text
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

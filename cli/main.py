@@ -1,0 +1,59 @@
+"""The command `cuebook`. Every noun is a module of its own, imported when it is used, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, ClassVar
+
+import typer
+
+from cuebook.cli.groups import LazyGroup
+
+__all__ = ["app", "main"]
+
+
+class _Cuebook(LazyGroup):
+    modules: ClassVar = {
+        "dev": ("cuebook.cli.dev", "Run everything on this machine, servers included."),
+        "demo": ("cuebook.cli.demo", "Watch the customer-support desk at work."),
+        "serve": ("cuebook.cli.serve", "Run agents, orchestrator or projections as a process."),
+        "run": ("cuebook.cli.run", "Start, list, show, follow, cancel and retry runs."),
+        "task": ("cuebook.cli.task", "Show one task of a run."),
+        "agent": ("cuebook.cli.agent", "List, show and drain agents."),
+        "escalation": ("cuebook.cli.escalation", "See what waits for a person, and decide."),
+        "events": ("cuebook.cli.events", "Read the log, follow it, publish to it."),
+        "replay": ("cuebook.cli.replay", "Read any part of the log again, and fold it."),
+    }
+
+
+app = typer.Typer(
+    name="cuebook",
+    cls=_Cuebook,
+    help="Durable actors for AI agents on NATS JetStream.",
+    epilog="Every flag has an environment variable: CUEBOOK_RUN_LIST_LIMIT is --limit of 'cuebook run list'.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        from importlib import metadata
+
+        typer.echo(metadata.version("cuebook"))
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    app(prog_name="cuebook")
+
+
+if __name__ == "__main__":
+    main()

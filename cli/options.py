@@ -1,0 +1,108 @@
+"""The flags that several commands share, each with its environment variable. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cuebook.cli.completion import complete_agent, complete_run, complete_task
+from cuebook.cli.exits import InputError
+
+__all__ = [
+    "AgentName",
+    "By",
+    "Creds",
+    "DatabaseUrl",
+    "Limit",
+    "NatsUrl",
+    "Output",
+    "OutputOption",
+    "RunId",
+    "Since",
+    "Space",
+    "Target",
+    "TaskId",
+    "flag",
+    "login_name",
+]
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+DEFAULT_SPACE = "cue"
+
+
+class Output(StrEnum):
+    """How a command writes to stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+    JSONL = "jsonl"
+
+    @property
+    def for_programs(self) -> bool:
+        """Errors are JSON too, and nothing is said beside the answer."""
+        return self is not Output.TEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The space to talk to."""
+
+    nats_url: str = DEFAULT_NATS_URL
+    creds: str = ""
+    space: str = DEFAULT_SPACE
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """What the NATS client takes beside the URL. Raises InputError for a credentials file that is not there."""
+        if not self.creds:
+            return {}
+        if not Path(self.creds).is_file():
+            raise InputError(f"there is no credentials file {self.creds!r}", remedy="correct --nats-creds")
+        return {"user_credentials": self.creds}
+
+
+def flag(*names: str, **options: Any) -> Any:
+    """An option of one command. An environment variable made from the names of command and flag is not in its help."""
+    return typer.Option(*names, show_envvar="envvar" in options, **options)
+
+
+def login_name() -> str:
+    """Who sits here, as the log will name the person."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name
+        return "cli"
+
+
+NatsUrl = Annotated[
+    str, flag("--nats-url", envvar="CUEBOOK_NATS_URL", metavar="URL", help="NATS; several servers with commas.")
+]
+Creds = Annotated[
+    str, flag("--nats-creds", envvar="CUEBOOK_NATS_CREDS", metavar="FILE", help="Credentials file for NATS.")
+]
+Space = Annotated[str, flag("--space", envvar="CUEBOOK_SPACE", metavar="NAME", help="The space to work in.")]
+DatabaseUrl = Annotated[
+    str,
+    flag("--database-url", envvar="CUEBOOK_DATABASE_URL", metavar="URL", help="PostgreSQL with the projections."),
+]
+OutputOption = Annotated[
+    Output, flag("--output", "-o", envvar="CUEBOOK_OUTPUT", help="json: one value; jsonl: one object a line.")
+]
+By = Annotated[str, flag("--by", envvar="CUEBOOK_BY", metavar="NAME", help="Who says so; default: the login name.")]
+Since = Annotated[str, flag("--since", metavar="AGE|TIME", help="Such as 90s, 1h30m, 2d, or 2026-01-31T12:00Z.")]
+Limit = Annotated[int, flag("--limit", "-n", min=1, help="At most so many, the newest.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run id.", autocompletion=complete_run)]
+TaskId = Annotated[
+    str, typer.Argument(metavar="RUN/N", help="A task; RUN alone means its task 0.", autocompletion=complete_task)
+]
+AgentName = Annotated[
+    str,
+    typer.Argument(
+        metavar="AGENT[/INSTANCE]", help="An agent, or one of its instances.", autocompletion=complete_agent
+    ),
+]

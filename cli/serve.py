@@ -1,0 +1,133 @@
+"""`cuebook serve`: each command is one process that runs until it is told to stop, as a unit file wants it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cuebook.cli.groups import Noun
+from cuebook.cli.logs import LogFormat, LogLevel
+from cuebook.cli.options import (
+    DEFAULT_NATS_URL,
+    DEFAULT_SPACE,
+    Creds,
+    DatabaseUrl,
+    NatsUrl,
+    Space,
+    Target,
+    flag,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(cls=Noun, help="Run agents, orchestrator or projections as a process.")
+
+DrainS = Annotated[
+    float,
+    flag("--drain-s", envvar="CUEBOOK_DRAIN_S", min=0, help="Seconds to finish what is in flight when told to stop."),
+]
+WaitS = Annotated[
+    float | None,
+    flag("--wait-s", envvar="CUEBOOK_WAIT_S", min=0, help="Give up when NATS or the stream is missing for so long."),
+]
+LogFormatOption = Annotated[LogFormat, flag("--log-format", envvar="CUEBOOK_LOG_FORMAT", help="How log lines look.")]
+LogLevelOption = Annotated[LogLevel, flag("--log-level", envvar="CUEBOOK_LOG_LEVEL", help="The least severe line.")]
+MonitorUrl = Annotated[
+    str,
+    flag(
+        "--nats-monitor-url",
+        envvar="CUEBOOK_NATS_MONITOR_URL",
+        metavar="URL",
+        help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
+    ),
+]
+
+
+@app.command("agents")
+def serve_agents(
+    agents: Annotated[
+        list[str], typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT...", help="Agent classes to serve.")
+    ],
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    drain_s: DrainS = 30.0,
+    wait_s: WaitS = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    monitor_url: MonitorUrl = "",
+) -> None:
+    """Serve one instance of each agent. Waits for NATS and for the orchestrator's stream."""
+    from cuebook.cli import services
+    from cuebook.cli.serving import Settings, run_service
+
+    settings = Settings(
+        target=Target(nats_url=nats_url, creds=creds, space=space),
+        drain_s=drain_s,
+        wait_s=wait_s,
+        log_format=log_format,
+        log_level=log_level,
+        monitor_url=monitor_url,
+    )
+    run_service(settings, lambda serving: services.serve_agents(serving, agents))
+
+
+@app.command("orchestrator")
+def serve_orchestrator(
+    sagas: Annotated[
+        list[str] | None,
+        typer.Argument(envvar="CUEBOOK_SAGAS", metavar="[MODULE:SAGA...]", help="Sagas; none for standalone tasks."),
+    ] = None,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    replicas: Annotated[
+        int, flag("--replicas", envvar="CUEBOOK_REPLICAS", min=1, max=5, help="Of the stream, when it is made.")
+    ] = 1,
+    drain_s: DrainS = 30.0,
+    wait_s: WaitS = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    monitor_url: MonitorUrl = "",
+) -> None:
+    """Serve the space's orchestrator; a second one stands by. Makes the stream if it is not there."""
+    from cuebook.cli import services
+    from cuebook.cli.serving import Settings, run_service
+
+    settings = Settings(
+        target=Target(nats_url=nats_url, creds=creds, space=space),
+        drain_s=drain_s,
+        wait_s=wait_s,
+        log_format=log_format,
+        log_level=log_level,
+        monitor_url=monitor_url,
+    )
+    run_service(settings, lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
+
+
+@app.command("projections")
+def serve_projections(
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    database_url: DatabaseUrl = "",
+    drain_s: DrainS = 30.0,
+    wait_s: WaitS = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    monitor_url: MonitorUrl = "",
+) -> None:
+    """Keep the tables in PostgreSQL up to date. Waits for NATS, PostgreSQL and the stream."""
+    from cuebook.cli import services
+    from cuebook.cli.serving import Settings, run_service
+
+    settings = Settings(
+        target=Target(nats_url=nats_url, creds=creds, space=space),
+        drain_s=drain_s,
+        wait_s=wait_s,
+        log_format=log_format,
+        log_level=log_level,
+        monitor_url=monitor_url,
+    )
+    run_service(settings, lambda serving: services.serve_projections(serving, database_url))

@@ -1,0 +1,81 @@
+"""The three services, wired: from names on the command line to something that runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cuebook.cli.durability import report_durability
+from cuebook.cli.loading import load_agents, load_sagas
+from cuebook.cli.serving import Running, Serving
+from cuebook.events.errors import ConfigurationError
+from cuebook.events.log import EventLog
+from cuebook.events.subjects import check_token
+
+__all__ = ["serve_agents", "serve_orchestrator", "serve_projections"]
+
+
+async def serve_agents(serving: Serving, specs: Sequence[str]) -> None:
+    """Serve one instance of each agent named, until told to stop."""
+    from cuebook.actors.runtime import AgentHost
+
+    settings, space = serving.settings, _space(serving)
+    agents = load_agents(specs)
+    connection = await serving.connect("agents")
+    if connection is None:
+        return
+    async with connection:
+        if not await serving.stream(EventLog(connection, space, source="agents")):
+            return
+        await report_durability(connection, settings.monitor_url)
+        host = AgentHost(connection, space, agents)
+        facts = {"agents": ",".join(agent.name for agent in agents), "space": space}
+        run = host.run(drain_s=settings.drain_s)
+        await serving.serve(Running(run=run, stop=host.stop, ready=host.ready, facts=facts), connection)
+
+
+async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: int) -> None:
+    """Serve the orchestrator with the sagas named, until told to stop."""
+    from cuebook.actors.orchestrator.service import OrchestratorService
+
+    settings, space = serving.settings, _space(serving)
+    sagas = load_sagas(specs)
+    connection = await serving.connect("orchestrator")
+    if connection is None:
+        return
+    async with connection:
+        service = OrchestratorService(connection, space, sagas, replicas=replicas)
+        if not await serving.stream(service.log, replicas=replicas):
+            service.run().close()
+            return
+        await report_durability(connection, settings.monitor_url)
+        facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
+        running = Running(run=service.run(), stop=service.stop, ready=service.caught_up, facts=facts)
+        await serving.serve(running, connection)
+
+
+async def serve_projections(serving: Serving, database_url: str) -> None:
+    """Keep the projections up to date, until told to stop."""
+    from cuebook.projections.runner import Runner
+
+    settings, space = serving.settings, _space(serving)
+    if not database_url:
+        raise ConfigurationError(
+            "the projections need a PostgreSQL", remedy="set --database-url or CUEBOOK_DATABASE_URL"
+        )
+    connection = await serving.connect("projections")
+    if connection is None:
+        return
+    async with connection, EventLog(connection, space, source="projections") as log:
+        if not await serving.stream(log):
+            return
+        await report_durability(connection, settings.monitor_url)
+        runner = Runner(log, database_url)
+        ready = asyncio.Event()
+        ready.set()
+        running = Running(run=runner.run(), stop=runner.drain, ready=ready, facts={"space": space})
+        await serving.serve(running, connection)
+
+
+def _space(serving: Serving) -> str:
+    return check_token(serving.settings.target.space, "space")
