@@ -237,6 +237,10 @@ class Conductor:
         """Whether this orchestrator has the saga's code."""
         return saga in self._sagas
 
+    def served(self) -> list[dict[str, str]]:
+        """The sagas this orchestrator has the code of."""
+        return [{"saga": one.name, "version": one.version, "on": one.on} for one in self._sagas.values()]
+
     def _drive(self, run: RunState) -> None:
         if run.cancel_reason is not None:
             self._wind_down(run, run.cancel_reason, None)

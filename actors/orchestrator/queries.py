@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.registry import InstanceState
-from cuebook.actors.orchestrator.state import StepState, TaskState
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 
-__all__ = ["answer_query"]
+__all__ = ["answer_query", "open_escalations"]
+
+_MOST_RUNS = 200
 
 
 def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any]:
-    """Answer `agents`, `waiting` (`{"run": id}`), `escalations` or `status`; anything else names what there is."""
+    """Answer agents, escalations, runs, sagas, status or waiting (`{"run": id}`); anything else names what there is."""
     try:
         question = json.loads(payload) if payload else {}
     except ValueError:
@@ -24,10 +28,14 @@ def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any
         case "waiting":
             return {"waiting": _waiting(core, str(question.get("run", "")))}
         case "escalations":
-            return {"escalations": _escalations(core)}
+            return {"escalations": open_escalations(core.world.runs.values())}
+        case "runs":
+            return {"runs": _newest_runs(core)}
+        case "sagas":
+            return {"sagas": core.conductor.served()}
         case "status":
             return _status(core)
-    return {"error": f"no question {noun!r}", "known": ["agents", "escalations", "status", "waiting"]}
+    return {"error": f"no question {noun!r}", "known": ["agents", "escalations", "runs", "sagas", "status", "waiting"]}
 
 
 def _instance(one: InstanceState) -> dict[str, Any]:
@@ -62,9 +70,10 @@ def _waiting(core: Orchestrator, run_id: str) -> dict[str, str]:
     return {n: reason for n, reason in reasons.items() if reason}
 
 
-def _escalations(core: Orchestrator) -> list[dict[str, Any]]:
+def open_escalations(runs: Iterable[RunState]) -> list[dict[str, Any]]:
+    """What waits for a person in open runs: escalated tasks, open questions, and runs that are stuck."""
     found = []
-    for run in core.world.runs.values():
+    for run in runs:
         for n, item in run.items.items():
             if isinstance(item, TaskState) and item.status == "escalated":
                 message = item.error.message if item.error is not None else ""
@@ -79,6 +88,16 @@ def _escalations(core: Orchestrator) -> list[dict[str, Any]]:
             found.append({"id": run.run_id, "kind": "stuck", "saga": run.saga, "error": run.stuck.reason,
                           "recorded": run.stuck.recorded, "asked": run.stuck.asked,
                           "requested_at": run.started_at})  # fmt: skip
+    return found
+
+
+def _newest_runs(core: Orchestrator) -> list[dict[str, Any]]:
+    """Of the open runs the newest few: enough to choose from, small enough for one message."""
+    found = []
+    for run in islice(reversed(core.world.runs.values()), _MOST_RUNS):
+        first = run.items.get(0)
+        agent = first.agent if isinstance(first, TaskState) and run.standalone else ""
+        found.append({"run_id": run.run_id, "saga": run.saga, "agent": agent, "status": run.outcome()})
     return found
 
 
