@@ -6,6 +6,7 @@ As with tasks, `decide` derives the next fact from the folded state and may be a
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,8 @@ from cuebook.events.subjects import task_id
 __all__ = ["Conductor"]
 
 REPEAT_AFTER_US = 1_000_000
+MAX_SHOWN = 20_000
+"""Characters of what is shown to people about a run that is stuck."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ class Conductor:
         """Steps whose request is under way, by run."""
         self._starting: set[str] = set()
         self._rejecting: set[int] = set()
+        self._misfits: dict[int, dict[str, tuple[str, str]]] = {}
+        """Outside events that some saga cannot begin with: by sequence and saga, the reason and what to do."""
 
     # --- starting ---
 
@@ -72,18 +77,16 @@ class Conductor:
         if run_id in self._starting:
             self._again(("trigger", trigger.sequence, trigger.saga))
             return
-        wrong = _find_input_error(saga, trigger.data)
-        if wrong:
+        run = self.world.runs.get(run_id)
+        if wrong := _find_input_error(saga, trigger.data):
             self._reject_trigger(trigger, f"saga {saga.name}: {wrong}", "send an event that fits the saga's input")
             return
-        run = self.world.runs.get(run_id)
         if run is not None and run.status != "new":
             self._reject_trigger(trigger, f"run {run_id} was started already", "one event with this key is enough")
             return
         event = RunStarted(saga=saga.name, version=saga.version, input=trigger.data, trigger=trigger.sequence)
-        self._starting.add(run_id)
 
-        def done(sequence: int, error: CuebookError | None) -> None:
+        def done(_: int, error: CuebookError | None) -> None:
             self._starting.discard(run_id)
             if isinstance(error, ConcurrencyConflictError):
                 if (trigger.sequence, trigger.saga) in self.world.triggers:
@@ -91,34 +94,50 @@ class Conductor:
             elif error is not None:
                 self._again(("trigger", trigger.sequence, trigger.saga))
 
-        self._port.post(
-            self.world.subjects.run(run_id, "started"),
-            event,
-            scope=self.world.subjects.run_scope(run_id),
-            expected=0,
-            correlation_id=trigger.correlation_id,
-            causation_id=trigger.event_id,
-            traceparent=trigger.traceparent,
-            done=done,
-        )
+        try:
+            self._port.post(
+                self.world.subjects.run(run_id, "started"),
+                event,
+                scope=self.world.subjects.everything_of(run_id),
+                expected=0,
+                correlation_id=trigger.correlation_id,
+                causation_id=trigger.event_id,
+                traceparent=trigger.traceparent,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            self._reject_trigger(trigger, f"saga {saga.name}: {error}", error.remedy)
+        else:
+            self._starting.add(run_id)
 
     def _check_conflicting_start(self, trigger: Trigger, run_id: str) -> None:
         """The run exists. By this trigger through another orchestrator: its fact is on the way. Else: refuse it."""
 
         def answer(first: int) -> None:
             still = (trigger.sequence, trigger.saga) in self.world.triggers
-            if still and self.world.position.sequence >= first:
+            if still and first and self.world.position.sequence >= first:
                 self._reject_trigger(trigger, f"run {run_id} was started already", "one event with this key is enough")
             elif still:
                 self._again(("trigger", trigger.sequence, trigger.saga))
 
-        self._port.first_sequence(self.world.subjects.run_scope(run_id), answer)
+        self._port.first_sequence(self.world.subjects.everything_of(run_id), answer)
 
     def _reject_trigger(self, trigger: Trigger, reason: str, remedy: str) -> None:
-        topic = self._sagas[trigger.saga].on
-        self.reject_message(
-            trigger.sequence, self.world.subjects.event(topic), reason, remedy, correlation_id=trigger.correlation_id
-        )
+        self._misfits.setdefault(trigger.sequence, {})[trigger.saga] = reason, remedy
+        self.settle(trigger.sequence)
+
+    def settle(self, sequence: int) -> None:
+        """Record what came of an outside event, once every saga that listens to it has begun or cannot begin with it."""
+        misfits = self._misfits.get(sequence)
+        waiting = self.world.triggers_at(sequence)
+        if misfits is None or not all(trigger.saga in misfits for trigger in waiting):
+            return
+        del self._misfits[sequence]
+        if waiting:
+            subject = self.world.subjects.event(self._sagas[waiting[0].saga].on)
+            reason = "; ".join(misfits[trigger.saga][0] for trigger in waiting)
+            remedy = misfits[waiting[0].saga][1]
+            self.reject_message(sequence, subject, reason, remedy, correlation_id=waiting[0].correlation_id)
 
     def reject_message(
         self, sequence: int, subject: str, reason: str, remedy: str, *, correlation_id: str = ""
@@ -255,27 +274,29 @@ class Conductor:
             except ValidationError as error:
                 self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {error}"))
                 return
-        if execution.outcome is None:
-            for n, request in execution.advance(run):
+        execution.advance(run)
+        if execution.outcome is None or isinstance(execution.outcome, Returned):
+            for n, request in execution.unrecorded(run):
                 self._request(run, n, request)
         match execution.outcome:
             case Drift() as drift:
                 self._stick(run, drift)
-            case Raised(error):
-                self._wind_down(run, f"{type(error).__name__}: {error}"[:2000], error_of(error))
+            case Raised(raised):
+                self._wind_down(run, f"{type(raised).__name__}: {raised}"[:2000], error_of(raised))
             case Returned(result):
                 step = execution.unsettled(run)
                 if step is None:
                     self._post(run, "completed", RunCompleted(result=result))
                 elif step.error is not None:
-                    self._wind_down(run, f"a step that was not awaited failed: {step.error}", error_of(step.error))
+                    reason = f"a step that was not awaited failed: {step.error}"
+                    self._wind_down(run, reason[:2000], error_of(step.error))
 
     def _request(self, run: RunState, n: int, request: Call | Sleep | Wait | Ask) -> None:
         """Append a step the saga asks for. The first one wins; if the log has another, the fold shows it as drift."""
         under_way = self._requesting.setdefault(run.run_id, set())
         if n in under_way:
             return
-        subjects = self.world.subjects
+        subjects, kind = self.world.subjects, "task" if isinstance(request, Call) else "step"
         match request:
             case Call():
                 event: Event = TaskRequested(
@@ -314,7 +335,7 @@ class Conductor:
                 subject,
                 event,
                 scope=scope,
-                expected=0,
+                expected=run.last_stray(kind, n),
                 correlation_id=run.correlation_id,
                 causation_id=run.opened_id,
                 traceparent=run.traceparent,
@@ -379,10 +400,12 @@ class Conductor:
         self._post(run, "compensated", RunCompensated(reason=run.reason, error=run.error))
 
     def _request_undo(self, run: RunState, n: int) -> None:
-        step = run.items[n]
-        assert isinstance(step, TaskState)
+        step = run.items.get(n)
+        if not isinstance(step, TaskState):
+            self._post(run, "stuck", RunStuck(reason=f"step {n} is to be undone, but no such task was asked for", step=n))
+            return
         subjects = self.world.subjects
-        number = 1 + max(run.items)
+        number = next(free for free in itertools.count(n + 1) if free not in run.items)
         event = TaskRequested(
             handler=step.handler,
             input={"input": step.input, "output": step.output},
@@ -390,28 +413,35 @@ class Conductor:
             affinity=step.affinity,
             compensates=n,
         )
-        self._requesting.setdefault(run.run_id, set()).add(number)
 
         def done(_: int, error: CuebookError | None) -> None:
             self._requested(run, number, error)
 
-        self._port.post(
-            subjects.task(run.run_id, number, "requested", step.agent),
-            event,
-            scope=subjects.task_scope(run.run_id, number),
-            expected=0,
-            correlation_id=run.correlation_id,
-            causation_id=run.opened_id,
-            traceparent=run.traceparent,
-            done=done,
-        )
+        try:
+            self._port.post(
+                subjects.task(run.run_id, number, "requested", step.agent),
+                event,
+                scope=subjects.task_scope(run.run_id, number),
+                expected=run.last_stray("task", number),
+                correlation_id=run.correlation_id,
+                causation_id=run.opened_id,
+                traceparent=run.traceparent,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            self._post(run, "stuck", RunStuck(reason=f"step {n} cannot be undone: {error}"[:2000], step=n))
+        else:
+            self._requesting.setdefault(run.run_id, set()).add(number)
 
     def _stick(self, run: RunState, drift: Drift) -> None:
         execution = self._executions.pop(run.run_id, None)
         if execution is not None:
             execution.close()
-        event = RunStuck(reason=drift.reason, step=drift.step, recorded=drift.recorded, asked=drift.asked)
-        self._post(run, "stuck", event)
+        reason = drift.reason[:2000]
+        stuck = RunStuck(reason=reason, step=drift.step, recorded=drift.recorded, asked=drift.asked)
+        if len(repr((drift.recorded, drift.asked))) > MAX_SHOWN:  # both sides must fit into one event
+            stuck = RunStuck(reason=reason, step=drift.step, recorded=_brief(drift.recorded), asked=_brief(drift.asked))
+        self._post(run, "stuck", stuck)
 
     # --- appending ---
 
@@ -457,16 +487,21 @@ class Conductor:
                 return
             self._timers.set(("step", step.run_id, step.n), self._port.now() + REPEAT_AFTER_US)
 
-        step.pending = self._port.post(
-            subjects.step(step.run_id, step.n, fact),
-            event,
-            scope=subjects.step_scope(step.run_id, step.n),
-            expected=expected,
-            correlation_id=run.correlation_id,
-            causation_id=run.opened_id,
-            traceparent=run.traceparent,
-            done=done,
-        )
+        try:
+            step.pending = self._port.post(
+                subjects.step(step.run_id, step.n, fact),
+                event,
+                scope=subjects.step_scope(step.run_id, step.n),
+                expected=expected,
+                correlation_id=run.correlation_id,
+                causation_id=run.opened_id,
+                traceparent=run.traceparent,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            if fact == "cancelled":
+                raise
+            self._post_step(step, "cancelled", StepCancelled(reason=f"{fact} cannot be stored: {error}"[:2000]))
 
     def _again(self, key: tuple[str | int, ...]) -> None:
         self._timers.set(key, self._port.now() + REPEAT_AFTER_US)
@@ -475,6 +510,12 @@ class Conductor:
 def matches(wanted: Mapping[str, Any], data: Any) -> bool:
     """Whether `data` is an object that has all of `wanted`, value by value."""
     return isinstance(data, dict) and all(name in data and data[name] == value for name, value in wanted.items())
+
+
+def _brief(data: Any) -> Any:
+    """Data for people: what is long is cut."""
+    text = repr(data)
+    return data if len(text) <= MAX_SHOWN // 2 else f"{text[: MAX_SHOWN // 2]}..."
 
 
 def _find_input_error(saga: Saga[Any, Any], data: Any) -> str:

@@ -20,6 +20,7 @@ from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import Touched, World
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope
+from cuebook.events.facts import RunStarted
 from cuebook.events.log import Unreadable
 from cuebook.events.subjects import Subjects
 
@@ -85,6 +86,8 @@ class Orchestrator:
         if part is None:
             if run.opened_sequence in self.world.unchecked:
                 return
+            if isinstance(item, Envelope) and isinstance(item.event, RunStarted):
+                self.conductor.settle(item.event.trigger)
             if run.closed:
                 self.conductor.forget(run)
             else:
@@ -98,10 +101,7 @@ class Orchestrator:
             if touched.freed is not None:
                 self.dispatcher.place(touched.freed.agent)
         else:
-            was_opened = isinstance(item, Envelope) and part.status == "open" and part.last_sequence == item.sequence
-            self.conductor.decide_step(run, part)
-            if was_opened and part.type == "wait" and item.subject.endswith(".waiting"):
-                self.conductor.look_back(run, part)
+            self._decide_part(run, part)
         if part.closed and not run.standalone:
             self.conductor.decide(run)
             if run.winding:
@@ -119,14 +119,14 @@ class Orchestrator:
             self.dispatcher.decide(run, part)
         else:
             self.conductor.decide_step(run, part)
+            if part.type == "wait" and part.status == "open" and not part.pending:
+                self.conductor.look_back(run, part)
 
     def _decide_all(self, run: RunState) -> None:
         if run.opened_sequence in self.world.unchecked:
             return
         for part in list(run.items.values()):
             self._decide_part(run, part)
-            if isinstance(part, StepState) and part.type == "wait" and part.status == "open":
-                self.conductor.look_back(run, part)
         if not run.standalone:
             self.conductor.decide(run)
             self._decide_open(run)
@@ -160,7 +160,7 @@ class Orchestrator:
         elif (run_id := world.unchecked.get(sequence)) is not None:
             self._check(sequence, run_id)
         else:
-            for trigger in [one for key, one in world.triggers.items() if key[0] == sequence]:
+            for trigger in world.triggers_at(sequence):
                 self.conductor.start_from(trigger)
 
     def _check(self, sequence: int, run_id: str) -> None:

@@ -6,6 +6,7 @@ between answers; after a restart it runs again from the top with the recorded on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = ["Drift", "Execution", "Raised", "Returned", "describe", "error_of"]
 
 Request = Call | Sleep | Wait | Ask
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Returned:
@@ -43,7 +46,7 @@ class Returned:
 class Raised:
     """The saga raised."""
 
-    error: Exception
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,14 @@ class Execution:
         self.outcome: Returned | Raised | Drift | None = None
 
     def close(self) -> None:
-        """Drop the suspended function."""
-        self._coroutine.close()
+        """Drop the suspended function, whatever it does about that."""
+        try:
+            self._coroutine.close()
+        except Exception:  # it awaits or raises in a `finally`
+            logger.warning("the saga does not let itself be closed", extra={"run_id": self.run.id}, exc_info=True)
 
-    def advance(self, state: RunState) -> list[tuple[int, Request]]:
-        """Go on as far as the recorded results allow. Returns the steps that are asked for and not yet recorded.
+    def advance(self, state: RunState) -> None:
+        """Go on as far as the recorded results allow.
 
         Afterwards `outcome` says whether the saga is over. Steps still open then are awaited before Returned counts.
         """
@@ -87,11 +93,10 @@ class Execution:
                 self._clock = max(self._clock, _ended_at(items[waiting.n]))
                 self.run.now = to_datetime(self._clock)
             self._step(items)
-        return [
-            (step.n, step.request)
-            for step in self.run.steps
-            if (item := items.get(step.n)) is None or item.status == "new"
-        ]
+
+    def unrecorded(self, state: RunState) -> list[tuple[int, Request]]:
+        """The steps that the saga has asked for and the log does not have."""
+        return [(step.n, step.request) for step in self.run.steps if step.n not in state.items]
 
     def unsettled(self, state: RunState) -> Step[Any] | None:
         """After the saga returned: a step that has not ended, or that failed without ever being awaited; else None."""
@@ -111,15 +116,17 @@ class Execution:
             self._waiting = None
             self.outcome = self._compare_new(items) or self._extra(items) or self._returned(stop.value)
             return
-        except Exception as error:  # noqa: BLE001 - whatever the author's code raises ends the run
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the author's code raises ends the run
             self._waiting = None
-            self.outcome = self._compare_new(items) or Raised(error)
+            self.outcome = self._compare_new(items) or self._extra(items) or Raised(error)
             return
         self.outcome = self._compare_new(items)
         if isinstance(yielded, Step):
             self._waiting = yielded
         else:
-            self._coroutine.close()
+            self.close()
             self.outcome = Drift(
                 None,
                 None,

@@ -83,6 +83,7 @@ class World:
         for name, saga in sagas.items():
             if saga.on:
                 self._sagas_on.setdefault(saga.on, []).append(name)
+        self._listening = [name for names in self._sagas_on.values() for name in names]
 
     def fold(self, item: Envelope | Unreadable, *, guarded: bool = True) -> Touched:
         """Fold the next message of the log. `guarded`: its author named the sequence expected under its scope."""
@@ -131,8 +132,10 @@ class World:
         item = run.apply(envelope)
         if item is None:
             asked = run.items.get(address.n)
-            reason = f"{asked.kind} {address.n} of {address.run_id} is no {address.kind}" if asked is not None else (
-                f"nobody has asked for {address.kind} {address.n} of {address.run_id}"
+            reason = (
+                f"{asked.kind} {address.n} of {address.run_id} is no {address.kind}"
+                if asked is not None
+                else (f"nobody has asked for {address.kind} {address.n} of {address.run_id}")
             )
             self._refuse(envelope, reason, "look at the run with 'cuebook run show'")
             return _NOTHING
@@ -182,6 +185,10 @@ class World:
             )
             self.owed.append(envelope.sequence)
         return Touched(event=envelope)
+
+    def triggers_at(self, sequence: int) -> list[Trigger]:
+        """The sagas that still have to begin with, or to refuse, the outside event at a sequence."""
+        return [trigger for name in self._listening if (trigger := self.triggers.get((sequence, name))) is not None]
 
     def _fold_unreadable(self, item: Unreadable) -> Touched:
         self.refusals[item.sequence] = Refusal(
@@ -234,8 +241,8 @@ class World:
     def _forget(self, sequence: int, event: Any) -> None:
         """The rejection of a message is on record."""
         self.refusals.pop(sequence, None)
-        for key in [key for key in self.triggers if key[0] == sequence]:
-            del self.triggers[key]
+        for name in self._listening:
+            self.triggers.pop((sequence, name), None)
         if isinstance(event, MessageRejected) and sequence in self.unchecked:
             run = self.runs.get(self.unchecked[sequence])
             if run is not None:
@@ -275,9 +282,8 @@ class World:
         self.registry = load_registry(data["registry"])
         self.placement.load(data["placement"])
         self.runs = {run["run_id"]: load_run(run) for run in data["runs"]}
-        served = {name for names in self._sagas_on.values() for name in names}
         triggers = (Trigger(**trigger) for trigger in data["triggers"])
-        self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in served}
+        self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in self._listening}
         self.refusals = {refusal["sequence"]: Refusal(**refusal) for refusal in data["refusals"]}
         self.unchecked = {sequence: run_id for sequence, run_id in data["unchecked"]}
         for item in _items(self.runs.values()):
