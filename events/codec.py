@@ -12,6 +12,7 @@ keys, finite numbers of at most 64 bits, text that is Unicode. What is written h
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import re
@@ -50,6 +51,7 @@ MAX_ITEMS = 4_096
 """In one list or map. MessagePack announces lengths before content: this bounds what a lie can make us allocate."""
 MAX_CONTAINERS = 16_384
 """Lists and maps at one level of nesting; in 256 KiB more of them would be all but empty."""
+MAX_MAPS = 2 * MAX_CONTAINERS
 MAX_ID_LENGTH = 128
 MAX_NAME_LENGTH = 256
 """Of a type or a source, in characters."""
@@ -78,17 +80,20 @@ def encode(
     traceparent: str = "",
     event_type: str = "",
     now: int | None = None,
+    checked: bool = False,
 ) -> bytes:
     """Encode an event. `correlation_id` defaults to the event's own id: it begins a conversation.
 
-    `now`: microseconds since 1970, default the clock's. Raises PoisonMessageError when the body would exceed 256 KiB
+    `now`: microseconds since 1970, default the clock's. `checked`: the data was read from the log, or made here of what
+    was, so it need not be looked at again. Raises PoisonMessageError when the body would exceed 256 KiB
     or holds something that `decode` would refuse.
     """
     event_type = event_type or event.event_type
     correlation_id = correlation_id or event_id
     _check_names(event_id, event_type, source, correlation_id, causation_id)
     data = to_data(event)
-    check_data(data, MAX_DEPTH if event_type == "event" else MAX_DEPTH + WRAPPING)
+    if not checked:
+        check_data(data, MAX_DEPTH if event_type == "event" else MAX_DEPTH + WRAPPING)
     inner = {
         "id": event_id,
         "type": event_type,
@@ -133,18 +138,14 @@ def decode(
 def unpack_data(data: bytes) -> Any:
     """Unpack MessagePack under the limits. Raises PoisonMessageError."""
     try:
-        return msgpack.unpackb(
-            data,
-            object_pairs_hook=_unique_keys,
-            ext_hook=_refuse_extension,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-        )
+        value = _unpack(data)
+        if _pack(value) != data:  # not as we write it: perhaps with a key twice, of which unpacking keeps the last
+            _unpack(data, object_pairs_hook=_Maps().unique)
     except PoisonMessageError:
         raise
     except Exception as error:  # msgpack raises ValueError, its own classes, UnicodeDecodeError and RecursionError
         raise PoisonMessageError(f"malformed MessagePack: {str(error)[:200] or type(error).__name__}") from error
+    return value
 
 
 def check_data(data: Any, max_depth: int = MAX_DEPTH) -> None:
@@ -155,14 +156,13 @@ def check_data(data: Any, max_depth: int = MAX_DEPTH) -> None:
         for container in level:
             if len(container) > MAX_ITEMS:
                 raise PoisonMessageError(f"{len(container)} items in one list or map are more than {MAX_ITEMS}")
-            if len(deeper) > MAX_CONTAINERS:
-                raise PoisonMessageError(f"there are more than {MAX_CONTAINERS} lists and maps side by side")
             for value in _values(container) if isinstance(container, dict) else container:
-                if type(value) in _SCALARS:
+                kind = type(value)
+                if kind in _SCALARS:
                     continue
-                if isinstance(value, _CONTAINERS):
+                if kind is dict or kind is list or isinstance(value, _CONTAINERS):
                     deeper.append(value)
-                elif not isinstance(value, float) or not math.isfinite(value):
+                elif kind is not float or value - value != 0.0:  # infinities and NaN
                     _check_scalar(value)
         if not deeper:
             return
@@ -317,16 +317,17 @@ def _check_names(event_id: str, event_type: str, source: str, correlation_id: st
 
 
 def _values(container: dict[Any, Any]) -> Iterable[Any]:
-    for key in container:
-        if type(key) is not str:
-            raise PoisonMessageError(f"a key is of type {type(key).__name__}, not a string")
+    try:
+        "".join(container)  # the quickest way to see that all keys are strings
+    except TypeError as error:
+        raise PoisonMessageError("a key is not a string") from error
     return container.values()
 
 
 def _check_scalar(value: Any) -> None:
-    if isinstance(value, float):
+    if isinstance(value, float) and not math.isfinite(value):
         raise PoisonMessageError(f"{value} is not a number that JSON can say")
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int | float):
         raise PoisonMessageError(f"{type(value).__name__} is not a JSON type", remedy="use only JSON types")
 
 
@@ -351,7 +352,7 @@ def _parse_json(body: bytes) -> Any:
     try:
         content = json.loads(
             body.decode("utf-8"),
-            object_pairs_hook=_unique_keys,
+            object_pairs_hook=_Maps().unique,
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
             parse_float=_finite_float,
@@ -368,15 +369,29 @@ def _parse_json(body: bytes) -> Any:
     return content
 
 
-def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise PoisonMessageError("a map has the same key twice")
-    return found
+class _Maps:
+    """Makes the maps of one message, while they are few."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def unique(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._count += 1
+        if self._count > MAX_MAPS:
+            raise PoisonMessageError(f"there are more than {MAX_MAPS} maps")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise PoisonMessageError("a map has the same key twice")
+        return found
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:  # noqa: ARG001 - as msgpack calls it
     raise PoisonMessageError(f"MessagePack extension type {code} is not allowed")
+
+
+_unpack: Callable[..., Any] = functools.partial(
+    msgpack.unpackb, ext_hook=_refuse_extension, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0
+)
 
 
 def _refuse_constant(name: str) -> Any:

@@ -78,11 +78,12 @@ class EventLog:
         causation_id: str = "",
         traceparent: str = "",
         event_type: str = "",
+        checked: bool = False,
         done: Done,
     ) -> str:
         """Append without waiting; `done` is called once with the outcome. Returns the event's id.
 
-        Raises PoisonMessageError at once, before anything is sent, when the event cannot be encoded.
+        `checked`: see `encode`. Raises PoisonMessageError at once, before anything is sent, when the event cannot be encoded.
         """
         event_id = self.ids()
         body = encode(
@@ -93,6 +94,7 @@ class EventLog:
             causation_id=causation_id,
             traceparent=traceparent,
             event_type=event_type,
+            checked=checked,
         )
         self.appender.post(subject, body, event_id=event_id, scope=scope, expected=expected, done=done)
         return event_id

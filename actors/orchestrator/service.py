@@ -24,8 +24,8 @@ from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope, Position
-from cuebook.events.errors import ConfigurationError, UnavailableError
-from cuebook.events.facts import Event, OutsideEvent
+from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
+from cuebook.events.facts import Event, OutsideEvent, RunCompleted, StepAsked, StepWaiting, TaskRequested
 from cuebook.events.log import EventLog
 
 __all__ = ["OrchestratorService"]
@@ -35,6 +35,8 @@ SNAPSHOT_EVERY_S = 60.0
 SNAPSHOT_MIN_EVENTS = 10_000
 RETRY_S = 0.5
 _GUARD = b"\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
+_FROM_SAGAS = (RunCompleted, TaskRequested, StepWaiting, StepAsked)
+"""Events that carry what a saga's code has made; all other data here comes from the log."""
 _GUARD_NAME = b"Nats-Expected-Last-Subject-Sequence:"
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ class OrchestratorService:
         self._snapshot_at = 0
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
+        self._own: dict[int, tuple[str, Event, str]] = {}
+        """What we appended and have not read back yet, by sequence: it need not be decoded."""
 
     async def run(self) -> None:
         """Serve until `stop()`. Raises ConfigurationError for a stream that could lose events, HistoryRegressedError."""
@@ -112,10 +116,32 @@ class OrchestratorService:
         logger.info("snapshot of %d open runs at sequence %d", len(data["runs"]), position.sequence)
 
     def _on_message(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        own = self._own.pop(sequence, None)
+        if own is not None:
+            self.core.receive(self._own_envelope(*own, subject, sequence, recorded_at))
+            return
         guarded = headers is not None and _GUARD in headers and headers.count(_GUARD_NAME) == 1
         self.core.receive(self.log.decode(subject, body, sequence, recorded_at, headers), guarded=guarded)
         if not self.caught_up.is_set() and sequence >= self._target:
             self.caught_up.set()
+
+    def _own_envelope(
+        self, event_id: str, event: Event, correlation_id: str, subject: str, sequence: int, recorded_at: int
+    ) -> Envelope:
+        """What decoding our own event would give, as far as the fold looks at it."""
+        return Envelope(
+            id=event_id,
+            event_type=event.event_type,
+            time=recorded_at,
+            source=self.log.source,
+            correlation_id=correlation_id or event_id,
+            data=None,
+            event=event,
+            address=self.log.subjects.parse(subject),
+            subject=subject,
+            sequence=sequence,
+            recorded_at=recorded_at,
+        )
 
     async def _catch_up(self, failure: asyncio.Future[None]) -> None:
         target = self._target
@@ -192,7 +218,13 @@ class OrchestratorService:
         done: Done,
     ) -> str:
         """See Port."""
-        return self.log.post(
+
+        def settled(sequence: int, error: CuebookError | None) -> None:
+            if error is None and sequence > self.core.world.position.sequence:
+                self._own[sequence] = event_id, event, correlation_id
+            done(sequence, error)
+
+        event_id = self.log.post(
             subject,
             event,
             scope=scope,
@@ -200,8 +232,10 @@ class OrchestratorService:
             correlation_id=correlation_id,
             causation_id=causation_id,
             traceparent=traceparent,
-            done=done,
+            checked=not isinstance(event, _FROM_SAGAS),
+            done=settled,
         )
+        return event_id
 
     def signal(self, agent: str, instance: str, message: dict[str, Any]) -> None:
         """See Port."""
