@@ -90,6 +90,8 @@ class Subjects:
             )
         self.all = f"{space}.>"
         self.live = f"live.{space}.>"
+        self.all_runs = f"{space}.run.>"
+        self.all_agents = f"{space}.agent.>"
         self.stream = space.upper()
         self._cut = len(space) + 1
         self._prefix = f"{space}."
@@ -162,6 +164,10 @@ class Subjects:
     def everything_of(self, run_id: str) -> str:
         """The run with all its tasks and steps."""
         return f"{self.space}.run.{check_token(run_id, 'run id')}.>"
+
+    def progress_of(self, run_id: str) -> str:
+        """What all handlers of a run say while they work."""
+        return f"{self.space}.progress.{check_token(run_id, 'run id')}.*"
 
     def inbox(self, agent: str, instance: str) -> str:
         """Filter of an instance's own consumer: what was assigned to it."""
