@@ -55,6 +55,8 @@ MAX_MAPS = 2 * MAX_CONTAINERS
 MAX_ID_LENGTH = 128
 MAX_NAME_LENGTH = 256
 """Of a type or a source, in characters."""
+MAX_HEADER_LENGTH = 4_096
+"""Of one CloudEvents attribute as it comes, percent-encoded: enough for the longest name in any script."""
 MAX_TIME = 253_402_300_799_999_999
 """The last microsecond of the year 9999, after which Python's and PostgreSQL's clocks end."""
 
@@ -84,9 +86,9 @@ def encode(
 ) -> bytes:
     """Encode an event. `correlation_id` defaults to the event's own id: it begins a conversation.
 
-    `now`: microseconds since 1970, default the clock's. `checked`: the data was read from the log, or made here of what
-    was, so it need not be looked at again. Raises PoisonMessageError when the body would exceed 256 KiB
-    or holds something that `decode` would refuse.
+    `now`: microseconds since 1970, default the clock's. `checked`: the data was read from the log, or made here of
+    what was without nesting it deeper, so it need not be looked at again. Raises PoisonMessageError when the body
+    would exceed 256 KiB or holds something that `decode` would refuse.
     """
     event_type = event_type or event.event_type
     correlation_id = correlation_id or event_id
@@ -156,6 +158,8 @@ def check_data(data: Any, max_depth: int = MAX_DEPTH) -> None:
         for container in level:
             if len(container) > MAX_ITEMS:
                 raise PoisonMessageError(f"{len(container)} items in one list or map are more than {MAX_ITEMS}")
+            if len(deeper) > MAX_CONTAINERS:
+                raise PoisonMessageError(f"there are more than {MAX_CONTAINERS} lists and maps side by side")
             for value in _values(container) if isinstance(container, dict) else container:
                 kind = type(value)
                 if kind in _SCALARS:
@@ -413,6 +417,8 @@ def _finite_float(digits: str) -> float:
 
 def _percent_decode(value: str) -> str:
     """CloudEvents NATS binding: header values are percent-encoded UTF-8; a quoted value is unquoted first."""
+    if len(value) > MAX_HEADER_LENGTH:
+        raise PoisonMessageError(f"a ce- header is longer than {MAX_HEADER_LENGTH} characters")
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = re.sub(r"\\(.)", r"\1", value[1:-1])
     try:
