@@ -16,6 +16,7 @@ from cuebook.events.errors import ConfigurationError
 __all__ = ["compile_schema", "find_error"]
 
 _CACHE_SIZE = 2_000
+_MAX_TEXT = 500
 _compiled: OrderedDict[str, Any] = OrderedDict()
 
 
@@ -29,7 +30,7 @@ def compile_schema(schema: dict[str, Any]) -> Any:
                 schema, pattern_options=jsonschema_rs.RegexOptions(), retriever=_refuse_reference
             )
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"not a JSON Schema: {error}") from error
+            raise ConfigurationError(f"not a JSON Schema: {str(error)[:_MAX_TEXT]}") from error
         _compiled[key] = found
         if len(_compiled) > _CACHE_SIZE:
             _compiled.popitem(last=False)
@@ -53,7 +54,8 @@ def describe_error(validator: Any, data: Any) -> str:
         return ""
     first = next(iter(validator.iter_errors(data)))
     where = ".".join(str(part) for part in first.instance_path)
-    return f"{where}: {first.message}" if where else str(first.message)
+    text = f"{where}: {first.message}" if where else str(first.message)
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."  # it quotes the data
 
 
 def _refuse_reference(uri: str) -> Any:

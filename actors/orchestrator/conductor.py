@@ -402,7 +402,9 @@ class Conductor:
     def _request_undo(self, run: RunState, n: int) -> None:
         step = run.items.get(n)
         if not isinstance(step, TaskState):
-            self._post(run, "stuck", RunStuck(reason=f"step {n} is to be undone, but no such task was asked for", step=n))
+            self._post(
+                run, "stuck", RunStuck(reason=f"step {n} is to be undone, but no such task was asked for", step=n)
+            )
             return
         subjects = self.world.subjects
         number = next(free for free in itertools.count(n + 1) if free not in run.items)

@@ -14,7 +14,7 @@ from cuebook.actors.orchestrator import retry
 from cuebook.actors.orchestrator.placement import Choice, Queue, why
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
-from cuebook.actors.orchestrator.state import RunState, TaskState
+from cuebook.actors.orchestrator.state import TIMEOUT, RunState, TaskState, span_us
 from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import World
 from cuebook.actors.schemas import compile_schema, describe_error, find_error
@@ -41,6 +41,8 @@ UNKNOWN_AGENT_GRACE_S = 30.0
 ANSWER_GRACE_S = 2.0
 """After a task's timeout the agent says so itself; this much later the orchestrator does."""
 CANCEL_GRACE_S = 10.0
+MAX_REASON = 2_000
+"""Characters of what is said about a refusal."""
 REPEAT_AFTER_US = 1_000_000
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class Dispatcher:
     def __init__(self, world: World, port: Port, timers: Timers) -> None:
         self.world, self._port, self._timers = world, port, timers
         self._queues: dict[str, Queue] = {}
-        self._strangers: dict[str, list[TaskState]] = {}
+        self._strangers: dict[str, dict[tuple[str, int], TaskState]] = {}
         """Tasks of agents that never registered."""
         self._validators: dict[tuple[str, str], Any] = {}
         self._validators_from = -1
@@ -67,11 +69,12 @@ class Dispatcher:
         if status == "assigned":
             self._watch(run, task)
             return
-        if task.closed or status == "new":
+        if task.closed:
+            self._forget_stranger(task)
             return
         cancel = self._cancelled(run, task)
         if cancel is not None:
-            self._post(task, "cancelled", TaskCancelled(reason=cancel))
+            self._post(task, "cancelled", TaskCancelled(reason=cancel, outcome_unknown=task.in_doubt))
         elif status == "waiting":
             self._admit(task)
         elif status == "failed":
@@ -94,7 +97,7 @@ class Dispatcher:
             decision = retry.after_loss(task)
             self._post(task, "retried" if isinstance(decision, TaskRetried) else "escalated", decision)
             return
-        due = task.assigned_at + int(((task.timeout_s or 0.0) + ANSWER_GRACE_S) * 1_000_000)
+        due = task.assigned_at + span_us((task.timeout_s or 0.0) + ANSWER_GRACE_S)
         if self._cancelled(run, task) is not None:
             self._port.signal(*key, {"cancel": [task.run_id, task.n, task.assigned_sequence]})
             due = min(due, self._port.now() + int(CANCEL_GRACE_S * 1_000_000))
@@ -109,17 +112,21 @@ class Dispatcher:
             self._post(task, "cancelled", TaskCancelled(reason=cancel, outcome_unknown=True))
             return
         message = f"{task.instance} did not answer within {task.timeout_s:g} s"
-        error = Error(type="TaskTimeoutError", message=message, classes=["TaskTimeoutError", "TimeoutError"])
+        error = Error(type=TIMEOUT, message=message, classes=[TIMEOUT, "TimeoutError"])
         self._post(task, "failed", TaskFailed(error=error, attempt=task.attempt, by="orchestrator"))
 
     @staticmethod
     def _cancelled(run: RunState, task: TaskState) -> str | None:
-        """Why the task is no longer wanted, or None. What undoes a step goes on when its run is cancelled."""
+        """Why the task is no longer wanted, or None.
+
+        When its run ends, what undoes a step goes on. So does a task that can be undone and may have had its effect: only
+        its outcome tells whether it has to be.
+        """
         if task.cancel_reason is not None:
             return task.cancel_reason
-        if task.compensates is None:
-            return run.cancel_reason or run.winding or None
-        return None
+        if task.compensates is not None or (task.compensation and task.in_doubt):
+            return None
+        return run.cancel_reason or run.winding or None
 
     # --- admission ---
 
@@ -163,9 +170,7 @@ class Dispatcher:
     def _wait_for_stranger(self, task: TaskState) -> None:
         due = task.requested_at + int(UNKNOWN_AGENT_GRACE_S * 1_000_000)
         if self._port.now() < due:
-            waiting = self._strangers.setdefault(task.agent, [])
-            if task not in waiting:
-                waiting.append(task)
+            self._strangers.setdefault(task.agent, {})[task.run_id, task.n] = task
             self._timers.set(("stranger", task.run_id, task.n), due)
             return
         known = sorted(self.world.registry.handlers)
@@ -173,8 +178,15 @@ class Dispatcher:
         remedy = f"did you mean {near[0]!r}?" if near else f"known agents: {', '.join(known) or 'none'}"
         self._reject(task, f"no agent {task.agent!r} has ever registered", remedy)
 
+    def _forget_stranger(self, task: TaskState) -> None:
+        waiting = self._strangers.get(task.agent)
+        if waiting is not None and waiting.pop((task.run_id, task.n), None) is not None:
+            self._timers.cancel(("stranger", task.run_id, task.n))
+            if not waiting:
+                del self._strangers[task.agent]
+
     def _reject(self, task: TaskState, reason: str, remedy: str) -> None:
-        self._post(task, "rejected", TaskRejected(reason=reason, remedy=remedy))
+        self._post(task, "rejected", TaskRejected(reason=reason[:MAX_REASON], remedy=remedy[:MAX_REASON]))
 
     # --- placement ---
 
@@ -219,7 +231,7 @@ class Dispatcher:
     def instances_changed(self, agent: str) -> None:
         """An instance registered, recovered or left: look at what waits for its agent."""
         if agent in self.world.registry.handlers and agent in self._strangers:
-            for task in self._strangers.pop(agent):
+            for task in self._strangers.pop(agent).values():
                 self._timers.cancel(("stranger", task.run_id, task.n))
                 run = self.world.runs.get(task.run_id)
                 if run is not None:
@@ -305,6 +317,9 @@ class Dispatcher:
                 reserved.tasks.discard((task.run_id, task.n))
             if fact == "rejected":
                 raise
+            if fact == "completed":
+                self._post(task, "escalated", TaskEscalated(reason=f"the supplied result cannot be stored: {error}"))
+                return
             self._reject(task, f"cannot be handed on: {error}", error.remedy)
 
     def _refused(self, task: TaskState, expected: int, error: CuebookError, reserved: InstanceState | None) -> None:

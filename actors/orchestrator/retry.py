@@ -12,6 +12,8 @@ __all__ = ["MAX_LOSSES", "after_failure", "after_loss"]
 MAX_LOSSES = 5
 """Instances that may die under one task before a person looks at it: it may be what kills them."""
 
+MAX_PAUSE_S = 86_400.0
+
 
 def after_failure(task: TaskState, policy: RetryPolicy) -> Event:
     """Another attempt with a pause, or a person."""
@@ -28,8 +30,8 @@ def after_failure(task: TaskState, policy: RetryPolicy) -> Event:
         return TaskEscalated(reason=f"{error.type} is not worth another attempt", error=error)
     if task.failures >= attempts:
         return TaskEscalated(reason=f"failed {task.failures} of {attempts} attempts", error=error)
-    delay_s = min(backoff_s * policy.factor ** (task.failures - 1), policy.max_s)
-    delay_s *= 1 + policy.jitter * _spread(task)
+    delay_s = _pause(backoff_s, policy.factor, task.failures, policy.max_s)
+    delay_s *= 1 + min(max(policy.jitter, 0.0), 1.0) * _spread(task)
     return TaskRetried(delay_s=round(delay_s, 3), reason=f"attempt {task.attempt} failed: {error.type}")
 
 
@@ -38,6 +40,15 @@ def after_loss(task: TaskState) -> Event:
     if task.losses + 1 >= MAX_LOSSES:
         return TaskEscalated(reason=f"{task.losses + 1} instances were lost while they had this task")
     return TaskRetried(reason=f"instance {task.instance} was lost", lost=True)
+
+
+def _pause(backoff_s: float, factor: float, failures: int, max_s: float) -> float:
+    """Whatever the numbers: they may come from anybody."""
+    longest = min(max(max_s, 0.0), MAX_PAUSE_S)
+    try:
+        return min(max(backoff_s, 0.0) * max(factor, 1.0) ** (failures - 1), longest)
+    except OverflowError:
+        return longest
 
 
 def _spread(task: TaskState) -> float:

@@ -7,6 +7,7 @@ next append under the same scope has to name it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from pydantic import TypeAdapter
@@ -51,12 +52,16 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import Unreadable
 
-__all__ = ["RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run", "span_us"]
+__all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run", "span_us"]
 
 RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})
 STEP_CLOSED: Final = frozenset({"matched", "answered", "expired", "cancelled"})
 _OPENING: Final = frozenset({TaskRequested, StepSlept, StepWaiting, StepAsked})
+TIMEOUT: Final = "TaskTimeoutError"
+"""The type of error of an attempt that outlived its deadline."""
+_MAX_TEXT: Final = 2_000
+"""Characters of what people and agents say that is kept; it is repeated in other events, which have to fit."""
 _LONGEST_S: Final = 1e9
 """Thirty years: longer spans are cut, so that every moment is a number the clocks of all systems can show."""
 
@@ -99,6 +104,8 @@ class TaskState:
     error: Error | None = None
     resolution: TaskResolved | None = None
     cancel_reason: str | None = None
+    in_doubt: bool = False
+    """An attempt may have had its effect: it is under way, or it ended without a word from the agent."""
     # Not folded but kept beside the fold by the orchestrator that runs it:
     pending: str = ""
     queued: bool = False
@@ -129,7 +136,7 @@ class TaskState:
                     self.status, self.attempt, self.instance = "assigned", event.attempt, envelope.address.instance
                     self.assigned_sequence, self.assigned_at = envelope.sequence, envelope.recorded_at
                     self.timeout_s, self.reason = event.timeout_s, event.reason
-                    self.handler = event.handler
+                    self.handler, self.in_doubt = event.handler, True
             case TaskCompleted():
                 if self.status != "new":
                     self._close("completed", envelope)
@@ -139,7 +146,8 @@ class TaskState:
                     self._open(event, envelope)
             case TaskFailed():
                 if self.status == "assigned":
-                    self.status, self.error = "failed", event.error
+                    self.status, self.error = "failed", _brief(event.error)
+                    self.in_doubt = event.error.type == TIMEOUT
                     self.failures += 1
                     self.free_at = envelope.recorded_at
             case TaskRetried():
@@ -152,21 +160,21 @@ class TaskState:
                     self.free_at = envelope.recorded_at + span_us(event.delay_s)
             case TaskEscalated():
                 self.status, self.instance = "escalated", ""
-                self.error = event.error or self.error
+                self.error = _brief(event.error) if event.error is not None else self.error
             case TaskResolved():
                 if self.status == "escalated":
                     self.status, self.resolution = "resolved", event
             case TaskAborted():
                 self._close("aborted", envelope)
-                self.error = event.error or self.error or Error(type="Aborted", message=event.reason)
+                self.error = _brief(event.error or self.error or Error(type="Aborted", message=event.reason))
             case TaskCancelRequested():
-                self.cancel_reason = event.reason or "cancelled"
+                self.cancel_reason = event.reason[:_MAX_TEXT] or "cancelled"
             case TaskCancelled():
                 self._close("cancelled", envelope)
-                self.error = Error(type="Cancelled", message=event.reason or "cancelled")
+                self.error = Error(type="Cancelled", message=event.reason[:_MAX_TEXT] or "cancelled")
             case TaskRejected():
                 self._close("rejected", envelope)
-                self.error = Error(type="Rejected", message=event.reason)
+                self.error = Error(type="Rejected", message=event.reason[:_MAX_TEXT])
             case _:
                 pass
 
@@ -393,7 +401,7 @@ class RunState:
                     self.status, self.stuck = self.stuck_from, None
                     self.retry_requested, self.resumed_sequence = False, envelope.sequence
             case RunCancelRequested():
-                self.cancel_reason = event.reason or "cancelled"
+                self.cancel_reason = event.reason[:_MAX_TEXT] or "cancelled"
             case RunRetryRequested():
                 self.retry_requested = self.status == "stuck"
             case _:
@@ -418,6 +426,13 @@ class RunState:
             if isinstance(item, TaskState) and item.status == "completed" and item.compensation and n not in undone
         ]
         return [n for _, _, n in sorted(steps, reverse=True)]
+
+
+def _brief(error: Error) -> Error:
+    if len(error.message) + len(error.type) <= _MAX_TEXT and len(error.classes) <= 100:
+        return error
+    classes = [name[:200] for name in error.classes[:100]]
+    return replace(error, type=error.type[:200], message=error.message[:_MAX_TEXT], classes=classes)
 
 
 def span_us(seconds: float) -> int:

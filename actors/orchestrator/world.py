@@ -140,7 +140,7 @@ class World:
             self._refuse(envelope, reason, "look at the run with 'cuebook run show'")
             return _NOTHING
         freed = None
-        if type(item) is TaskState:
+        if isinstance(item, TaskState):
             key = (item.run_id, item.n)
             has = item.instance if item.status == "assigned" else ""
             if had and had != has:
