@@ -1,7 +1,7 @@
 """Messages off the wire without regular expressions: less than half the time of nats-py's own parser.
 
-Whole `MSG` and `HMSG` frames are taken out of the received block at once. Everything else (PING, INFO, errors, a frame that has
-not come whole) goes to nats-py's parser. Source of the frames: NATS client protocol, `MSG` and `HMSG`.
+Whole `MSG` and `HMSG` frames are taken out of the received block at once. Everything else (PING, INFO, errors, what is
+no frame at all) goes to nats-py's parser. Source of the frames: NATS client protocol, `MSG` and `HMSG`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 __all__ = ["BlockParser", "Deliver"]
 
-Deliver = Callable[[bytes, bytes, bytes, bytes, "bytes | None"], bool]
+Deliver = Callable[[bytes, bytes, bytes, bytes, bytes | None], bool]
 """Called with subscription id, subject, reply, payload and raw header block; False: the client shall do it."""
 
 _MSG = ord("M")
@@ -32,11 +32,14 @@ class BlockParser(Parser):
         if self.state != AWAITING_CONTROL_LINE:
             await super().parse(data)
             return
-        block = bytes(self.buf) + data if self.buf else data
+        buffer = self.buf
+        block = bytes(buffer) + data if buffer else data
         start, size = 0, len(block)
+        for_nats_py = False
         while start < size:
             kind = block[start]
             if kind != _MSG and kind != _HMSG:
+                for_nats_py = True
                 break
             line_end = block.find(b"\r\n", start)
             if line_end < 0:
@@ -47,7 +50,8 @@ class BlockParser(Parser):
                 end = content + int(words[-1])
                 body = content if kind == _MSG else content + int(words[-2])
             except (ValueError, IndexError):
-                break  # nats-py's parser says what is wrong with it
+                for_nats_py = True  # it says what is wrong with it
+                break
             if end + 2 > size:
                 break
             optional_reply = 5 if kind == _MSG else 6
@@ -56,6 +60,8 @@ class BlockParser(Parser):
             if not self._deliver(words[2], words[1], reply, block[body:end], headers):
                 await self.nc._process_msg(int(words[2]), words[1], reply, block[body:end], headers)  # noqa: SLF001
             start = end + 2
-        self.buf = bytearray(block[start:])
-        if start < size and block[start] not in (_MSG, _HMSG):
+        if self.buf is not buffer:
+            return  # the connection was lost meanwhile: `reset` has been called, and the rest is of the old one
+        buffer[:] = block[start:]
+        if for_nats_py:
             await super().parse()
