@@ -9,6 +9,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
+from datetime import datetime
 from typing import Any
 
 import nats.errors
@@ -25,7 +27,8 @@ from cuebook.events.append import Done
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope, Position
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
-from cuebook.events.facts import Event, OutsideEvent, RunCompleted, StepAsked, StepWaiting, TaskRequested
+from cuebook.events.facts import Event, RunCompleted, StepAsked, StepWaiting, TaskRequested
+from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 
 __all__ = ["OrchestratorService"]
@@ -34,7 +37,11 @@ TICK_S = 0.05
 SNAPSHOT_EVERY_S = 60.0
 SNAPSHOT_MIN_EVENTS = 10_000
 RETRY_S = 0.5
+CLOCK_EVERY_S = 30.0
+LOOK_BACKS = 16
+"""Searches for events that came before they were waited for, at a time."""
 _GUARD = b"\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
+_GUARD_SCOPE = b"\r\nNats-Expected-Last-Subject-Sequence-Subject: %b\r\n"
 _FROM_SAGAS = (RunCompleted, TaskRequested, StepWaiting, StepAsked)
 """Events that carry what a saga's code has made; all other data here comes from the log."""
 _GUARD_NAME = b"Nats-Expected-Last-Subject-Sequence:"
@@ -60,7 +67,9 @@ class OrchestratorService:
         self._snapshot_at = 0
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
-        self._own: dict[int, tuple[str, Event, str]] = {}
+        self._looking_back = asyncio.Semaphore(LOOK_BACKS)
+        self._clock_us = 0
+        self._own: dict[int, tuple[str, Event, str, str, str]] = {}
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
 
     async def run(self) -> None:
@@ -68,6 +77,7 @@ class OrchestratorService:
         async with self.log:
             await self.log.ensure(replicas=self._replicas)
             await self._restore()
+            await self._set_clock()
             facts = await self.log.verify()
             self._target = facts.last_sequence  # before the feed, which delivers at once
             heartbeats = await self._connection.listen(
@@ -84,6 +94,7 @@ class OrchestratorService:
                             group.create_task(lease.keep()),
                             group.create_task(self._follow_lease(lease)),
                             group.create_task(self._tick()),
+                            group.create_task(self._follow_clock()),
                             group.create_task(self._save_snapshots()),
                             group.create_task(_raise_when_done(feed.failure)),
                         ]
@@ -117,16 +128,31 @@ class OrchestratorService:
 
     def _on_message(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
         own = self._own.pop(sequence, None)
-        if own is not None:
+        if own is not None and own[0].encode() in body:  # else a server came back without what it had acknowledged
             self.core.receive(self._own_envelope(*own, subject, sequence, recorded_at))
             return
-        guarded = headers is not None and _GUARD in headers and headers.count(_GUARD_NAME) == 1
-        self.core.receive(self.log.decode(subject, body, sequence, recorded_at, headers), guarded=guarded)
+        item = self.log.decode(subject, body, sequence, recorded_at, headers)
+        self.core.receive(item, guarded=isinstance(item, Envelope) and self._is_guarded(item, headers or b""))
         if not self.caught_up.is_set() and sequence >= self._target:
             self.caught_up.set()
 
+    def _is_guarded(self, item: Envelope, headers: bytes) -> bool:
+        """Whether the server has taken it only because nothing else was stored under its run."""
+        if item.address.fact not in ("requested", "started") or _GUARD not in headers:
+            return False
+        scope = self.log.subjects.everything_of(item.address.run_id).encode()
+        return headers.count(_GUARD_NAME) == 1 and _GUARD_SCOPE % scope in headers
+
     def _own_envelope(
-        self, event_id: str, event: Event, correlation_id: str, subject: str, sequence: int, recorded_at: int
+        self,
+        event_id: str,
+        event: Event,
+        correlation_id: str,
+        causation_id: str,
+        traceparent: str,
+        subject: str,
+        sequence: int,
+        recorded_at: int,
     ) -> Envelope:
         """What decoding our own event would give, as far as the fold looks at it."""
         return Envelope(
@@ -135,6 +161,8 @@ class OrchestratorService:
             time=recorded_at,
             source=self.log.source,
             correlation_id=correlation_id or event_id,
+            causation_id=causation_id,
+            traceparent=traceparent,
             data=None,
             event=event,
             address=self.log.subjects.parse(subject),
@@ -148,7 +176,7 @@ class OrchestratorService:
         began, first = time.monotonic(), self.core.world.position.sequence
         if first >= target:
             self.caught_up.set()
-        waiting = asyncio.ensure_future(self.caught_up.wait())
+        waiting: asyncio.Future[Any] = asyncio.ensure_future(self.caught_up.wait())
         await asyncio.wait([waiting, failure], return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
             waiting.cancel()
@@ -175,6 +203,23 @@ class OrchestratorService:
             await asyncio.sleep(TICK_S)
             self.core.tick()
 
+    async def _follow_clock(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_EVERY_S)
+            try:
+                await self._set_clock()
+            except UnavailableError as error:
+                logger.info("the server does not tell the time: %s", error)
+
+    async def _set_clock(self) -> None:
+        """Moments in the log are the server's, and its clock may differ from ours."""
+        began = time.monotonic_ns()
+        info = await js_request(self._connection, f"STREAM.INFO.{self.log.subjects.stream}", {})
+        told = datetime.fromisoformat(info["ts"][:19] + "+00:00").timestamp() + float(
+            "0." + info["ts"][20:26].strip("Z")
+        )
+        self._clock_us = int(told * 1_000_000) - (began + time.monotonic_ns()) // 2_000
+
     async def _save_snapshots(self) -> None:
         while True:
             await asyncio.sleep(SNAPSHOT_EVERY_S)
@@ -187,7 +232,7 @@ class OrchestratorService:
             return
         try:
             size = await self._snapshots.save(self.core.world.dump())
-        except (nats.errors.Error, JetStreamError, TimeoutError) as error:
+        except (nats.errors.Error, JetStreamError, TimeoutError, ValueError, TypeError, OverflowError) as error:
             logger.warning("the snapshot was not saved: %s", str(error) or type(error).__name__)
             return
         self._snapshot_at = sequence
@@ -221,7 +266,7 @@ class OrchestratorService:
 
         def settled(sequence: int, error: CuebookError | None) -> None:
             if error is None and sequence > self.core.world.position.sequence:
-                self._own[sequence] = event_id, event, correlation_id
+                self._own[sequence] = event_id, event, correlation_id, causation_id, traceparent
             done(sequence, error)
 
         event_id = self.log.post(
@@ -264,17 +309,17 @@ class OrchestratorService:
 
         async def look() -> None:
             filters = [self.log.subjects.event(topic)]
-            async for item in self.log.read(after=after, until=until, filters=filters):
-                if isinstance(item, Envelope) and isinstance(item.event, OutsideEvent):
-                    if matches(match, item.event.data):
-                        answer(item.sequence, item.event.data)
+            async with self._looking_back, aclosing(self.log.read(after=after, until=until, filters=filters)) as items:
+                async for item in items:
+                    if isinstance(item, Envelope) and matches(match, item.data):
+                        answer(item.sequence, item.data)
                         return
 
         self._errand(look)
 
     def now(self) -> int:
         """See Port."""
-        return time.time_ns() // 1000
+        return time.monotonic_ns() // 1000 + self._clock_us
 
     def _errand(self, attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something that needs an answer from the server, again and again until it answers."""

@@ -111,7 +111,7 @@ class World:
                     self._refuse(envelope, f"run {address.run_id} is not open", "look at it with 'cuebook run show'")
                 return _NOTHING
             run = self.runs[address.run_id] = RunState(address.run_id)
-            if not guarded and address.fact == "requested":
+            if not guarded:
                 self.unchecked[envelope.sequence] = address.run_id
                 self.owed.append(envelope.sequence)
         elif run.standalone and address.n > 0:
