@@ -252,6 +252,15 @@ class Conductor:
         for n in run.items:
             self._timers.cancel(("step", run.run_id, n))
 
+    def rest(self) -> None:
+        """Somebody else decides now; what was under way here has its outcome in the log."""
+        for execution in self._executions.values():
+            execution.close()
+        self._executions.clear()
+        self._requesting.clear()
+        self._starting.clear()
+        self._misfits.clear()
+
     def serves(self, saga: str) -> bool:
         """Whether this orchestrator has the saga's code."""
         return saga in self._sagas

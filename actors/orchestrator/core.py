@@ -6,8 +6,9 @@ append names what it has seen and only one of them wins.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cuebook.actors.orchestrator.conductor import Conductor
@@ -25,6 +26,10 @@ from cuebook.events.log import Unreadable
 from cuebook.events.subjects import Subjects
 
 __all__ = ["Orchestrator"]
+
+REPEAT_AFTER_US = 1_000_000
+
+logger = logging.getLogger(__name__)
 
 
 class Orchestrator:
@@ -45,7 +50,7 @@ class Orchestrator:
         if isinstance(item, Envelope):
             _clear_pending(item.id, touched)
         if self.active:
-            self._react(item, touched)
+            self._try(self._react, item, touched)
         elif self.world.owed:
             self.world.owed.clear()
 
@@ -54,19 +59,31 @@ class Orchestrator:
         self.active = True
         self.liveness.start(time.monotonic())
         for instance in list(self.world.registry.instances.values()):
-            self._decide_instance(instance)
+            self._try(self._decide_instance, instance)
         for run in list(self.world.runs.values()):
-            self._decide_all(run)
+            self._try(self._decide_all, run)
         self.world.owed = [
             *self.world.refusals,
             *(sequence for sequence, _ in self.world.triggers),
             *self.world.unchecked,
         ]
-        self._settle_owed()
+        self._try(self._settle_owed)
 
     def deactivate(self) -> None:
         """Stop deciding; the fold goes on."""
         self.active = False
+        self.conductor.rest()
+
+    def _try(self, decide: Callable[..., None], *about: Any) -> None:
+        """A decision that raises is a mistake of ours about one run: the others go on, and a person must see it.
+
+        Nothing is lost by that, since every decision follows from the fold and is asked for again.
+        """
+        try:
+            decide(*about)
+        except Exception:
+            sequence = self.world.position.sequence
+            logger.exception("a decision of the orchestrator failed", extra={"sequence": sequence})
 
     def _react(self, item: Envelope | Unreadable, touched: Touched) -> None:
         run = touched.run
@@ -149,7 +166,7 @@ class Orchestrator:
         while world.owed:
             owed, world.owed = world.owed, []
             for sequence in owed:
-                self._settle(sequence)
+                self._try(self._settle, sequence)
 
     def _settle(self, sequence: int) -> None:
         world = self.world
@@ -176,8 +193,10 @@ class Orchestrator:
                 del world.unchecked[sequence]
                 self._decide_all(run)
             elif first:
-                world.refuse_unchecked(sequence, scope)
+                world.refuse_unchecked(sequence)
                 self._settle_owed()
+            else:  # from a replica that is behind
+                self.timers.set(("refusal", sequence), self._port.now() + REPEAT_AFTER_US)
 
         self._port.first_sequence(scope, answer)
 
@@ -188,9 +207,9 @@ class Orchestrator:
         if not self.active:
             return
         for key in list(self.timers.expired(self._port.now())):
-            self._fire(key)
+            self._try(self._fire, key)
         for instance in self.liveness.check(time.monotonic()):
-            self._decide_instance(instance)
+            self._try(self._decide_instance, instance)
 
     def _fire(self, key: Any) -> None:
         kind, *rest = key

@@ -19,6 +19,9 @@ __all__ = ["Liveness"]
 SUSPECT_AFTER_BEATS = 3
 LOST_AFTER_BEATS = 6
 INBOX_STALLED_S = 3.0
+MINIMUM_BEAT_S = 0.05
+OWN_PAUSE_S = 1.0
+"""An orchestrator that has not looked for so long was stopped or busy itself."""
 
 
 class Liveness:
@@ -28,10 +31,13 @@ class Liveness:
         self._world, self._port = world, port
         self._heard: dict[tuple[str, str], float] = {}
         self._behind_since: dict[tuple[str, str], float] = {}
+        self._checked_at = 0.0
 
     def start(self, now: float) -> None:
         """Nobody can be late before now."""
         self._heard.clear()
+        self._behind_since.clear()
+        self._checked_at = now
 
     def expect(self, instance: InstanceState, now: float) -> None:
         """The instance should be heard from now on."""
@@ -55,15 +61,19 @@ class Liveness:
 
     def check(self, now: float) -> Iterator[InstanceState]:
         """Record who has fallen silent; yields those already known as lost or stopped that still hold tasks."""
+        pause_s = now - self._checked_at
+        self._checked_at = now
+        if pause_s > OWN_PAUSE_S:  # it was us who did not listen: nobody was silent in that time
+            self._heard = {key: last + pause_s for key, last in self._heard.items()}
         for key, last in list(self._heard.items()):
             instance = self._world.registry.instances.get(key)
             if instance is None or instance.health in ("stopped", "unregistered"):
                 del self._heard[key]
                 continue
-            silent_s = now - last
-            if instance.health != "lost" and silent_s > instance.heartbeat_s * LOST_AFTER_BEATS:
+            silent_s, beat_s = now - last, max(instance.heartbeat_s, MINIMUM_BEAT_S)
+            if instance.health != "lost" and silent_s > beat_s * LOST_AFTER_BEATS:
                 self._post(instance, "lost", AgentLost(silent_s=round(silent_s, 1)))
-            elif instance.health in ("healthy", "draining") and silent_s > instance.heartbeat_s * SUSPECT_AFTER_BEATS:
+            elif instance.health in ("healthy", "draining") and silent_s > beat_s * SUSPECT_AFTER_BEATS:
                 self._post(instance, "suspected", AgentSuspected(silent_s=round(silent_s, 1)))
             elif instance.health == "lost" and instance.tasks:
                 yield instance

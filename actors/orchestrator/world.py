@@ -227,16 +227,27 @@ class World:
         )
         self.owed.append(envelope.sequence)
 
-    def refuse_unchecked(self, sequence: int, subject: str) -> None:
+    def refuse_unchecked(self, sequence: int) -> None:
         """The request at `sequence` repeats one of a run that is over: forget the run it seemed to open."""
         run = self.runs.get(self.unchecked.pop(sequence))
         if run is not None:
             self._evict(run)
-            reason = f"{run.run_id} was requested before and is over"
             self.refusals[sequence] = Refusal(
-                sequence=sequence, subject=subject, reason=reason, remedy="use another run id"
+                sequence=sequence,
+                subject=self._opening_subject(run),
+                reason=f"{run.run_id} was requested before and is over",
+                remedy="use another run id",
+                correlation_id=run.correlation_id,
             )
             self.owed.append(sequence)
+
+    def _opening_subject(self, run: RunState) -> str:
+        task = run.items.get(0)
+        if run.standalone and isinstance(task, TaskState):
+            return self.subjects.task(run.run_id, 0, "requested", task.agent)
+        if run.status == "requested":
+            return self.subjects.run(run.run_id, "requested", run.saga)
+        return self.subjects.run(run.run_id, "started")
 
     def _forget(self, sequence: int, event: Any) -> None:
         """The rejection of a message is on record."""
