@@ -153,8 +153,8 @@ class Connection(Client):
 async def connect(url: str, *, name: str, retry: bool = True, **options: Any) -> Connection:
     """Connect to NATS; with `retry`, a lost connection is re-established for ever, but the first one is not.
 
-    `url` may name several servers, with commas; `options` go to nats-py. Raises UnavailableError when no server
-    answers, ConfigurationError when it refuses us or the URL is none.
+    `url` may name several servers, with commas; `options` go to nats-py, except those about reconnecting. Raises
+    UnavailableError when no server answers, ConfigurationError when it refuses us or the URL is none.
     """
     connection = Connection()
     shown, servers = _without_password(url), url.split(",")
@@ -179,8 +179,14 @@ async def connect(url: str, *, name: str, retry: bool = True, **options: Any) ->
     async def closed() -> None:
         connection.closed.set()
 
+    settings: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "ping_interval": PING_INTERVAL_S,
+        "max_outstanding_pings": MAX_OUTSTANDING_PINGS,
+        **options,
+    }
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S * len(servers) + 1):
+        async with asyncio.timeout(settings["connect_timeout"] * len(servers) + 1):
             await connection.connect(
                 servers,
                 name=name,
@@ -191,10 +197,7 @@ async def connect(url: str, *, name: str, retry: bool = True, **options: Any) ->
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                ping_interval=PING_INTERVAL_S,
-                max_outstanding_pings=MAX_OUTSTANDING_PINGS,
-                **options,
+                **settings,
             )
     except (nats.errors.Error, OSError, ValueError) as error:
         tried = await _abandon(connection)
@@ -207,7 +210,7 @@ async def connect(url: str, *, name: str, retry: bool = True, **options: Any) ->
     return connection
 
 
-async def ended(*tasks: asyncio.Task[None]) -> None:
+async def ended(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait until they have ended, whatever they raise."""
     running = {task for task in tasks if not task.done()}
     while running:  # again, because nats-py swallows a cancellation while it flushes
