@@ -28,9 +28,9 @@ tokens = st.builds(
     st.text(_TAIL, max_size=63),
 )
 numbers = st.integers(0, 999_999_999)
-ids = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=128)
+ids = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=128)
 
-_text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _integers = st.integers(-(2**63), 2**64 - 1)
 _floats = st.floats(allow_nan=False, allow_infinity=False)
 _scalars = st.none() | st.booleans() | _integers | _floats | _text
@@ -69,7 +69,7 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(_text, _values(arguments[1]), max_size=3)
     if origin is types.UnionType:
-        return st.one_of(map(_values, arguments))
+        return st.one_of([_values(argument) for argument in arguments])
     raise TypeError(f"no strategy for {hint}")
 
 

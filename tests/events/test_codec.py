@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -151,7 +151,7 @@ def test_tuples_are_written_as_lists() -> None:
 )
 def test_ids_and_names_that_could_not_be_read_are_not_written(names: dict[str, str]) -> None:
     with pytest.raises(PoisonMessageError):
-        encode(OutsideEvent(), **{"event_id": "a", "source": "s"} | names)
+        encode(OutsideEvent(), **cast("Any", {"event_id": "a", "source": "s"} | names))
     keys = {"event_id": "id", "event_type": "type", "correlation_id": "correlation", "causation_id": "causation"}
     inner = {"id": "a", "type": "t"} | {keys.get(name, name): value for name, value in names.items()}
     with pytest.raises(PoisonMessageError):

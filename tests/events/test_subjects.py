@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -59,7 +60,7 @@ def test_parsing_anything_gives_an_address_or_a_poison_message(subject: str) -> 
 @pytest.mark.parametrize("token", HOSTILE)
 def test_no_builder_takes_a_hostile_token(token: str) -> None:
     n = SUBJECTS
-    builders = [
+    builders: list[Callable[[], object]] = [
         lambda: n.run(token, "started"), lambda: n.run("r", token), lambda: n.task(token, 0, "completed"),
         lambda: n.task("r", 0, token), lambda: n.step(token, 0, "asked"), lambda: n.step("r", 0, token),
         lambda: n.progress(token, 0), lambda: n.agent(token, "i", "lost"), lambda: n.agent("a", token, "lost"),
