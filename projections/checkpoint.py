@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from psycopg import errors
+
 from cuebook.events.envelope import Envelope, Position, to_datetime
-from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError
-from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.errors import ConfigurationError, CuebookError
+from cuebook.events.log import Unreadable
 from cuebook.projections.database import Transaction
 from cuebook.projections.projection import Item
 from cuebook.projections.rows import storable
 from cuebook.projections.statements import load_statements
 
-__all__ = ["Checkpoint", "ReadAgainError", "position_of", "verify_position"]
+__all__ = ["Checkpoint", "ReadAgainError", "position_of"]
+
+CLAIM_WAIT: Final = "10s"
+"""Our own last connection may have broken without the server knowing yet."""
 
 _SQL = load_statements("checkpoint.sql")
 
 
 class ReadAgainError(CuebookError):
-    """What was read may not be what is to be applied next: read the log again from the checkpoints."""
+    """PostgreSQL came back with an earlier state: read the log again from its checkpoints."""
 
 
 class Checkpoint:
@@ -24,6 +31,18 @@ class Checkpoint:
 
     def __init__(self, projection: str, version: int) -> None:
         self._projection, self._version = projection, version
+
+    async def claim(self, connection: Transaction) -> None:
+        """Make this connection the one that writes, until it ends. Raises ConfigurationError when another one is.
+
+        This only spares the loser a start; what keeps two writers from mixing is `advance`.
+        """
+        await connection.execute(_SQL["wait_for_claim"], [CLAIM_WAIT])
+        try:
+            await connection.execute(_SQL["claim"], [self._projection, self._version])
+        except errors.LockNotAvailable as error:
+            raise self.taken() from error
+        await connection.execute(_SQL["wait_for_claim"], ["0"])
 
     async def read(self, connection: Transaction) -> Position:
         """The checkpoint as committed. Raises ConfigurationError when this version has no tables."""
@@ -38,7 +57,7 @@ class Checkpoint:
         values = [after.sequence, after.event_id, self._projection, self._version, before.sequence, before.event_id]
         cursor = await tx.execute(_SQL["advance"], values)
         if cursor.rowcount != 1:
-            raise self.taken(before)
+            raise self.taken()
 
     async def park(self, tx: Transaction, item: Item, reason: str) -> None:
         """Note an event that is passed over."""
@@ -47,32 +66,14 @@ class Checkpoint:
         texts = [storable(value) for value in (event_id, item.subject, reason)]
         await tx.execute(_SQL["park"], [self._projection, self._version, item.sequence, recorded_at, *texts])
 
-    def taken(self, before: Position) -> ConfigurationError:
-        """The error for a checkpoint that moved without us."""
+    def taken(self) -> ConfigurationError:
+        """The error for a projection that somebody else writes."""
         return ConfigurationError(
-            f"projection {self._projection} is not at sequence {before.sequence} any more: another process writes it",
+            f"another process writes projection {self._projection}",
             remedy="run 'cuebook serve projections' once for each space and database",
         )
 
 
 def position_of(item: Item) -> Position:
-    """The position after an item. Its event id is empty where it has none, or none that PostgreSQL can hold."""
-    if isinstance(item, Unreadable) or not item.id.isprintable():
-        return Position(item.sequence)
-    return Position(item.sequence, item.id)
-
-
-async def verify_position(log: EventLog, position: Position) -> None:
-    """Raise HistoryRegressedError unless the log still holds what was read up to `position`.
-
-    Where it has no event id only the place is compared: a newer release may well read what an older one could not.
-    Raises UnavailableError too.
-    """
-    if position.event_id or not position.sequence:
-        await log.verify_position(position)
-        return
-    stream = await log.verify()
-    if stream.last_sequence < position.sequence:
-        raise HistoryRegressedError(
-            f"stream {stream.name} ends at {stream.last_sequence}, but {position.sequence} was already read"
-        )
+    """The position after an item."""
+    return Position(item.sequence, "" if isinstance(item, Unreadable) else item.id)

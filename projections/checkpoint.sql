@@ -1,3 +1,9 @@
+-- name: wait_for_claim
+SELECT set_config('lock_timeout', %s, false)
+
+-- name: claim
+SELECT pg_advisory_lock(hashtextextended(current_schemas(false)::text || %s || %s::integer, 1))
+
 -- name: read
 SELECT sequence, event_id FROM checkpoints WHERE projection = %s AND version = %s
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from cuebook.events.envelope import Position
 from cuebook.events.errors import HistoryRegressedError
 from cuebook.events.feed import Feed
 from cuebook.events.log import EventLog, Unreadable
-from cuebook.projections.checkpoint import ReadAgainError, position_of
+from cuebook.projections.checkpoint import position_of
 from cuebook.projections.projection import Item
 
 __all__ = ["BATCH_SIZE", "LogReader"]
 
-BATCH_SIZE: Final = 5_000
+BATCH_SIZE: Final = 2_000
 LINGER_S: Final = 0.01
 """An event waits this long for others: a busy log then costs 100 commits a second at most, not one for each event."""
 
@@ -29,7 +29,6 @@ class LogReader:
     def __init__(self, log: EventLog, *, after: Position, batch_size: int = BATCH_SIZE) -> None:
         self._log, self._batch_size = log, batch_size
         self._taken = after
-        self._reconnected = False
         self._waiting: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._feed = Feed(
@@ -40,14 +39,13 @@ class LogReader:
             on_message=self._receive,
             held=lambda: len(self._waiting) > 2 * batch_size,
         )
+        self._feed.failure.add_done_callback(lambda _: self._arrived.set())
 
     async def __aenter__(self) -> Self:
-        self._log.connection.on_reconnect.append(self._on_reconnect)
         await self._feed.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._log.connection.on_reconnect.remove(self._on_reconnect)
         await self._feed.__aexit__(*exc_info)
 
     @property
@@ -58,15 +56,16 @@ class LogReader:
     async def next_batch(self) -> list[Item]:
         """The next messages, at least one; waits for it.
 
-        Raises HistoryRegressedError, ConfigurationError; ReadAgainError after a reconnect to the server.
+        Raises HistoryRegressedError, ConfigurationError, and UnavailableError when the connection was closed for good.
         """
-        while not self._waiting and not self._reconnected:
+        while not self._waiting:
+            if self._feed.failure.done():
+                self._feed.failure.result()
             self._feed.resume()
-            await self._arrival()
+            self._arrived.clear()
+            await self._arrived.wait()
         if len(self._waiting) < self._batch_size:
             await asyncio.sleep(LINGER_S)
-        if self._reconnected:
-            raise ReadAgainError("after a reconnect it may be another log, restored from a backup or short of its tail")
         waiting = self._waiting
         batch = [waiting.popleft() for _ in range(min(len(waiting), self._batch_size))]
         if len(waiting) <= self._batch_size:
@@ -87,21 +86,6 @@ class LogReader:
                 reason=f"{type(error).__name__}: {error}",
             )
         self._waiting.append(item)
-        self._arrived.set()
-
-    async def _arrival(self) -> None:
-        self._arrived.clear()
-        arrived = asyncio.ensure_future(self._arrived.wait())
-        either: list[asyncio.Future[Any]] = [arrived, self._feed.failure]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            arrived.cancel()
-        if self._feed.failure.done():
-            self._feed.failure.result()
-
-    def _on_reconnect(self) -> None:
-        self._reconnected = True
         self._arrived.set()
 
     def _check_gaps(self, batch: list[Item]) -> None:

@@ -63,16 +63,17 @@ def fold_task_into_run(row: Row | None, before: str | None, task: Row, envelope:
     else:
         change = {"last_sequence": str(envelope.sequence)}
     status = task.get("status", before)
+    ended = status in TASK_ENDED and before not in TASK_ENDED
     if before is None:
         change["tasks"] = _one_more(row, "tasks")
-    if status in TASK_ENDED:
+    if ended:
         counter = "tasks_completed" if status == "completed" else "tasks_failed"
         change[counter] = _one_more(row, counter)
     if n == 0 and row["standalone"] == TRUE and status is not None:
         change["status"] = _MIRRORED.get(status, "running")
         if status == "assigned" and before == "waiting":
             change["started_at"] = task["assigned_at"]
-        elif status in TASK_ENDED:
+        elif ended:
             change["ended_at"] = task["ended_at"]
     return change
 
@@ -99,12 +100,15 @@ def _opened(envelope: Envelope, *, standalone: bool) -> Row:
 def _requested(row: Row | None, event: RunRequested, envelope: Envelope) -> Row | None:
     if row is not None:
         return None
-    return {
+    change = {
         **_opened(envelope, standalone=False),
         "status": "requested",
         "saga": envelope.address.agent or NULL,
         "input": jsonb(event.input),
     }
+    if event.retry_of is not None:
+        change["retry_of"] = text(event.retry_of)
+    return change
 
 
 def _started(row: Row | None, event: RunStarted, envelope: Envelope) -> Row | None:

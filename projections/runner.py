@@ -16,7 +16,7 @@ from cuebook.events.errors import UnavailableError
 from cuebook.events.log import EventLog
 from cuebook.projections.agents import Agents
 from cuebook.projections.audit import Audit
-from cuebook.projections.checkpoint import ReadAgainError, verify_position
+from cuebook.projections.checkpoint import ReadAgainError
 from cuebook.projections.database import Backoff, Outage, connect, is_outage, schema_name
 from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Batch, Projection
@@ -88,7 +88,8 @@ class Runner:
         """Apply the log to the projections, for ever or up to and including sequence `until`.
 
         Waits while PostgreSQL or NATS are away. Raises HistoryRegressedError when the log is not the one that was read,
-        ConfigurationError when another process writes the same projections or PostgreSQL refuses.
+        ConfigurationError when another process writes the same projections or PostgreSQL refuses, and UnavailableError
+        when the log's connection was closed.
         """
         stopped = asyncio.ensure_future(self._stop.wait())
         try:
@@ -98,8 +99,11 @@ class Runner:
                     try:
                         await self._follow(stopped, until)
                     except ReadAgainError as error:
-                        logger.info("reading the log again from the checkpoints", extra={"reason": str(error)})
+                        logger.warning("reading the log again from the checkpoints", extra={"reason": str(error)})
+                        going = await self._unless(stopped, self._reload())
                     except UnavailableError as error:
+                        if self._log.connection.is_closed:
+                            raise
                         logger.warning("the log is unavailable; the projections wait", extra={"reason": str(error)})
                         await asyncio.wait([stopped], timeout=RETRY_S)
                     else:
@@ -112,6 +116,11 @@ class Runner:
         for writer in self._writers:
             await stack.enter_async_context(writer)
         self._outage.ended()
+        return True
+
+    async def _reload(self) -> bool:
+        for writer in self._writers:
+            await writer.reload()
         return True
 
     async def _prepare(self) -> None:
@@ -132,7 +141,7 @@ class Runner:
         """Read on from the lowest checkpoint until the end is asked for. Raises ReadAgainError, UnavailableError."""
         positions = {writer.position for writer in self._writers}
         for position in positions:
-            await verify_position(self._log, position)
+            await self._log.verify_position(position)
         after = min(positions, key=lambda position: position.sequence)
         async with LogReader(self._log, after=after, batch_size=self._batch_size) as reader:
             self._reader = reader

@@ -93,6 +93,8 @@ CREATE TABLE tasks (
     ended_at            timestamptz,
     ended_by            text,
     outcome_unknown     boolean     NOT NULL,
+    reverted            jsonb,
+    reverted_at         timestamptz,
     correlation_id      text        NOT NULL,
     first_sequence      bigint      NOT NULL,
     last_sequence       bigint      NOT NULL,
@@ -120,6 +122,8 @@ COMMENT ON COLUMN tasks.deadline IS 'The attempt is over then.';
 COMMENT ON COLUMN tasks.due IS 'Status backoff: when it is free again.';
 COMMENT ON COLUMN tasks.resolution IS 'What a person decided: supply, retry or abort.';
 COMMENT ON COLUMN tasks.outcome_unknown IS 'Cancelled, but the agent did not confirm: its effect may have happened.';
+COMMENT ON COLUMN tasks.reverted IS
+    'An answer that came after the end: its output, and the error if its effect could not be undone by the agent itself.';
 COMMENT ON COLUMN tasks.first_sequence IS 'Its request in the stream.';
 COMMENT ON COLUMN tasks.last_sequence IS 'The last event that counted.';
 
@@ -179,7 +183,7 @@ COPY tasks (
     run_id, n, agent, handler, status, attempt, instance, priority, affinity, labels, timeout_s, retry,
     compensation, compensates, input, output, error, reason, placement, duration_s, requested_at, requested_by,
     assigned_at, deadline, failed_at, due, escalated_at, resolution, resolved_at, resolved_by, note,
-    cancel_requested_at, cancel_requested_by, ended_at, ended_by, outcome_unknown, correlation_id,
+    cancel_requested_at, cancel_requested_by, ended_at, ended_by, outcome_unknown, reverted, reverted_at, correlation_id,
     first_sequence, last_sequence
 ) FROM STDIN
 
@@ -209,6 +213,8 @@ UPDATE tasks AS t SET
     ended_at = coalesce(c.ended_at, t.ended_at),
     ended_by = coalesce(c.ended_by, t.ended_by),
     outcome_unknown = coalesce(c.outcome_unknown, t.outcome_unknown),
+    reverted = coalesce(c.reverted, t.reverted),
+    reverted_at = coalesce(c.reverted_at, t.reverted_at),
     last_sequence = coalesce(c.last_sequence, t.last_sequence)
 FROM changed_tasks AS c
 WHERE t.run_id = c.run_id AND t.n = c.n

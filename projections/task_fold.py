@@ -22,6 +22,7 @@ from cuebook.events.facts import (
     TaskRequested,
     TaskResolved,
     TaskRetried,
+    TaskReverted,
 )
 from cuebook.projections.rows import FALSE, NULL, Row, flag, integer, jsonb, later, moment, number, text
 
@@ -39,7 +40,7 @@ def fold_task(status: str | None, envelope: Envelope) -> Row | None:
     nobody could read.
     """
     fold = _FOLDS.get(type(envelope.event))
-    if fold is None or status in TASK_ENDED:
+    if fold is None or (status in TASK_ENDED and fold is not _reverted):
         return None
     change = fold(status, envelope.event, envelope)
     if change is not None:
@@ -190,6 +191,14 @@ def _rejected(status: str | None, event: TaskRejected, envelope: Envelope) -> Ro
     }
 
 
+def _reverted(status: str | None, event: TaskReverted, envelope: Envelope) -> Row | None:
+    """The one fact that counts after the end: it tells what became of an answer that came too late."""
+    if status not in TASK_ENDED or status == "completed":
+        return None
+    late = {"output": event.output, "attempt": event.attempt, "by": event.by, "error": event.error}
+    return {"reverted": jsonb(late), "reverted_at": moment(envelope.recorded_at)}
+
+
 def _ended(status: str, envelope: Envelope) -> Row:
     return {"status": status, "ended_at": moment(envelope.recorded_at)}
 
@@ -207,4 +216,5 @@ _FOLDS: Final[dict[type, _Fold]] = {
     TaskCancelRequested: _cancel_requested,
     TaskCancelled: _cancelled,
     TaskRejected: _rejected,
+    TaskReverted: _reverted,
 }

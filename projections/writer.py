@@ -39,7 +39,11 @@ _SETTINGS: Final = {
     "synchronous_commit": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    # A process that vanished without a word gives up its claim soon.
     "idle_in_transaction_session_timeout": "60s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
 }
 
 logger = logging.getLogger(__name__)
@@ -59,12 +63,16 @@ class Writer:
         self._connection: Transaction | None = None
 
     async def __aenter__(self) -> Self:
-        self.position = await self._committed()
+        await self.reload()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._connection is not None:
-            await self._connection.close()
+        await self._disconnect()
+
+    async def reload(self) -> None:
+        """Begin again from the checkpoint as PostgreSQL has it, whatever became of the last batch."""
+        await self._disconnect()
+        self.position = await self._committed()
 
     async def apply(self, batch: Batch) -> None:
         """Commit what the batch holds after `position`. Returns when that is done, however long PostgreSQL is away.
@@ -134,12 +142,11 @@ class Writer:
                 if committed == after:
                     break  # the answer was lost, the commit was not
                 if committed.sequence < self.position.sequence:
-                    self.position = committed
                     raise ReadAgainError(
                         f"PostgreSQL is back with projection {self.projection.name} at {committed.sequence} only"
                     ) from error
                 if committed != self.position:
-                    raise self._checkpoint.taken(self.position) from error
+                    raise self._checkpoint.taken() from error
             else:
                 break
         self._outage.ended()
@@ -157,14 +164,23 @@ class Writer:
                 await self._wait(error, backoff)
 
     async def _connect(self) -> Transaction:
-        self._connection = connection = await connect(self._url, self._schemas, **_SETTINGS)
-        if self.projection.session:
-            await connection.execute(self.projection.session)
+        connection = await connect(self._url, self._schemas, **_SETTINGS)
+        try:
+            await self._checkpoint.claim(connection)
+            if self.projection.session:
+                await connection.execute(self.projection.session)
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection
         return connection
 
     async def _wait(self, error: BaseException, backoff: Backoff) -> None:
         self._outage.began(error)
+        await self._disconnect()
+        await backoff.pause()
+
+    async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
-        await backoff.pause()

@@ -1,0 +1,195 @@
+"""What the tables hold, as typed rows; `queries` returns them. Times are aware datetimes in UTC.
+
+The columns are described where they are made, in `runs.sql`, `agents.sql` and `audit.sql`, and in the database itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+__all__ = [
+    "AgentRecord",
+    "AuditRecord",
+    "HealthRecord",
+    "ParkedRecord",
+    "ProjectionRecord",
+    "RunRecord",
+    "TaskRecord",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run. A standalone one has `input`, `result`, `error`, `reason`, `agent` and `handler` of its task."""
+
+    run_id: str
+    saga: str | None
+    version: str | None
+    status: str
+    standalone: bool
+    input: Any
+    result: Any
+    error: dict[str, Any] | None
+    reason: str | None
+    agent: str | None
+    handler: str | None
+    trigger: int | None
+    retry_of: str | None
+    tasks: int
+    tasks_completed: int
+    tasks_failed: int
+    undo: list[int] | None
+    stuck: dict[str, Any] | None
+    opened_at: datetime
+    opened_by: str
+    started_at: datetime | None
+    compensating_at: datetime | None
+    stuck_at: datetime | None
+    ended_at: datetime | None
+    cancel_requested_at: datetime | None
+    correlation_id: str
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """One task."""
+
+    run_id: str
+    n: int
+    agent: str | None
+    handler: str
+    status: str
+    attempt: int
+    instance: str | None
+    priority: int
+    affinity: str | None
+    labels: dict[str, str] | None
+    timeout_s: float | None
+    compensation: bool
+    compensates: int | None
+    input: Any
+    output: Any
+    error: dict[str, Any] | None
+    reason: str | None
+    placement: dict[str, Any] | None
+    duration_s: float | None
+    requested_at: datetime
+    requested_by: str
+    assigned_at: datetime | None
+    deadline: datetime | None
+    failed_at: datetime | None
+    due: datetime | None
+    escalated_at: datetime | None
+    resolution: str | None
+    resolved_at: datetime | None
+    resolved_by: str | None
+    note: str | None
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
+    ended_at: datetime | None
+    ended_by: str | None
+    outcome_unknown: bool
+    reverted: dict[str, Any] | None
+    reverted_at: datetime | None
+    correlation_id: str
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRecord:
+    """One agent instance. `busy`: tasks that are assigned to it now."""
+
+    agent: str
+    instance: str
+    version: str
+    description: str
+    labels: dict[str, str]
+    slots: int
+    handlers: dict[str, Any]
+    heartbeat_s: float
+    recycle_after: int
+    host: str
+    pid: int
+    health: str
+    wants_drain: bool
+    reason: str | None
+    registered_at: datetime
+    changed_at: datetime
+    handled: int | None
+    busy: int
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthRecord:
+    """One change of an instance's health."""
+
+    recorded_at: datetime
+    sequence: int
+    agent: str
+    instance: str
+    health: str
+    previous: str | None
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One message of the log. `raw` and `reason` are filled where it could not be read or not be shown exactly."""
+
+    sequence: int
+    recorded_at: datetime
+    time: datetime | None
+    event_id: str | None
+    event_type: str | None
+    subject: str
+    kind: str | None
+    fact: str | None
+    run_id: str | None
+    n: int | None
+    agent: str | None
+    instance: str | None
+    topic: str | None
+    source: str | None
+    correlation_id: str | None
+    causation_id: str | None
+    traceparent: str | None
+    data: Any
+    raw: bytes | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectionRecord:
+    """One version of a projection. `shown`: this is what people read; `lag`: messages it has still to apply."""
+
+    projection: str
+    version: int
+    shown: bool
+    tables_in: str
+    sequence: int
+    event_id: str
+    updated_at: datetime
+    lag: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedRecord:
+    """An event that a projection could not apply and went past."""
+
+    projection: str
+    version: int
+    sequence: int
+    recorded_at: datetime
+    event_id: str
+    subject: str
+    reason: str
+    parked_at: datetime

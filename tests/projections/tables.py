@@ -1,0 +1,88 @@
+"""The tables of one space, written without a log."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from cuebook.projections.database import Outage, connect, schema_name
+from cuebook.projections.migrations import prepare_database
+from cuebook.projections.projection import Item, Projection
+from cuebook.projections.runner import ALL
+from cuebook.projections.writer import Writer
+
+__all__ = ["Tables", "cut"]
+
+
+def cut(items: Sequence[Item], at: Iterable[int]) -> list[Sequence[Item]]:
+    """The items in batches: a new one begins at each of the places."""
+    places = [0, *sorted({place % len(items) for place in at} - {0}), len(items)]
+    return [items[start:end] for start, end in itertools.pairwise(places)]
+
+
+class Tables:
+    """What the projections of a space make of items."""
+
+    def __init__(self, database_url: str, space: str, projections: Sequence[Projection] = ALL) -> None:
+        self.url, self.space, self.projections = database_url, space, projections
+
+    async def prepare(self) -> None:
+        """Make the tables."""
+        async with await connect(self.url, [schema_name(self.space)]) as connection:
+            await prepare_database(connection, self.space, self.projections)
+
+    async def apply(self, *batches: Sequence[Item]) -> list[Writer]:
+        """Make the tables if need be and write the batches; each of `writers` is new, as after a restart."""
+        await self.prepare()
+        async with AsyncExitStack() as stack:
+            writers = [await stack.enter_async_context(self.writer(projection)) for projection in self.projections]
+            for batch in batches:
+                for writer in writers:
+                    await writer.apply(batch)
+        return writers
+
+    def writer(self, projection: Projection) -> Writer:
+        return Writer(projection, self.url, self.space, Outage())
+
+    async def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of a query on the views."""
+        async with await connect(self.url, [schema_name(self.space)]) as connection:
+            cursor = await connection.execute(query.encode(), values or None)
+            return await cursor.fetchall()
+
+    async def row(self, query: str, *values: Any) -> tuple[Any, ...]:
+        """The one row of a query."""
+        (found,) = await self.rows(query, *values)
+        return found
+
+    async def dump(self) -> dict[str, str]:
+        """Everything that a rebuild must give again, as text."""
+        names = ["agents", "agent_health", "audit", "runs", "tasks"]
+        queries: dict[str, sql.Composable] = {
+            name: sql.SQL("SELECT * FROM {} ORDER BY 1, 2").format(sql.Identifier(name)) for name in names
+        }
+        queries["checkpoints"] = sql.SQL("SELECT projection, version, sequence, event_id FROM checkpoints ORDER BY 1")
+        queries["parked_events"] = sql.SQL(
+            "SELECT projection, sequence, recorded_at, event_id, subject, reason FROM parked_events ORDER BY 1, 2"
+        )
+        async with await connect(self.url, [schema_name(self.space)]) as connection:
+            return {name: await _copied(connection, query) for name, query in queries.items()}
+
+    async def drop(self) -> None:
+        """Forget everything, as if PostgreSQL had been lost."""
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+            cursor = await connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'cuebook%'")
+            for (name,) in await cursor.fetchall():
+                if name.partition("@")[0] == schema_name(self.space):
+                    await connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+
+async def _copied(connection: psycopg.AsyncConnection[Any], query: sql.Composable) -> str:
+    statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
+    async with connection.cursor().copy(statement) as source:
+        return "".join([bytes(block).decode() async for block in source])
