@@ -9,8 +9,9 @@ SELECT
     CASE WHEN r.standalone THEN t.reason ELSE r.reason END AS reason,
     CASE WHEN r.standalone THEN t.agent END AS agent,
     CASE WHEN r.standalone THEN t.handler END AS handler,
-    r.trigger, r.retry_of, r.tasks, r.tasks_completed, r.tasks_failed, r.undo, r.stuck,
-    r.opened_at, r.opened_by, r.started_at, r.compensating_at, r.stuck_at, r.ended_at, r.cancel_requested_at,
+    r.trigger, r.retry_of, r.tasks, r.tasks_completed, r.tasks_failed, r.undo, r.stuck, r.stuck_from,
+    r.opened_at, r.opened_by, r.started_at, r.compensating_at, r.stuck_at, r.resumed_at, r.ended_at,
+    r.cancel_requested_at, r.cancel_requested_by, r.retry_requested_at, r.retry_requested_by,
     r.correlation_id, r.first_sequence, r.last_sequence
 FROM (
     SELECT * FROM runs
@@ -27,8 +28,8 @@ ORDER BY r.opened_at DESC, r.first_sequence DESC
 
 -- name: tasks
 SELECT
-    run_id, n, agent, handler, status, attempt, instance, priority, affinity, labels, timeout_s, compensation, compensates,
-    input, output, error, reason, placement, duration_s, requested_at, requested_by, assigned_at, deadline, failed_at, due,
+    run_id, n, agent, handler, status, attempt, instance, priority, affinity, labels, timeout_s, retry, compensation,
+    compensates, input, output, error, reason, placement, duration_s, requested_at, requested_by, assigned_at, deadline, failed_at, due,
     escalated_at, resolution, resolved_at, resolved_by, note, cancel_requested_at, cancel_requested_by, ended_at, ended_by,
     outcome_unknown, reverted, reverted_at, correlation_id, first_sequence, last_sequence
 FROM tasks

@@ -42,13 +42,18 @@ class RunRecord:
     tasks_failed: int
     undo: list[int] | None
     stuck: dict[str, Any] | None
+    stuck_from: str | None
     opened_at: datetime
     opened_by: str
     started_at: datetime | None
     compensating_at: datetime | None
     stuck_at: datetime | None
+    resumed_at: datetime | None
     ended_at: datetime | None
     cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
+    retry_requested_at: datetime | None
+    retry_requested_by: str | None
     correlation_id: str
     first_sequence: int
     last_sequence: int
@@ -69,6 +74,7 @@ class TaskRecord:
     affinity: str | None
     labels: dict[str, str] | None
     timeout_s: float | None
+    retry: dict[str, Any] | None
     compensation: bool
     compensates: int | None
     input: Any
