@@ -10,20 +10,21 @@
         @issue.compensation
         async def reverse(self, charge: Charge, refund: Refund, task: Task) -> None: ...
 
-The first parameter and the result are pydantic models, or anything else pydantic can validate. A plain `def` handler runs in a
-thread, so it may block; an `async def` one must not.
+The first parameter and the result are pydantic models, or anything else pydantic can validate. A plain `def` handler
+runs in a thread, so it may block; an `async def` one must not.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints, overload
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, PydanticUserError, TypeAdapter
 
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.facts import HandlerSpec, RetryPolicy, RetryRule
@@ -55,8 +56,9 @@ class Approval(BaseModel):
 class Retry:
     """How often and how soon a failed attempt is repeated before a person is asked.
 
-    `attempts` counts the first one. The n-th pause is `backoff_s * factor**(n-1)`, at most `max_s`, spread by `jitter` (a
-    fraction). `never` names errors that no repetition mends; `on` gives classes of error a policy of their own.
+    `attempts` counts the first one. The n-th pause is `backoff_s * factor**(n-1)`, at most `max_s`, spread by `jitter`
+    (a fraction). `never` names errors that no repetition mends; `on` gives classes of error `attempts` and `backoff_s` of
+    their own. The most specific class counts.
     """
 
     attempts: int = 3
@@ -68,16 +70,23 @@ class Retry:
     on: Mapping[type[BaseException], Retry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.backoff_s < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+        pauses = all(math.isfinite(value) and value >= 0 for value in (self.backoff_s, self.max_s))
+        if self.attempts < 1 or not pauses or not 1 <= self.factor < math.inf or not 0 <= self.jitter <= 1:
             raise ConfigurationError(
-                "Retry needs attempts >= 1, backoff_s >= 0, factor >= 1 and jitter between 0 and 1"
+                "Retry needs attempts >= 1, backoff_s >= 0, max_s >= 0, factor >= 1 and jitter between 0 and 1"
             )
+        named: tuple[Any, ...] = (*self.never, *self.on)
+        for cls in named:
+            if not (inspect.isclass(cls) and issubclass(cls, BaseException)):
+                raise ConfigurationError(f"Retry takes classes of errors, not {cls!r}")
+        if any(retry.never or retry.on for retry in self.on.values()):
+            raise ConfigurationError("a Retry for one class of error has no rules of its own")
 
     def policy(self) -> RetryPolicy:
         """The same as data, as the registration event carries it."""
-        rules = [RetryRule(error=cls.__name__, attempts=1) for cls in self.never]
+        rules = [RetryRule(error=class_names(cls)[0], attempts=1) for cls in self.never]
         rules += [
-            RetryRule(error=cls.__name__, attempts=retry.attempts, backoff_s=retry.backoff_s)
+            RetryRule(error=class_names(cls)[0], attempts=retry.attempts, backoff_s=retry.backoff_s)
             for cls, retry in self.on.items()
         ]
         return RetryPolicy(
@@ -88,6 +97,11 @@ class Retry:
             jitter=self.jitter,
             rules=rules,
         )
+
+
+def class_names(error: type[BaseException]) -> list[str]:
+    """How retry rules and failures name an error: its class, then what it inherits from."""
+    return [cls.__name__.strip("_") for cls in error.__mro__ if issubclass(cls, Exception)] or [error.__name__]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,11 +120,14 @@ class Task:
     instance: str
     logger: logging.LoggerAdapter[logging.Logger]
     traceparent: str = ""
+    reverting: bool = False
+    """A compensation of an effect that came too late, when nobody wanted it any more, not one that a saga asked for."""
     report: Callable[[str, float | None], None] = field(repr=False)
 
     @property
     def idempotency_key(self) -> str:
-        return f"{self.run_id}/{self.step}"
+        """The same on every attempt, and for nothing else."""
+        return f"{self.run_id}/{self.step}" + ("/reverted" if self.reverting else "")
 
     async def progress(self, message: str, fraction: float | None = None) -> None:
         """Say how the work goes; `fraction` from 0 to 1. Stored at most once a second, the latest wins."""
@@ -154,38 +171,69 @@ class Handler(Generic[In, Out]):
 
     @property
     def agent_name(self) -> str:
+        """How tasks are addressed to it."""
         assert self.owner is not None
         return self.owner.name
 
     @property
     def input_type(self) -> TypeAdapter[Any]:
+        """Validates what comes in. Raises ConfigurationError for a function that is no handler."""
         return self._adapters()[0]
 
     @property
     def output_type(self) -> TypeAdapter[Any]:
+        """Validates what comes out. Raises ConfigurationError for a function that is no handler."""
         return self._adapters()[1]
 
     def _adapters(self) -> tuple[TypeAdapter[Any], TypeAdapter[Any]]:
         if self._types is None:
-            hints = get_type_hints(self.function)
-            parameters = list(inspect.signature(self.function).parameters)[1:]
-            if not 1 <= len(parameters) <= 2 or parameters[0] not in hints or "return" not in hints:
+            name, hints = self.function.__qualname__, _hints(self.function)
+            parameters = _parameters(self.function)
+            if (
+                not 1 <= len(parameters) <= 2
+                or parameters[0] not in hints
+                or "return" not in hints
+                or (len(parameters) == 2 and hints.get(parameters[1], Task) is not Task)
+                or hints[parameters[0]] is Task
+                or inspect.isasyncgenfunction(self.function)
+                or inspect.isgeneratorfunction(self.function)
+            ):
                 raise ConfigurationError(
-                    f"handler {self.function.__qualname__} must look like "
-                    "(self, input: Model, task: Task) -> Model, with both types annotated"
+                    f"handler {name} must look like (self, input: Model, task: Task) -> Model",
+                    remedy="annotate both types; the task may be left out; what has no result returns None",
                 )
-            self._types = TypeAdapter(hints[parameters[0]]), TypeAdapter(hints["return"])
+            self._types = _adapter(hints[parameters[0]], name), _adapter(hints["return"], name)
         return self._types
 
     @property
     def wants_task(self) -> bool:
-        return len(inspect.signature(self.function).parameters) > 2
+        """Whether the function takes the task beside its input."""
+        return len(_parameters(self.function)) > 1
+
+    @property
+    def undo_wants_task(self) -> bool:
+        """Whether the compensation takes the task beside input and output."""
+        return self.undo is not None and len(_parameters(self.undo)) > 2
+
+    def check(self) -> None:
+        """Raise ConfigurationError for a handler or a compensation that could not be called."""
+        self._adapters()
+        if self.undo is not None and not 2 <= len(_parameters(self.undo)) <= 3:
+            raise ConfigurationError(
+                f"compensation {self.undo.__qualname__} must look like (self, input, output, task)",
+                remedy="the task may be left out",
+            )
 
     def spec(self) -> HandlerSpec:
         """What the registration event says about this handler."""
+        try:
+            input_schema = self.input_type.json_schema()
+            output_schema = self.output_type.json_schema(mode="serialization")
+        except PydanticUserError as error:
+            raise ConfigurationError(f"handler {self.function.__qualname__} has no JSON Schema: {error}") from error
         return HandlerSpec(
-            input_schema=self.input_type.json_schema(),
-            output_schema=self.output_type.json_schema(mode="serialization"),
+            input_schema=input_schema,
+            output_schema=output_schema,
             timeout_s=self.timeout_s,
             retry=self.retry.policy(),
             compensation=self.undo is not None,
@@ -195,8 +243,8 @@ class Handler(Generic[In, Out]):
 
 def handler(*, timeout_s: float = DEFAULT_TIMEOUT_S, retry: Retry | None = None) -> _HandlerDecorator:
     """Make a method of an Agent a handler. One attempt may take `timeout_s` seconds."""
-    if timeout_s <= 0:
-        raise ConfigurationError("timeout_s must be more than 0")
+    if not 0 < timeout_s < math.inf:
+        raise ConfigurationError("timeout_s must be more than 0, in seconds")
     return _HandlerDecorator(timeout_s, retry or Retry())
 
 
@@ -236,10 +284,12 @@ class Agent:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
             check_token(cls.name, f"name of agent {cls.__name__}")
-        if cls.concurrency < 1 or cls.recycle_after < 0 or cls.heartbeat_s <= 0:
+        if cls.concurrency < 1 or cls.recycle_after < 0 or not 0 < cls.heartbeat_s < math.inf:
             raise ConfigurationError(
                 f"agent {cls.__name__} needs concurrency >= 1, recycle_after >= 0 and heartbeat_s > 0"
             )
+        if not all(isinstance(text, str) for text in (cls.version, *cls.labels, *cls.labels.values())):
+            raise ConfigurationError(f"version and labels of agent {cls.__name__} must be strings")
 
     async def start(self) -> None:
         """Open what the handlers need. Called once, before the instance registers."""
@@ -252,12 +302,44 @@ class Agent:
         """The handlers by name. Raises ConfigurationError for an agent without a name or a handler."""
         if not getattr(cls, "name", ""):
             raise ConfigurationError(f"agent {cls.__name__} has no name", remedy='add name = "..." to the class')
-        found = {}
+        found: dict[str, Handler[Any, Any]] = {}
         for attribute in dir(cls):
-            value = inspect.getattr_static(cls, attribute)
-            if isinstance(value, Handler):
-                bound = getattr(cls, attribute)
-                found[bound.name] = bound
+            if not any(isinstance(vars(base).get(attribute), Handler) for base in cls.__mro__):
+                continue
+            bound = getattr(cls, attribute)
+            if not isinstance(bound, Handler):
+                raise ConfigurationError(
+                    f"{cls.__name__}.{attribute} hides a handler", remedy="decorate it with @handler() as well"
+                )
+            if bound.name in found:
+                raise ConfigurationError(f"agent {cls.__name__} has two handlers called {bound.name!r}")
+            bound.check()
+            found[bound.name] = bound
         if not found:
             raise ConfigurationError(f"agent {cls.__name__} has no handler", remedy="decorate a method with @handler()")
         return found
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"the annotations of {function.__qualname__} cannot be read: {error}",
+            remedy="its types must be names that its module knows",
+        ) from error
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of what a method takes by position, without `self`."""
+    found = list(inspect.signature(function).parameters.values())[1:]
+    if any(one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in found):
+        raise ConfigurationError(f"{function.__qualname__} must take its parameters by position, one by one")
+    return [one.name for one in found]
+
+
+def _adapter(hint: Any, name: str) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint)
+    except PydanticUserError as error:
+        raise ConfigurationError(f"handler {name} cannot take or give {hint!r}: {error}") from error

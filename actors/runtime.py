@@ -1,23 +1,27 @@
 """Agents as processes: an instance registers, receives what is assigned to it, and answers once.
 
-An answer names the sequence of the very assignment it acts on. If the task has moved on meanwhile, the server refuses it: a
-zombie cannot do harm. Results that cannot be delivered are offered again until the log has decided.
+An answer names the sequence of the very assignment it acts on. If the task has moved on meanwhile, the server refuses
+it: a zombie cannot do harm. Results that cannot be delivered are offered again until the log has decided.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import inspect
 import json
 import logging
+import math
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pydantic import ValidationError
 
-from cuebook.actors.agent import Agent, Handler, PermanentError, Task
+from cuebook.actors.agent import Agent, Handler, PermanentError, Task, class_names
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope, to_datetime
 from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
@@ -30,27 +34,42 @@ from cuebook.events.facts import (
     TaskAborted,
     TaskAssigned,
     TaskCancelled,
-    TaskCancelRequested,
     TaskCompleted,
+    TaskEscalated,
     TaskFailed,
     TaskProgressed,
-    TaskRequested,
+    TaskRejected,
     TaskRetried,
     TaskReverted,
 )
 from cuebook.events.feed import delivery_numbers
-from cuebook.events.log import EventLog
+from cuebook.events.log import EventLog, Unreadable
 
 __all__ = ["AgentHost", "Instance"]
 
 DRAIN_SIGNAL_S = 2.0
 """How long a draining instance waits to hear that the orchestrator knows."""
+DRAIN_S = 30.0
 LINGER_S = 0.25
 PROGRESS_EVERY_S = 1.0
 OFFER_AGAIN_S = 1.0
+_LONGEST_S = 1e9
 _ENDED_WITHOUT_RESULT = (TaskCancelled, TaskAborted)
-_STRAYS = (TaskRequested, TaskCancelRequested)
-"""Facts about a task that decide nothing, so an answer after them still counts."""
+SAY_S = 5.0
+"""How long an instance tries to say that it drains or stops; when the log is away, its silence says the same."""
+BLOCKED_S = 1.0
+MAX_MESSAGE = 2_000
+_MOVES = (
+    TaskAssigned,
+    TaskCompleted,
+    TaskFailed,
+    TaskRetried,
+    TaskEscalated,
+    TaskAborted,
+    TaskCancelled,
+    TaskRejected,
+)
+"""Facts by which an assigned task moves on. After any other an answer still counts."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +103,13 @@ class _Work:
 class _Entry:
     """One handler, prepared for calling."""
 
-    __slots__ = ("dump", "function", "is_async", "undo", "undo_is_async", "validate", "validate_output", "wants_task")
+    __slots__ = ("dump", "function", "undo", "undo_wants_task", "validate", "validate_output", "wants_task")
 
     def __init__(self, handler: Handler[Any, Any], agent: Agent) -> None:
-        self.function = handler.function.__get__(agent)
-        self.is_async = inspect.iscoroutinefunction(handler.function)
-        self.wants_task = handler.wants_task
-        self.undo = handler.undo.__get__(agent) if handler.undo is not None else None
-        self.undo_is_async = inspect.iscoroutinefunction(handler.undo)
+        self.function = _as_async(handler.function.__get__(agent))
+        self.wants_task, self.undo_wants_task = handler.wants_task, handler.undo_wants_task
+        undo = handler.undo
+        self.undo = _as_async(getattr(agent, undo.__name__, undo.__get__(agent))) if undo is not None else None
         self.validate = handler.input_type.validate_python
         self.validate_output = handler.output_type.validate_python
         self.dump = handler.output_type.dump_python
@@ -117,21 +135,30 @@ class Instance:
         self._last_receipt = 0.0
         self._taken = 0
         self._offers: set[asyncio.Task[None]] = set()
+        self._leave_by = math.inf
+        self._left = asyncio.Event()
         self._logger = logging.LoggerAdapter(
             logging.getLogger(f"cuebook.agent.{agent_class.name}"), {"agent": agent_class.name, "instance": self.id}
         )
 
     @property
+    def is_spent(self) -> bool:
+        """It has taken as many tasks as its class wants of one instance."""
+        return self._taken >= self.agent_class.recycle_after > 0
+
+    @property
     def in_flight(self) -> int:
+        """Tasks it was given and whose answers are not stored yet."""
         return len(self._work)
 
     async def start(self) -> None:
         """Start the agent, then register it. Raises whatever its `start` raises."""
         cls, subjects = self.agent_class, self._log.subjects
         handlers = cls.handlers()
-        await self.agent.start()
         self._entries = {name: _Entry(handler, self.agent) for name, handler in handlers.items()}
-        connection = self._log.connection
+        self._thread = threading.get_ident()
+        self._loop, connection = asyncio.get_running_loop(), self._log.connection
+        await self.agent.start()
         self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
         self._control = await connection.listen(subjects.control(cls.name, self.id), self._on_control)
         registered = AgentRegistered(
@@ -145,41 +172,74 @@ class Instance:
             host=os.uname().nodename,
             pid=os.getpid(),
         )
-        self._last_own = await self._append("registered", registered, expected=0)
-        self._heart = asyncio.get_running_loop().create_task(self._beat())
+        try:
+            await self._append("registered", registered, expected=0)
+        except BaseException:
+            await self._close()
+            raise
+        self._heart = self._loop.create_task(self._beat())
         logger.info("registered", extra={"agent": cls.name, "instance": self.id, "slots": cls.concurrency})
 
     async def drain(self, reason: str, *, within_s: float = 30.0) -> None:
-        """Take nothing new, finish what is in flight or hand it back after `within_s`, and leave."""
+        """Take nothing new, finish what is in flight or hand it back after `within_s`, and leave.
+
+        May be called again meanwhile: the earliest deadline counts, and each call returns when the instance is gone.
+        """
+        self._leave_by = min(self._leave_by, time.monotonic() + within_s)
         if self.draining:
+            await self._left.wait()
             return
         self.draining = True
+        try:
+            await self._leave(reason, within_s)
+        finally:
+            self._left.set()
+
+    async def abandon(self) -> None:
+        """Leave without a word, because the log cannot be reached any more."""
+        self.draining = True
+        for work in list(self._work.values()):
+            if work.task is not None:
+                work.task.cancel()
+        self._heart.cancel()
+        await self._close()
+        self._left.set()
+
+    async def _leave(self, reason: str, within_s: float) -> None:
         await self._say("draining", AgentDraining(reason=reason))
-        deadline = time.monotonic() + within_s
         await _wait(self._drain_known, min(DRAIN_SIGNAL_S, within_s))
-        await self._until_idle(deadline)
+        await self._until_idle()
         if self._work:
             logger.warning("handing back %d tasks", len(self._work), extra={"instance": self.id})
             for work in list(self._work.values()):
                 work.handing_back = True
                 if work.task is not None:
                     work.task.cancel()
-            await _wait(self._idle, OFFER_AGAIN_S)
-        await self._log.appender.flushed()
+            if not await _wait(self._idle, OFFER_AGAIN_S):
+                logger.warning("%d tasks do not let go", len(self._work), extra={"instance": self.id})
         self._heart.cancel()
+        await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
+        await self._close()
+
+    async def _close(self) -> None:
+        for offer in self._offers:
+            offer.cancel()
         await self._delivery.close()
         await self._control.close()
-        await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
-        await self.agent.stop()
+        try:
+            await self.agent.stop()
+        except Exception:  # its work is done; whoever waits for it to leave need not know
+            self._logger.exception("the agent's stop raised")
 
-    async def _until_idle(self, deadline: float) -> None:
+    async def _until_idle(self) -> None:
         """Until nothing is in flight and nothing has come for a moment; an assignment may still be on its way."""
-        while (left := deadline - time.monotonic()) > 0:
-            await _wait(self._idle, left)
-            quiet_s = time.monotonic() - self._last_receipt
-            if not self._work and quiet_s >= LINGER_S:
-                return
-            await asyncio.sleep(min(LINGER_S, left))
+        while (left := self._leave_by - time.monotonic()) > 0:
+            await _wait(self._idle, min(left, LINGER_S))
+            if not self._work:
+                quiet_s = time.monotonic() - self._last_receipt
+                if quiet_s >= LINGER_S:
+                    return
+                await asyncio.sleep(min(LINGER_S - quiet_s, left))
 
     async def _append(self, fact: str, event: Event, *, expected: int | None = None) -> int:
         subjects = self._log.subjects
@@ -190,8 +250,9 @@ class Instance:
     async def _say(self, fact: str, event: Event) -> None:
         """Append a fact of our own life; when the log is away it will find out by our silence."""
         try:
-            await self._append(fact, event)
-        except UnavailableError as error:
+            async with asyncio.timeout(SAY_S):
+                await self._append(fact, event)
+        except (UnavailableError, TimeoutError) as error:
             logger.warning("could not say %s: %s", fact, error, extra={"instance": self.id})
 
     async def _beat(self) -> None:
@@ -199,7 +260,14 @@ class Instance:
         while True:
             beat = {"received": self._received, "in_flight": len(self._work), "handled": self.handled}
             self._log.connection.post(subject, json.dumps(beat).encode())
+            due = time.monotonic() + self.agent_class.heartbeat_s
             await asyncio.sleep(self.agent_class.heartbeat_s)
+            if (late_s := time.monotonic() - due) > BLOCKED_S:
+                logger.warning(
+                    "the process stood still for %.1f s; does an async handler block?",
+                    late_s,
+                    extra={"instance": self.id},
+                )
 
     # --- receiving ---
 
@@ -229,7 +297,7 @@ class Instance:
         self._idle.clear()
         self._taken += 1
         self._last_receipt = work.began
-        work.task = asyncio.get_running_loop().create_task(self._handle(work))
+        work.task = self._loop.create_task(self._handle(work))
         if self._taken == self.agent_class.recycle_after and not self.draining:
             self._on_spent(self)
 
@@ -266,10 +334,12 @@ class Instance:
                 fact, answer = "retried", TaskRetried(reason=f"handed back by {self.id}")
             elif work.cancel_reason is not None:
                 fact, answer = "cancelled", TaskCancelled(reason=work.cancel_reason)
-            else:
+            elif work.task is not None and work.task.cancelling():
                 self._finish(work)
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever the author's code raises is the outcome of the attempt
+            else:  # not us: something that the handler awaited was cancelled
+                fact, answer = "failed", self._failure(work, _NotFinishedError("the handler ended as if cancelled"))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
             fact, answer = "failed", self._failure(work, error)
         else:
             duration_s = round(time.monotonic() - work.began, 6)
@@ -291,11 +361,11 @@ class Instance:
         except ValidationError as error:
             raise _InvalidInputError(str(error)) from error
         arguments = (value, self._context(work)) if entry.wants_task else (value,)
-        result = await self._within_deadline(work, entry.function, entry.is_async, arguments)
+        result = await self._within_deadline(work, entry.function, arguments)
         try:
-            return entry.dump(entry.validate_output(result), mode="json")
-        except ValidationError as error:
-            raise _InvalidOutputError(str(error)) from error
+            return entry.dump(entry.validate_output(result), mode="json", by_alias=True)
+        except Exception as error:  # pydantic raises several classes of its own here
+            raise _InvalidOutputError(_text(error)) from error
 
     async def _call_undo(self, work: _Work, entry: _Entry) -> None:
         if entry.undo is None:
@@ -304,45 +374,45 @@ class Instance:
             done = entry.validate(work.event.input["input"]), entry.validate_output(work.event.input["output"])
         except (ValidationError, TypeError, KeyError) as error:
             raise _InvalidInputError(str(error)) from error
-        await self._within_deadline(work, entry.undo, entry.undo_is_async, (*done, self._context(work)))
+        context = (self._context(work),) if entry.undo_wants_task else ()
+        await self._within_deadline(work, entry.undo, (*done, *context))
 
     async def _within_deadline(
-        self, work: _Work, function: Callable[..., Any], is_async: bool, arguments: tuple[Any, ...]
+        self, work: _Work, function: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
     ) -> Any:
         timeout_s = work.event.timeout_s
         deadline = asyncio.timeout(timeout_s)
         try:
             async with deadline:
-                if is_async:
-                    return await function(*arguments)
-                return await asyncio.to_thread(function, *arguments)
+                return await function(*arguments)
         except TimeoutError as error:
             if deadline.expired():
                 raise _TaskTimeoutError(f"no result within {timeout_s:g} s") from error
             raise
 
-    def _context(self, work: _Work) -> Task:
+    def _context(self, work: _Work, *, reverting: bool = False) -> Task:
         address, envelope = work.envelope.address, work.envelope
         return Task(
             run_id=address.run_id,
             step=address.n,
             attempt=work.event.attempt,
-            deadline=to_datetime(envelope.recorded_at + int(work.event.timeout_s * 1_000_000)),
+            deadline=to_datetime(envelope.recorded_at + int(min(work.event.timeout_s, _LONGEST_S) * 1_000_000)),
             correlation_id=envelope.correlation_id,
             agent=self.agent_class.name,
             instance=self.id,
             logger=self._logger,
             traceparent=envelope.traceparent,
+            reverting=reverting,
             report=lambda message, fraction: self._report(work, message, fraction),
         )
 
-    def _failure(self, work: _Work, error: Exception) -> TaskFailed:
-        classes = [cls.__name__.strip("_") for cls in type(error).__mro__ if issubclass(cls, Exception)]
+    def _failure(self, work: _Work, error: BaseException) -> TaskFailed:
+        classes = class_names(type(error))
         permanent = isinstance(error, PermanentError | _InvalidInputError | _InvalidOutputError)
         if not isinstance(error, CuebookError):
             self._logger.warning("handler raised", exc_info=error, extra={"run_id": work.envelope.address.run_id})
         return TaskFailed(
-            error=Error(type=classes[0], message=str(error)[:2000], classes=classes, retryable=not permanent),
+            error=Error(type=classes[0], message=_text(error), classes=classes, retryable=not permanent),
             attempt=work.event.attempt,
             duration_s=round(time.monotonic() - work.began, 6),
             by=self.id,
@@ -384,17 +454,11 @@ class Instance:
             await asyncio.sleep(OFFER_AGAIN_S)
             self._offer(work, fact, answer, expected)
             return
-        address = work.envelope.address
-        scope = self._log.subjects.task_scope(address.run_id, address.n)
-        while True:
-            try:
-                since = await self._log.scope_history(scope, after=expected)
-                break
-            except UnavailableError:
-                await asyncio.sleep(OFFER_AGAIN_S)
-        if all(not isinstance(item, Envelope) or isinstance(item.event, _STRAYS) for item in since) and since:
+        since = await self._facts_since(work, expected)
+        if not any(isinstance(item.event, _MOVES) for item in since if isinstance(item, Envelope)):
             self._offer(work, fact, answer, since[-1].sequence)
             return
+        address = work.envelope.address
         logger.info(
             "answer not needed any more: the task has moved on",
             extra={"instance": self.id, "run_id": address.run_id, "n": address.n},
@@ -404,6 +468,18 @@ class Instance:
             await self._revert(work, answer)
         self._finish(work)
 
+    async def _facts_since(self, work: _Work, sequence: int) -> list[Envelope | Unreadable]:
+        """What was stored about the task after a sequence; there is something, or our answer would have been taken."""
+        address = work.envelope.address
+        scope = self._log.subjects.task_scope(address.run_id, address.n)
+        while True:
+            try:
+                if since := await self._log.scope_history(scope, after=sequence):
+                    return since
+            except CuebookError as error:
+                logger.info("cannot look at the task's history: %s", error, extra={"instance": self.id})
+            await asyncio.sleep(OFFER_AGAIN_S)
+
     async def _revert(self, work: _Work, answer: TaskCompleted) -> None:
         """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""
         entry = self._entries[work.event.handler]
@@ -411,21 +487,32 @@ class Instance:
         if entry.undo is None:
             error = Error(type="NoCompensationError", message="the handler has no compensation")
         else:
-            arguments = (entry.validate(work.event.input), entry.validate_output(answer.output), self._context(work))
             try:
-                await self._within_deadline(work, entry.undo, entry.undo_is_async, arguments)
-            except Exception as raised:  # noqa: BLE001 - whatever the author's code raises is what a person must see
+                context = (self._context(work, reverting=True),) if entry.undo_wants_task else ()
+                done = entry.validate(work.event.input), entry.validate_output(answer.output)
+                await self._within_deadline(work, entry.undo, (*done, *context))
+            except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever the author's code raises
                 error = self._failure(work, raised).error
         if error is not None:
-            logger.error("a late effect was not undone: %s", error.message, extra={"instance": self.id})
+            logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})
         address, envelope = work.envelope.address, work.envelope
-        await self._log.append(
-            self._log.subjects.task(address.run_id, address.n, "reverted"),
-            TaskReverted(output=answer.output, attempt=work.event.attempt, by=self.id, error=error),
-            correlation_id=envelope.correlation_id,
-            causation_id=envelope.id,
-            traceparent=envelope.traceparent,
-        )
+        reverted = TaskReverted(output=answer.output, attempt=work.event.attempt, by=self.id, error=error)
+        while True:
+            try:
+                await self._log.append(
+                    self._log.subjects.task(address.run_id, address.n, "reverted"),
+                    reverted,
+                    correlation_id=envelope.correlation_id,
+                    causation_id=envelope.id,
+                    traceparent=envelope.traceparent,
+                )
+            except UnavailableError:
+                await asyncio.sleep(OFFER_AGAIN_S)
+            except CuebookError:
+                logger.exception("a reverted effect cannot be recorded", extra={"instance": self.id})
+                return
+            else:
+                return
 
     def _finish(self, work: _Work) -> None:
         address = work.envelope.address
@@ -436,13 +523,19 @@ class Instance:
             self._idle.set()
 
     def _report(self, work: _Work, message: str, fraction: float | None) -> None:
+        """As `_progress`, from any thread."""
+        progress = TaskProgressed(message=str(message)[:MAX_MESSAGE], fraction=fraction, attempt=work.event.attempt)
+        if threading.get_ident() == self._thread:
+            self._progress(work, progress)
+        else:
+            self._loop.call_soon_threadsafe(self._progress, work, progress)
+
+    def _progress(self, work: _Work, progress: TaskProgressed) -> None:
         """Store progress at most once a second per task; what comes in between is replaced by what comes later."""
-        scheduled = work.progress is not None
-        work.progress = TaskProgressed(message=message, fraction=fraction, attempt=work.event.attempt)
-        if scheduled:
-            return
-        wait_s = max(0.0, work.reported_at + PROGRESS_EVERY_S - time.monotonic())
-        asyncio.get_running_loop().call_later(wait_s, self._send_progress, work)
+        scheduled, work.progress = work.progress is not None, progress
+        if not scheduled:
+            wait_s = max(0.0, work.reported_at + PROGRESS_EVERY_S - time.monotonic())
+            self._loop.call_later(wait_s, self._send_progress, work)
 
     def _send_progress(self, work: _Work) -> None:
         progress, work.progress = work.progress, None
@@ -455,13 +548,16 @@ class Instance:
             if error is not None:
                 self._logger.warning("progress was not stored: %s", error)
 
-        self._log.post(
-            self._log.subjects.progress(address.run_id, address.n),
-            progress,
-            correlation_id=work.envelope.correlation_id,
-            causation_id=work.envelope.id,
-            done=done,
-        )
+        try:
+            self._log.post(
+                self._log.subjects.progress(address.run_id, address.n),
+                progress,
+                correlation_id=work.envelope.correlation_id,
+                causation_id=work.envelope.id,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            self._logger.warning("progress cannot be stored: %s", error)
 
 
 class _InvalidInputError(CuebookError):
@@ -470,6 +566,10 @@ class _InvalidInputError(CuebookError):
 
 class _InvalidOutputError(CuebookError):
     """The handler returned something else than it promises."""
+
+
+class _NotFinishedError(CuebookError):
+    """The handler ended with neither a result nor an error of its own."""
 
 
 class _TaskTimeoutError(CuebookError, TimeoutError):
@@ -487,11 +587,15 @@ class AgentHost:
         self.ready = asyncio.Event()
         self.instances: list[Instance] = []
         self._stopping = asyncio.Event()
-        self._failure: BaseException | None = None
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._failure: Exception | None = None
+        self._renewals: dict[Instance, asyncio.Task[None]] = {}
 
     async def run(self, *, drain_s: float = 30.0) -> None:
-        """Serve until `stop()`. Raises what an agent's `start` raises, and ConfigurationError for an unfit stream."""
+        """Serve until `stop()`, or until every instance has been asked to leave.
+
+        Raises what an agent's `start` raises, ConfigurationError for an unfit stream, and UnavailableError when the
+        server has closed the connection for good.
+        """
         async with self.log:
             await self.log.verify()
             self.log.source = f"agents-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
@@ -499,14 +603,14 @@ class AgentHost:
                 for cls in self._agents:
                     await self._add(cls)
                 self.ready.set()
-                await self._stopping.wait()
+                await self._until_stopped()
             finally:
-                while leaving := [
-                    *self._renewals,
-                    *(one.drain("stopped", within_s=drain_s) for one in self._staying()),
-                ]:
-                    await asyncio.gather(*leaving)
-                await self.log.appender.flushed()
+                self._stopping.set()
+                while self.instances or self._renewals:
+                    leaving = [self._retire(one, "stopped", drain_s) for one in self.instances]
+                    await asyncio.gather(*leaving, *self._renewals.values())
+                if not self.log.connection.is_closed:
+                    await self.log.appender.flushed()
         if self._failure is not None:
             raise self._failure
 
@@ -514,34 +618,98 @@ class AgentHost:
         """End `run()`: drain every instance within its deadline."""
         self._stopping.set()
 
-    def _staying(self) -> list[Instance]:
-        return [one for one in self.instances if not one.draining]
+    async def _until_stopped(self) -> None:
+        closed = asyncio.ensure_future(self.log.connection.closed.wait())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([closed, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (closed, stopping):
+                one.cancel()
+        if self.log.connection.is_closed and self._failure is None:
+            self._failure = UnavailableError("the connection to NATS was closed for good")
 
     async def _add(self, cls: type[Agent]) -> None:
         instance = Instance(self.log, cls, self._on_spent)
         await instance.start()
         self.instances.append(instance)
 
+    async def _retire(self, instance: Instance, reason: str, within_s: float) -> None:
+        if self.log.connection.is_closed:
+            await instance.abandon()
+        else:
+            await instance.drain(reason, within_s=within_s)
+        if instance in self.instances:
+            self.instances.remove(instance)
+
     def _on_spent(self, instance: Instance) -> None:
+        if instance in self._renewals:
+            return
         renewal = asyncio.get_running_loop().create_task(self._renew(instance))
-        self._renewals.add(renewal)
-        renewal.add_done_callback(self._renewals.discard)
+        self._renewals[instance] = renewal
+        renewal.add_done_callback(lambda _: self._renewals.pop(instance, None))
 
     async def _renew(self, instance: Instance) -> None:
         """A fresh instance first, then the old one leaves: no moment without slots."""
-        spent = instance._taken >= instance.agent_class.recycle_after > 0
+        spent = instance.is_spent
         try:
             if spent and not self._stopping.is_set():
                 await self._add(instance.agent_class)
-            await instance.drain("recycled" if spent else "drain requested")
-        except Exception as error:  # noqa: BLE001 - a renewal that fails ends the process, which its supervisor restarts
+            await self._retire(instance, "recycled" if spent else "drain requested", DRAIN_S)
+        except Exception as error:  # a renewal that fails ends the process, which its supervisor restarts
             logger.exception("could not renew an instance", extra={"agent": instance.agent_class.name})
             self._failure = error
             self._stopping.set()
             return
-        self.instances.remove(instance)
         if not self.instances:
             self._stopping.set()
+
+
+def _as_async(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    if inspect.iscoroutinefunction(function):
+        return function
+
+    async def call(*arguments: Any) -> Any:
+        return await _in_thread(function, arguments)
+
+    return call
+
+
+async def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Call in a thread of its own: one that never returns holds up nothing else, not even the end of the process."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(
+                RuntimeError("handler raised StopIteration") if type(error) is StopIteration else error
+            )
+
+    def work() -> None:
+        result: Any = None
+        raised: BaseException | None = None
+        try:
+            result = context.run(function, *arguments)
+        except BaseException as error:  # noqa: BLE001 - handed to the one who waits for it
+            raised = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            loop.call_soon_threadsafe(settle, result, raised)
+
+    threading.Thread(target=work, name=getattr(function, "__qualname__", "handler"), daemon=True).start()
+    return await outcome
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_MESSAGE]
+    except Exception:  # noqa: BLE001 - the author's own __str__
+        return "(its text cannot be made)"
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:

@@ -199,7 +199,7 @@ class Run:
                 remedy="pass the method of the agent class, decorated with @handler()",
             )
         try:
-            data = handler.input_type.dump_python(handler.input_type.validate_python(input), mode="json")
+            data = handler.input_type.dump_python(handler.input_type.validate_python(input), mode="json", by_alias=True)
         except ValidationError as error:
             raise TaskFailedError(f"input of {handler.agent_name}.{handler.name}: {error}", task=self.id) from error
         request = Call(
