@@ -24,7 +24,7 @@ from cuebook.actors.orchestrator.queries import answer_query
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
-from cuebook.events.connection import Connection
+from cuebook.events.connection import Connection, ended
 from cuebook.events.envelope import Envelope, Position
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.facts import Event, RunCompleted, StepAsked, StepWaiting, TaskRequested
@@ -101,8 +101,7 @@ class OrchestratorService:
                         await self._stopping.wait()
                         self.core.deactivate()
                         await self.log.appender.flushed()
-                        for task in tasks:
-                            task.cancel()
+                        await ended(*tasks)  # cancelled until they are: a call of nats-py may swallow one
                 finally:
                     for errand in self._errands:
                         errand.cancel()
