@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +56,16 @@ class Target:
     nats_url: str = DEFAULT_NATS_URL
     creds: str = ""
     space: str = DEFAULT_SPACE
+
+    @property
+    def hint(self) -> str:
+        """The flags that a command in a hint needs beside what the environment says; no passwords."""
+        flags = ""
+        if self.space != os.environ.get("CUEBOOK_SPACE", DEFAULT_SPACE):
+            flags += f" --space {self.space}"
+        if self.nats_url != os.environ.get("CUEBOOK_NATS_URL", DEFAULT_NATS_URL) and "@" not in self.nats_url:
+            flags += f" --nats-url {self.nats_url}"
+        return flags
 
     @property
     def client_options(self) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from cuebook.cli.options import Output
 __all__ = [
     "Lines",
     "compact",
+    "document",
     "fields",
     "heading",
     "line",
     "note",
     "plain",
+    "section",
     "show_list",
     "show_one",
     "styled",
@@ -131,6 +133,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
             _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a heading and a table under it, or `none`."""
+    heading(title)
+    rows = list(rows)
+    if rows:
+        table(columns, rows, empty="")
+    else:
+        line("none")
+
+
 def fields(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print names and values under each other; values that are None or empty are left out.
 
@@ -158,6 +170,11 @@ def heading(text: str) -> None:
     """Print a line that begins a part of a page."""
     _print("")
     _print(styled(plain(text), "bold"))
+
+
+def document(value: Any) -> None:
+    """Print a value as JSON over as many lines as it takes."""
+    _print(to_json(value, indent=2))
 
 
 def line(text: str) -> None:

@@ -1,0 +1,100 @@
+"""`cuebook agent`: who is there, what they can do, and how to take one out of service."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cuebook.cli.completion import complete_agent
+from cuebook.cli.exits import reported_errors
+from cuebook.cli.groups import Noun
+from cuebook.cli.options import (
+    DEFAULT_NATS_URL,
+    DEFAULT_SPACE,
+    AgentName,
+    By,
+    Creds,
+    NatsUrl,
+    Output,
+    OutputOption,
+    Space,
+    Target,
+    flag,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(cls=Noun, help="List, show and drain agents.")
+
+
+class Health(StrEnum):
+    """Of an instance, as the orchestrator sees it."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    LOST = "lost"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@app.command("list")
+def list_(
+    agent: Annotated[
+        str, typer.Argument(metavar="[AGENT]", help="Only instances of this agent.", autocompletion=complete_agent)
+    ] = "",
+    health: Annotated[Health | None, flag("--health", help="Only instances of this health.")] = None,
+    all_: Annotated[bool, flag("--all", "-a", help="Also those that have stopped.")] = False,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """List agent instances: health, free slots, labels."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import agents
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        stopped = all_ or health is Health.STOPPED
+        run_command(agents.list_agents(target, agent, health.value if health else "", output, stopped=stopped))
+
+
+@app.command()
+def show(
+    agent: AgentName,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Show an agent: its handlers with timeouts, retries and schemas, and its instances."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import agents
+        from cuebook.cli.session import run_command
+
+        run_command(agents.show_agent(Target(nats_url=nats_url, creds=creds, space=space), agent, output))
+
+
+@app.command()
+def drain(
+    agent: AgentName,
+    reason: Annotated[str, flag("--reason", metavar="TEXT", help="Why; kept in the log.")] = "",
+    wait: Annotated[bool, flag("--wait", help="Wait until it has stopped.")] = False,
+    wait_s: Annotated[float | None, flag("--wait-s", min=0, help="Wait at most so many seconds.")] = None,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    by: By = "",
+) -> None:
+    """Ask instances to finish what they have and stop: all of an agent, or one."""
+    with reported_errors(as_json=output.for_programs) as interruption:
+        from cuebook.cli import agents
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        interruption.resume = f"cuebook agent list{target.hint}"
+        waiting = agents.Waiting(wait=wait or wait_s is not None, at_most_s=wait_s)
+        run_command(agents.drain(target, agent, reason, waiting, output, by=by))

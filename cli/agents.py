@@ -1,0 +1,207 @@
+"""Listing, showing and draining agents, from their lives on the log and from what the orchestrator knows of now."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from cuebook.actors.client import Client
+from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.cli.directory import ask_or_none, fold_agents, require_agent, require_instances
+from cuebook.cli.moments import iso, span
+from cuebook.cli.options import Output, Target
+from cuebook.cli.output import fields, heading, line, note, section, show_list, show_one, table
+from cuebook.cli.session import session
+from cuebook.events.envelope import Envelope
+from cuebook.events.errors import CommandRejectedError
+from cuebook.events.facts import AgentStopped, HandlerSpec, to_data
+
+__all__ = ["Waiting", "drain", "instance_view", "list_agents", "show_agent"]
+
+_GONE = frozenset({"stopped", "unregistered"})
+_COLUMNS = ["AGENT", "INSTANCE", "HEALTH", "BUSY", "VERSION", "LABELS", "PROCESS", "SINCE (UTC)", "WHY"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Whether and how long to wait for the end."""
+
+    wait: bool
+    at_most_s: float | None
+
+
+async def list_agents(target: Target, agent: str, health: str, output: Output, *, stopped: bool) -> None:
+    """Print instances by agent and age. Raises NotFoundError for an agent that nobody knows."""
+    async with session(target) as client:
+        directory = await fold_agents(client.log)
+        if agent:
+            require_agent(directory, agent)
+        in_flight = await _in_flight(client, output)
+    rows = [
+        instance_view(one, in_flight)
+        for one in sorted(directory.registry.instances.values(), key=lambda one: (one.agent, one.registered_sequence))
+        if (not agent or one.agent == agent)
+        and (one.health == health if health else one.health != "unregistered")
+        and (stopped or one.health != "stopped")
+    ]
+    empty = "no agents" if stopped else "no agents run; --all shows those that have stopped"
+    show_list(output, rows, lambda: table(_COLUMNS, _cells(rows), empty=empty))
+
+
+async def show_agent(target: Target, name: str, output: Output) -> None:
+    """Print an agent, or one instance of it. Raises NotFoundError."""
+    async with session(target) as client:
+        directory = await fold_agents(client.log)
+        instances = require_instances(directory, name)
+        in_flight = await _in_flight(client, output)
+    agent = name.partition("/")[0]
+    alive = [one for one in instances if one.health not in _GONE] if "/" not in name else instances
+    view = {
+        "agent": agent,
+        "description": directory.descriptions.get(agent, ""),
+        "handlers": {
+            handler: _handler_view(spec) for handler, spec in sorted(directory.registry.handlers[agent].items())
+        },
+        "instances": [instance_view(one, in_flight) for one in alive],
+    }
+    show_one(output, view, lambda: _print_agent(view))
+
+
+async def drain(target: Target, name: str, reason: str, waiting: Waiting, output: Output, *, by: str) -> None:
+    """Ask instances to drain. Raises NotFoundError, CommandRejectedError when they are gone, TimeoutError."""
+    async with session(target, by=by, follows=waiting.wait) as client:
+        directory = await fold_agents(client.log)
+        chosen = [one for one in require_instances(directory, name) if one.health not in _GONE]
+        if not chosen:
+            raise CommandRejectedError(f"nothing of {name} runs", remedy="see 'cuebook agent list --all'")
+        after = 0
+        for one in chosen:
+            after = await client.drain(one.agent, one.instance, reason=reason)
+        if waiting.wait:
+            await _until_stopped(client, chosen, after, waiting.at_most_s)
+        what = "stopped" if waiting.wait else "asked to drain"
+        rows = [{"agent": one.agent, "instance": one.instance, "status": what} for one in chosen]
+        show_list(output, rows, lambda: _print_drained(rows))
+
+
+async def _until_stopped(client: Client, chosen: list[InstanceState], after: int, at_most_s: float | None) -> None:
+    left = {one.instance for one in chosen}
+    first = min(one.last_sequence for one in chosen)
+    try:
+        async with (
+            asyncio.timeout(at_most_s),
+            aclosing(client.log.follow(after=first, filters=[client.log.subjects.all_agents])) as items,
+        ):
+            async for item in items:
+                if isinstance(item, Envelope) and isinstance(item.event, AgentStopped):
+                    left.discard(item.address.instance)
+                if not left and item.sequence >= after:
+                    return
+    except TimeoutError as error:
+        raise TimeoutError(f"still running after {at_most_s:g} s: {', '.join(sorted(left))}") from error
+
+
+async def _in_flight(client: Client, output: Output) -> dict[str, int] | None:
+    """Tasks in flight by instance, which only a running orchestrator counts."""
+    answer = await ask_or_none(client, "agents")
+    if answer is None:
+        note("no orchestrator answers: health is as of its last word, and tasks in flight are not known", output)
+        return None
+    return {one["instance"]: one["in_flight"] for one in answer.get("agents", [])}
+
+
+def instance_view(one: InstanceState, in_flight: dict[str, int] | None = None) -> dict[str, Any]:
+    """One instance. `in_flight` is null where nobody counts."""
+    return {
+        "agent": one.agent,
+        "instance": one.instance,
+        "health": one.health,
+        "version": one.version,
+        "slots": one.slots,
+        "in_flight": in_flight.get(one.instance, 0) if in_flight is not None else None,
+        "labels": one.labels,
+        "host": one.host,
+        "pid": one.pid,
+        "registered_at": iso(one.registered_at),
+        "changed_at": iso(one.changed_at),
+        "reason": one.reason or None,
+    }
+
+
+def _handler_view(spec: HandlerSpec) -> dict[str, Any]:
+    return {
+        "description": spec.description,
+        "timeout_s": spec.timeout_s,
+        "retry": {"attempts": spec.retry.attempts, "backoff_s": spec.retry.backoff_s, "factor": spec.retry.factor,
+                  "max_s": spec.retry.max_s, "jitter": spec.retry.jitter,
+                  "rules": [to_data(rule) for rule in spec.retry.rules]},
+        "compensation": spec.compensation,
+        "input_schema": spec.input_schema,
+        "output_schema": spec.output_schema,
+    }  # fmt: skip
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            row["agent"],
+            row["instance"],
+            row["health"],
+            f"{'?' if row['in_flight'] is None else row['in_flight']}/{row['slots']}",
+            row["version"],
+            ",".join(f"{key}={value}" for key, value in sorted(row["labels"].items())),
+            f"{row['host']}:{row['pid']}",
+            str(row["changed_at"])[:19].replace("T", " "),
+            row["reason"] or "",
+        ]
+        for row in rows
+    ]
+
+
+def _print_agent(view: dict[str, Any]) -> None:
+    fields([("agent", view["agent"]), ("about", view["description"])])
+    for name, handler in view["handlers"].items():
+        heading(f"handler {name}")
+        retry = handler["retry"]
+        fields([
+            ("about", handler["description"]),
+            ("timeout", span(handler["timeout_s"])),
+            ("attempts", f"{retry['attempts']}, first pause {span(retry['backoff_s'])}"),
+            ("can be undone", "yes" if handler["compensation"] else "no"),
+            ("input", schema_words(handler["input_schema"])),
+            ("output", schema_words(handler["output_schema"])),
+        ])  # fmt: skip
+    section("instances", _COLUMNS, _cells(view["instances"]))
+
+
+def schema_words(schema: Any) -> str:
+    """A JSON Schema in short: the fields of an object with their types, `?` on those that may be left out."""
+    if not isinstance(schema, dict):
+        return "any"
+    if isinstance(schema.get("properties"), dict):
+        required = schema.get("required", [])
+        parts = [f"{name}{'' if name in required else '?'}: {_type(one)}" for name, one in schema["properties"].items()]
+        return "{" + ", ".join(parts) + "}"
+    return _type(schema)
+
+
+def _type(schema: Any) -> str:
+    if not isinstance(schema, dict):
+        return "any"
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    for several in ("anyOf", "oneOf"):
+        if isinstance(schema.get(several), list):
+            return " or ".join(_type(one) for one in schema[several])
+    if isinstance(schema.get("enum"), list):
+        return " or ".join(map(repr, schema["enum"]))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items'))}"
+    return str(schema.get("type", "any"))
+
+
+def _print_drained(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        line(f"{row['agent']}/{row['instance']} {row['status']}")

@@ -1,0 +1,128 @@
+"""Which agents and sagas there are, so that a wrong name is told from a right one before anything is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Any
+
+from cuebook.actors.client import Client
+from cuebook.actors.orchestrator.registry import InstanceState, Registry
+from cuebook.actors.schemas import find_error
+from cuebook.cli.exits import InputError
+from cuebook.events.envelope import Envelope
+from cuebook.events.errors import NotFoundError, UnavailableError
+from cuebook.events.facts import HandlerSpec
+from cuebook.events.log import EventLog
+from cuebook.events.subjects import check_token
+
+__all__ = [
+    "Directory",
+    "ask_or_none",
+    "check_saga",
+    "check_task",
+    "fold_agents",
+    "nearest",
+    "require_agent",
+    "require_handler",
+    "require_instances",
+]
+
+
+class Directory:
+    """The registry as the log tells it, and what each agent says about itself."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.descriptions: dict[str, str] = {}
+
+    @property
+    def agents(self) -> list[str]:
+        """All that ever registered, by name."""
+        return sorted(self.registry.handlers)
+
+
+async def fold_agents(log: EventLog, *, until: int | None = None) -> Directory:
+    """Fold the lives of all agent instances, up to a sequence."""
+    directory = Directory()
+    async with aclosing(log.read(filters=[log.subjects.all_agents], until=until)) as items:
+        async for item in items:
+            if isinstance(item, Envelope):
+                directory.registry.apply(item)
+                description = getattr(item.event, "description", "")
+                if description:
+                    directory.descriptions[item.address.agent] = description
+    return directory
+
+
+def nearest(name: str, known: Iterable[str], what: str) -> str:
+    """What to say about a name that is not there."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known {what}s: {', '.join(known)}" if known else f"there is no {what} yet"
+
+
+def require_agent(directory: Directory, agent: str) -> None:
+    """Raise NotFoundError for an agent that has never registered, InvalidTokenError for what cannot be its name."""
+    check_token(agent, "agent")
+    if agent not in directory.registry.handlers:
+        raise NotFoundError(f"no agent {agent!r} has ever registered", remedy=nearest(agent, directory.agents, "agent"))
+
+
+def require_instances(directory: Directory, name: str) -> list[InstanceState]:
+    """The instances meant by AGENT or AGENT/INSTANCE, at least one. Raises as `require_agent`."""
+    agent, _, instance = name.partition("/")
+    require_agent(directory, agent)
+    known = directory.registry.by_agent.get(agent, {})
+    if not instance:
+        return sorted(known.values(), key=lambda one: one.registered_sequence)
+    check_token(instance, "instance")
+    if instance not in known:
+        alive = [one.instance for one in known.values() if one.health != "stopped"]
+        raise NotFoundError(
+            f"agent {agent!r} has no instance {instance!r}", remedy=nearest(instance, alive, "instance")
+        )
+    return [known[instance]]
+
+
+def require_handler(directory: Directory, agent: str, handler: str) -> HandlerSpec:
+    """The handler that a task will get. Raises NotFoundError, InputError when it must be named."""
+    require_agent(directory, agent)
+    found = directory.registry.find_handler(agent, handler)
+    if found is not None:
+        return found[1]
+    names = sorted(directory.registry.handlers[agent])
+    if not handler:
+        raise InputError(
+            f"agent {agent!r} has several handlers", remedy=f"say --handler with one of {', '.join(names)}"
+        )
+    raise NotFoundError(f"agent {agent!r} has no handler {handler!r}", remedy=nearest(handler, names, "handler"))
+
+
+async def check_task(log: EventLog, agent: str, handler: str, data: Any) -> None:
+    """Raise NotFoundError or InputError for a task that would be rejected, as far as the registry can tell."""
+    spec = require_handler(await fold_agents(log), agent, handler)
+    wrong = find_error(spec.input_schema, data)
+    if wrong:
+        raise InputError(f"the input does not fit agent {agent!r}: {wrong}", remedy=f"see 'cuebook agent show {agent}'")
+
+
+async def check_saga(client: Client, saga: str) -> bool:
+    """Raise NotFoundError for a saga that nobody serves; False when no orchestrator is there to tell."""
+    check_token(saga, "saga")
+    answer = await ask_or_none(client, "sagas")
+    served = {one["saga"] for one in answer.get("sagas", [])} if answer is not None else None
+    if served is not None and saga not in served:
+        raise NotFoundError(f"the orchestrator serves no saga {saga!r}", remedy=nearest(saga, served, "saga"))
+    return served is not None
+
+
+async def ask_or_none(client: Client, noun: str, question: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """What the deciding orchestrator answers, or None when there is none."""
+    with contextlib.suppress(UnavailableError):
+        return await client.ask(noun, question)
+    return None

@@ -1,0 +1,74 @@
+"""Whether the present code of a saga would have done what a recorded run did. Pure: nothing is called but the saga."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, describe_request, error_of
+from cuebook.actors.orchestrator.state import RunState
+from cuebook.actors.saga import Saga
+
+__all__ = ["check_run"]
+
+_RAISED = frozenset({"failed", "compensating", "compensated"})
+_NOT_BY_THE_SAGA = frozenset({"PoisonMessageError"})
+"""The run ended because what the saga asked for could not be stored."""
+
+
+def check_run(saga: Saga[Any, Any], run: RunState) -> dict[str, Any] | None:
+    """Drive the saga by the run's recorded results; returns where it goes another way, or None.
+
+    A run that goes on, or was cancelled, is compared as far as it went. One that ended must end in the same way.
+    """
+    try:
+        execution = Execution(saga, run)
+    except ValidationError as error:
+        return _drift(run, None, run.input, None, f"the input no longer fits the saga: {error}")
+    try:
+        execution.advance(run)
+        outcome, unrecorded = execution.outcome, execution.unrecorded(run)
+    finally:
+        execution.close()
+    if isinstance(outcome, Drift):
+        return _drift(run, outcome.step, outcome.recorded, outcome.asked, outcome.reason)
+    if run.cancel_reason is not None or run.status in ("requested", "running", "stuck"):
+        return None
+    if run.error is not None and run.error.type in _NOT_BY_THE_SAGA:
+        return None
+    if run.status in _RAISED and not unrecorded:
+        return _compare_error(run, outcome)
+    if unrecorded:
+        n, request = unrecorded[0]
+        return _drift(run, n, None, describe_request(request), "the saga asks for more than it did")
+    if run.status == "completed":
+        if not isinstance(outcome, Returned):
+            return _drift(run, None, {"result": run.result}, _ended(outcome), "the saga does not return")
+        if outcome.result != run.result:
+            return _drift(run, None, {"result": run.result}, _ended(outcome), "the saga returns something else")
+    return None
+
+
+def _compare_error(run: RunState, outcome: Any) -> dict[str, Any] | None:
+    recorded = {"raises": run.error.type} if run.error is not None else None
+    if not isinstance(outcome, Raised):
+        unawaited = run.error is not None and isinstance(outcome, Returned)
+        return None if unawaited else _drift(run, None, recorded, _ended(outcome), "the saga does not raise")
+    if run.error is not None and error_of(outcome.error).type != run.error.type:
+        return _drift(run, None, recorded, _ended(outcome), "the saga raises something else")
+    return None
+
+
+def _ended(outcome: Any) -> dict[str, Any] | None:
+    match outcome:
+        case Returned(result):
+            return {"result": result}
+        case Raised(error):
+            return {"raises": type(error).__name__, "message": str(error)}
+    return None
+
+
+def _drift(run: RunState, step: int | None, recorded: Any, asked: Any, reason: str) -> dict[str, Any]:
+    return {"run_id": run.run_id, "saga": run.saga, "step": step, "recorded": recorded, "asked": asked,
+            "reason": reason}  # fmt: skip

@@ -1,0 +1,105 @@
+"""`cuebook events`: the log itself. Every message, who wrote it and when, readable or not."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cuebook.cli.completion import complete_run
+from cuebook.cli.exits import reported_errors
+from cuebook.cli.groups import Noun
+from cuebook.cli.inputs import read_json
+from cuebook.cli.options import (
+    DEFAULT_NATS_URL,
+    DEFAULT_SPACE,
+    By,
+    Creds,
+    NatsUrl,
+    Output,
+    OutputOption,
+    Since,
+    Space,
+    Target,
+    flag,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(cls=Noun, help="Read the log, follow it, publish to it.")
+
+
+@app.command()
+def tail(
+    follow: Annotated[bool, flag("--follow", "-f", help="Go on with what is to come.")] = False,
+    limit: Annotated[
+        int | None, flag("--limit", "-n", min=0, help="The newest so many; default: 20, or all of a range.")
+    ] = None,
+    since: Since = "",
+    from_: Annotated[str, flag("--from", metavar="SEQ|TIME", help="Begin at a sequence, an age or a time.")] = "",
+    filter_: Annotated[
+        list[str] | None, flag("--filter", metavar="SUBJECT", help="With * and >; may be repeated.")
+    ] = None,
+    topic: Annotated[
+        list[str] | None, flag("--topic", metavar="TOPIC", help="Outside events on it; may be repeated.")
+    ] = None,
+    type_: Annotated[
+        list[str] | None, flag("--type", metavar="TYPE", help="Such as task.failed or 'task.*'; may be repeated.")
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        flag("--run", metavar="RUN", autocompletion=complete_run, help="Of this run; may be repeated."),
+    ] = None,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Print the newest events, and with -f those to come. --filter, --topic and --run add up; --type narrows."""
+    with reported_errors(as_json=output.for_programs) as interruption:
+        from cuebook.cli import log_reading
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        chosen = log_reading.Chosen(filters=filter_ or [], topics=topic or [], types=type_ or [], runs=run or [])
+        reach = log_reading.Reach(first=from_, since=since, limit=limit)
+        run_command(log_reading.tail(target, chosen, reach, output, interruption, follow=follow))
+
+
+@app.command()
+def show(
+    event: Annotated[str, typer.Argument(metavar="SEQ|EVENT_ID", help="Where it stands, or its id.")],
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Show one message with all that the log knows about it. An id is looked for from the end of the log backwards."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import log_reading
+        from cuebook.cli.session import run_command
+
+        run_command(log_reading.show(Target(nats_url=nats_url, creds=creds, space=space), event, output))
+
+
+@app.command()
+def publish(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Such as ticket.opened.")],
+    data: Annotated[str, typer.Argument(metavar="JSON", help="The event's data; @FILE reads a file, - reads stdin.")],
+    event_id: Annotated[
+        str, flag("--id", metavar="EVENT_ID", help="Stored once in two minutes, however often it is sent.")
+    ] = "",
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    by: By = "",
+) -> None:
+    """Publish an outside event, which may start runs; prints its stream sequence."""
+    with reported_errors(as_json=output.for_programs):
+        value = read_json(data, "JSON")
+        from cuebook.cli import log_reading
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        run_command(log_reading.publish(target, topic, value, event_id, output, by=by))

@@ -1,0 +1,210 @@
+"""`cuebook run`: start work, see how it goes, end it, begin again. Imports nothing heavy; see run_list and run_show."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cuebook.cli.completion import complete_agent, complete_run, complete_saga
+from cuebook.cli.exits import InputError, reported_errors
+from cuebook.cli.groups import Noun
+from cuebook.cli.inputs import parse_labels, read_json
+from cuebook.cli.options import (
+    DEFAULT_NATS_URL,
+    DEFAULT_SPACE,
+    By,
+    Creds,
+    DatabaseUrl,
+    Limit,
+    NatsUrl,
+    Output,
+    OutputOption,
+    RunId,
+    Since,
+    Space,
+    Target,
+    flag,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(cls=Noun, help="Start, list, show, follow, cancel and retry runs.")
+
+
+class RunStatus(StrEnum):
+    """As in the projections. A standalone task is a run too."""
+
+    REQUESTED = "requested"
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    STUCK = "stuck"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    COMPENSATED = "compensated"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+@app.command("list")
+def list_(
+    status: Annotated[RunStatus | None, flag("--status", help="Only runs in this status.")] = None,
+    saga: Annotated[
+        str, flag("--saga", metavar="NAME", autocompletion=complete_saga, help="Only runs of this saga.")
+    ] = "",
+    since: Since = "",
+    limit: Limit = 50,
+    from_log: Annotated[bool, flag("--from-log", help="Fold the log even if a database is set.")] = False,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    database_url: DatabaseUrl = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """List runs, the newest first: from the projections if a database is set, else folded from the log."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import run_list
+        from cuebook.cli.session import run_command
+
+        wanted = run_list.Wanted(status=status.value if status else "", saga=saga, since=since, limit=limit)
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        run_command(run_list.list_runs(target, "" if from_log else database_url, wanted, output))
+
+
+@app.command()
+def show(
+    run: RunId,
+    at: Annotated[str, flag("--at", metavar="SEQ|TIME", help="As it was then: a sequence, an age or a time.")] = "",
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Show a run: its steps, their attempts and errors, why a task waits, and its history."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import run_show
+        from cuebook.cli.session import run_command
+
+        run_command(run_show.show_run(Target(nats_url=nats_url, creds=creds, space=space), run, at, output))
+
+
+@app.command()
+def tail(
+    run: RunId,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Follow a run until it has ended or is stuck. The exit status says how it ended, as with 'run submit --wait'."""
+    with reported_errors(as_json=output.for_programs) as interruption:
+        from cuebook.cli import run_show
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        interruption.resume = f"cuebook run tail {run}{target.hint}"
+        raise typer.Exit(run_command(run_show.tail_run(target, run, output)))
+
+
+@app.command()
+def submit(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SAGA] INPUT", autocompletion=complete_saga, help="INPUT is JSON, @FILE, or - for stdin."
+        ),
+    ],
+    agent: Annotated[
+        str,
+        flag("--agent", metavar="NAME", autocompletion=complete_agent, help="Submit one task to it, without a saga."),
+    ] = "",
+    handler: Annotated[str, flag("--handler", metavar="NAME", help="Which one, if the agent has several.")] = "",
+    run_id: Annotated[str, flag("--id", metavar="RUN", help="The run's id; one that exists is a conflict.")] = "",
+    priority: Annotated[int, flag("--priority", min=-100, max=100, help="Of the task; higher goes first.")] = 0,
+    affinity: Annotated[str, flag("--affinity", metavar="KEY", help="Tasks with one key prefer one instance.")] = "",
+    label: Annotated[
+        list[str] | None, flag("--label", metavar="KEY=VALUE", help="The instance must have it; may be repeated.")
+    ] = None,
+    task_timeout_s: Annotated[
+        float | None, flag("--task-timeout-s", min=0.001, help="Of one attempt; default: the handler's own.")
+    ] = None,
+    wait: Annotated[bool, flag("--wait", help="Wait for the outcome and print it.")] = False,
+    wait_s: Annotated[
+        float | None, flag("--wait-s", min=0, help="Wait at most so many seconds; the run goes on after that.")
+    ] = None,
+    no_check: Annotated[
+        bool, flag("--no-check", help="Submit even for an agent or a saga that is not known yet.")
+    ] = False,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    by: By = "",
+) -> None:
+    """Start a run of a saga, or one task of an agent, and print its id."""
+    with reported_errors(as_json=output.for_programs) as interruption:
+        if len(words) != (1 if agent else 2):
+            usage = "run submit --agent AGENT INPUT" if agent else "run submit SAGA INPUT"
+            raise InputError(f"{len(words)} words beside the flags", remedy=f"write 'cuebook {usage}'")
+        if not agent and (handler or priority or affinity or label or task_timeout_s is not None):
+            raise InputError(
+                "--handler, --priority, --affinity, --label and --task-timeout-s are about a task",
+                remedy="use them with --agent; a saga says them for each of its calls",
+            )
+        from cuebook.cli import run_submit
+        from cuebook.cli.session import run_command
+
+        work = run_submit.Work(
+            saga="" if agent else words[0],
+            agent=agent,
+            input=read_json(words[-1]),
+            handler=handler,
+            run_id=run_id,
+            priority=priority,
+            affinity=affinity or None,
+            labels=parse_labels(label or []),
+            timeout_s=task_timeout_s,
+        )
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        waiting = run_submit.Waiting(wait=wait or wait_s is not None, at_most_s=wait_s, interruption=interruption)
+        raise typer.Exit(run_command(run_submit.submit(target, work, waiting, output, by=by, check=not no_check)))
+
+
+@app.command()
+def cancel(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN[/N]", help="A run, or one task of it.", autocompletion=complete_run)
+    ],
+    reason: Annotated[str, flag("--reason", metavar="TEXT", help="Why; kept in the log.")] = "",
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    by: By = "",
+) -> None:
+    """Ask for the end of a run; what it did is undone. With RUN/N, of one task."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import run_submit
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        run_command(run_submit.cancel(target, run, reason, output, by=by))
+
+
+@app.command()
+def retry(
+    run: RunId,
+    note: Annotated[str, flag("--note", metavar="TEXT", help="Why; kept in the log.")] = "",
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    by: By = "",
+) -> None:
+    """Go on with a stuck run, or run an ended one again under a new id; prints the id of the run that goes on."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import run_submit
+        from cuebook.cli.session import run_command
+
+        run_command(run_submit.retry(Target(nats_url=nats_url, creds=creds, space=space), run, note, output, by=by))
