@@ -168,7 +168,7 @@ class Instance:
             labels=dict(cls.labels),
             recycle_after=cls.recycle_after,
             heartbeat_s=cls.heartbeat_s,
-            description=inspect.getdoc(cls) or "",
+            description=inspect.cleandoc(cls.__doc__ or ""),  # not that of the base class
             host=os.uname().nodename,
             pid=os.getpid(),
         )
