@@ -5,10 +5,10 @@
         intent = await run.call(Classifier.classify, ticket)
         ...
 
-The function is driven by replaying what the log has recorded, so it must ask for the same things every time: no clock, no
-randomness, no I/O in it. Those belong in agents; `run.now` is the log's time. Every `run.call`, `sleep`, `wait_for` and `ask_human`
-takes the next step number when it is *called*, and starts then; awaiting it gives the result. A step that is never awaited is
-still waited for before the run completes.
+The function is driven by replaying what the log has recorded, so it must ask for the same things every time: no clock,
+no randomness, no I/O in it. Those belong in agents; `run.now` is the log's time. Every `run.call`, `sleep`, `wait_for`
+and `ask_human` takes the next step number when it is *called*, and starts then; awaiting it gives the result. A step
+that is never awaited is still waited for before the run completes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, get_type_hints, overload
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from cuebook.actors.agent import Handler, Retry
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.facts import Error
-from cuebook.events.subjects import check_token
+from cuebook.events.subjects import MAX_TOPIC_LENGTH, check_token
 
 __all__ = [
     "Ask",
@@ -206,29 +208,33 @@ class Run:
             agent=handler.agent_name,
             handler=handler.name,
             input=data,
-            priority=priority,
-            affinity=affinity,
-            labels=dict(labels) if labels else None,
-            timeout_s=timeout_s,
-            retry=retry,
+            priority=_checked(int, "priority", priority),
+            affinity=_checked(str, "affinity", affinity),
+            labels={name: _checked(str, "a label", value) for name, value in labels.items()} if labels else None,
+            timeout_s=_span(timeout_s),
+            retry=_checked(Retry, "retry", retry),
             compensation=handler.undo is not None,
         )
         return self._step(request, handler.output_type)
 
     def sleep(self, seconds: float) -> Step[None]:
         """Pause. Survives restarts; ends at or shortly after the time."""
-        return self._step(Sleep(seconds=float(seconds)), None)
+        return self._step(Sleep(seconds=_span(seconds) or 0.0), None)
 
     def wait_for(
         self, topic: str, model: type[Out], *, match: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> Step[Out]:
         """The first outside event on `topic` since the run started whose data has all of `match`.
 
-        Raises StepExpiredError, when awaited, after `timeout` seconds.
+        One that an earlier wait of this run for the same thing has got is not given again. Raises StepExpiredError, when
+        awaited, after `timeout` seconds.
         """
         for token in topic.split("."):
             check_token(token, "topic part")
-        return self._step(Wait(topic=topic, match=dict(match or {}), timeout_s=timeout), TypeAdapter(model))
+        if len(topic) > MAX_TOPIC_LENGTH:
+            raise ConfigurationError(f"topic {topic[:40]!r}... is longer than {MAX_TOPIC_LENGTH} characters")
+        wanted = _plain(dict(match or {}), "match")
+        return self._step(Wait(topic=topic, match=wanted, timeout_s=_span(timeout)), TypeAdapter(model))
 
     def ask_human(
         self, question: str, model: type[Out], *, context: Any = None, timeout: float | None = None
@@ -238,7 +244,8 @@ class Run:
         Raises StepExpiredError, when awaited, after `timeout` seconds.
         """
         adapter = TypeAdapter(model)
-        request = Ask(question=question, schema=adapter.json_schema(), context=context, timeout_s=timeout)
+        shown = _plain(context, "context")
+        request = Ask(question=question, schema=adapter.json_schema(), context=shown, timeout_s=_span(timeout))
         return self._step(request, adapter)
 
     @overload
@@ -269,6 +276,29 @@ class Run:
         step: Step[Any] = Step(len(self.steps), request, type_)
         self.steps.append(step)
         return step
+
+
+def _checked(kind: type[T1], name: str, value: T1) -> T1:
+    """What a type checker would have said; a wrong value would make an event that nobody can read."""
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise ConfigurationError(f"{name} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _span(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if not math.isfinite(seconds):
+        raise ConfigurationError(f"{seconds} is no time to wait", remedy="leave the timeout out to wait for ever")
+    return max(0.0, float(seconds))
+
+
+def _plain(value: Any, name: str) -> Any:
+    """As the log gives it back, so that a replay compares like with like."""
+    try:
+        return to_jsonable_python(value, by_alias=True)
+    except PydanticSerializationError as error:
+        raise ConfigurationError(f"{name} holds what no event can hold: {error}") from error
 
 
 class Saga(Generic[In, Out]):

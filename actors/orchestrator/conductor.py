@@ -231,7 +231,13 @@ class Conductor:
             if step.status == "open" and not step.pending:
                 self._post_step(step, "matched", StepMatched(sequence=sequence, data=data))
 
-        self._port.find_event(step.topic, step.match or {}, run.started_sequence, self.world.position.sequence, answer)
+        alike = (
+            item.taken
+            for item in run.items.values()
+            if isinstance(item, StepState) and item.topic == step.topic and item.match == step.match
+        )
+        after = max([run.started_sequence, *alike])
+        self._port.find_event(step.topic, step.match or {}, after, self.world.position.sequence, answer)
 
     def offer(self, envelope: Envelope) -> None:
         """An outside event: give it to the steps that wait for it."""

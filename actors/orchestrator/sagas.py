@@ -6,8 +6,9 @@ between answers; after a restart it runs again from the top with the recorded on
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ class Execution:
 
     def _step(self, items: Mapping[int, TaskState | StepState]) -> None:
         try:
-            yielded = self._coroutine.send(None)
+            yielded = _send(self._coroutine)
         except StopIteration as stop:
             self._waiting = None
             self.outcome = self._compare_new(items) or self._extra(items) or self._returned(stop.value)
@@ -136,7 +137,7 @@ class Execution:
 
     def _returned(self, value: Any) -> Returned | Raised:
         try:
-            return Returned(self.saga.output_type.dump_python(value, mode="json", warnings=False))
+            return Returned(self.saga.output_type.dump_python(value, mode="json", by_alias=True, warnings=False))
         except Exception as error:  # noqa: BLE001 - pydantic raises several classes of its own here
             return Raised(NotDeterministicError(f"the saga's result cannot be stored: {error}"))
 
@@ -179,6 +180,25 @@ class Execution:
             step.fail(StepExpiredError(f"{name} was not answered within {item.timeout_s:g} s"))
         else:
             step.fail(TaskFailedError(f"{name} was cancelled", task=name))
+
+
+def _send(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Go on with the saga, which must not take the task that happens to run here for its own.
+
+    Else `asyncio.timeout` in a saga would cancel whoever reads the log.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop: somebody replays a history
+        task = None
+    if task is None:
+        return coroutine.send(None)
+    loop = asyncio.get_running_loop()
+    asyncio.tasks._leave_task(loop, task)  # noqa: SLF001 - there is no other way
+    try:
+        return coroutine.send(None)
+    finally:
+        asyncio.tasks._enter_task(loop, task)  # noqa: SLF001
 
 
 def describe(item: TaskState | StepState) -> dict[str, Any]:

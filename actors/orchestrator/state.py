@@ -211,6 +211,8 @@ class StepState:
     context: Any = None
     value: Any = None
     by: str = ""
+    taken: int = 0
+    """Where the event stands that a wait has got."""
     refused: tuple[int, str] | None = None
     """An answer that does not fit, and is not recorded as refused yet: sequence and reason."""
     # Not folded but kept beside the fold by the orchestrator that runs it:
@@ -240,6 +242,7 @@ class StepState:
                 self.question, self.schema, self.context = event.question, event.schema, event.context
             case StepMatched() if self.type == "wait":
                 self._close("matched", event.data, envelope)
+                self.taken = event.sequence
             case StepAnswered() if self.type == "ask":
                 wrong = find_error(self.schema or {}, event.value)
                 if wrong:
