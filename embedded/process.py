@@ -28,7 +28,16 @@ from typing import Final
 
 from cuebook.events.errors import ConfigurationError, UnavailableError
 
-__all__ = ["LOOPBACK", "START_DEADLINE_S", "STOP_DEADLINE_S", "Account", "ServerProcess", "exclusive", "free_port"]
+__all__ = [
+    "LOOPBACK",
+    "START_DEADLINE_S",
+    "STOP_DEADLINE_S",
+    "Account",
+    "ServerProcess",
+    "dies_with_this_thread",
+    "exclusive",
+    "free_port",
+]
 
 LOOPBACK: Final = "127.0.0.1"
 START_DEADLINE_S: Final = 60.0  # recovery after an unclean stop included
@@ -94,7 +103,7 @@ class ServerProcess:
                 stderr=log,
                 pass_fds=(lock, *inherit),
                 start_new_session=True,
-                preexec_fn=_dies_with_this_thread(self._stop_signal),  # after the change of account, which resets it
+                preexec_fn=dies_with_this_thread(self._stop_signal),  # after the change of account, which resets it
                 user=account.uid if account else None,
                 group=account.gid if account else None,
                 extra_groups=[] if account else None,
@@ -183,6 +192,22 @@ def free_port() -> int:
     raise UnavailableError(f"no free port found between {_PORTS.start} and {_PORTS.stop}")
 
 
+def dies_with_this_thread(stop_signal: signal.Signals) -> Callable[[], None] | None:
+    """For `preexec_fn`: the child gets `stop_signal` when the thread that starts it ends, however that happens.
+
+    What it returns runs between fork and exec: no imports, no allocation beyond the call, since it may hold locks.
+    """
+    if sys.platform != "linux":
+        return None
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        if _LIBC.prctl(_PR_SET_PDEATHSIG, int(stop_signal), 0, 0, 0) != 0 or os.getppid() != parent:
+            os._exit(1)  # the program ended between fork and prctl: nobody would ever stop this server
+
+    return before_exec
+
+
 async def _lock(descriptor: int, lock: Path) -> None:
     deadline = asyncio.get_running_loop().time() + LOCK_DEADLINE_S
     while True:
@@ -218,16 +243,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _dies_with_this_thread(stop_signal: signal.Signals) -> Callable[[], None] | None:
-    """What the child does between fork and exec: no imports, no allocation beyond the call, since it may hold locks."""
-    if sys.platform != "linux":
-        return None
-    parent = os.getpid()
-
-    def before_exec() -> None:
-        if _LIBC.prctl(_PR_SET_PDEATHSIG, int(stop_signal), 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)  # the program ended between fork and prctl: nobody would ever stop this server
-
-    return before_exec

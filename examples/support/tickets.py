@@ -13,11 +13,15 @@ __all__ = ["DEMONSTRATIONS", "Demonstration"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """One ticket and its way. `ends`: the resolution, `approval` when a person decides, or `compensated`."""
+    """One ticket and its way.
+
+    `ends`: the resolution, `approval` when a person decides, or `compensated`. `retries`: attempts that fail on the way.
+    """
 
     ticket: Ticket
     ends: Resolution | Literal["approval", "compensated"]
     shows: str
+    retries: int = 0
 
 
 def _show(
@@ -28,10 +32,11 @@ def _show(
     *,
     customer: int | None = None,
     email: str | None = None,
+    retries: int = 0,
 ) -> Demonstration:
     handle = None if customer is None else f"cust-{customer:03d}"
     ticket = Ticket(id=f"t-{number:02d}", text=text, customer=handle, email=email)
-    return Demonstration(ticket=ticket, ends=ends, shows=shows)
+    return Demonstration(ticket=ticket, ends=ends, shows=shows, retries=retries)
 
 
 DEMONSTRATIONS = (
@@ -62,17 +67,17 @@ DEMONSTRATIONS = (
     _show(
         6, "refunded", "the order is held; the look-up succeeds at the third attempt",
         "The bread maker from order 8815 arrived with a dent and the motor doesn't work.",
-        customer=15,
+        customer=15, retries=2,
     ),
     _show(
         7, "refunded", "Stripe answers 503 once; the second attempt succeeds",
         "Order 8806: the glass of the picture frame was broken when I opened the box.",
-        customer=6,
+        customer=6, retries=1,
     ),
     _show(
         8, "refunded", "the refund is made but its answer lost; the second attempt refunds nothing more",
         "Please refund order 8807, I no longer need the lamp and would like my money back.",
-        customer=7,
+        customer=7, retries=1,
     ),
     _show(
         9, "approval", "a refund above the limit asks a person",
@@ -101,7 +106,7 @@ DEMONSTRATIONS = (
     _show(
         14, "answered", "the order is held; the look-up succeeds at the second attempt",
         "Has order 8822 been shipped yet, and when will it be delivered?",
-        customer=19,
+        customer=19, retries=1,
     ),
     _show(
         15, "escalated", "a complaint that presses: two hours instead of eight",

@@ -1,0 +1,68 @@
+"""`cuebook dev`: everything on one machine, for writing agents and sagas against. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from cuebook.cli.exits import reported_errors
+from cuebook.cli.options import DEFAULT_SPACE, Creds, DatabaseUrl, NatsUrl, Space, Target, flag
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
+
+_DATA: Final = Path(".cuebook")
+_NATS_PORT: Final = 4222
+_POSTGRES_PORT: Final = 25432  # not 5432, where somebody's own is; always the same, so that exported URLs stay right
+
+
+@app.command()
+def dev(
+    *,
+    sagas: Annotated[
+        list[str] | None, flag("--sagas", metavar="MODULE:SAGA", help="A saga to serve; may be repeated.")
+    ] = None,
+    agents: Annotated[
+        list[str] | None, flag("--agents", metavar="MODULE:AGENT", help="An agent to run; may be repeated.")
+    ] = None,
+    example: Annotated[bool, flag("--example", help="Serve the support desk of the demo as well.")] = False,
+    data_dir: Annotated[
+        Path, flag("--data-dir", metavar="DIR", file_okay=False, help="Where the embedded servers keep their data.")
+    ] = _DATA,
+    nats_port: Annotated[
+        int, flag("--nats-port", metavar="N", min=0, max=65535, help="Of the embedded nats-server; 0: any free one.")
+    ] = _NATS_PORT,
+    postgres_port: Annotated[
+        int, flag("--postgres-port", metavar="N", min=0, max=65535, help="Of the embedded PostgreSQL; 0: any free one.")
+    ] = _POSTGRES_PORT,
+    nats_url: NatsUrl = "",
+    nats_creds: Creds = "",
+    database_url: DatabaseUrl = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Run servers, orchestrator, projections and your agents on this machine, until Ctrl-C.
+
+    Starts a nats-server and a PostgreSQL of its own; where CUEBOOK_NATS_URL or CUEBOOK_DATABASE_URL says what to use,
+    that is used and nothing started in its place. The orchestrator, the projections and each agent are processes of
+    their own, started again when they die. Without --agents there are none yet: start yours in another terminal with
+    'cuebook serve agents', or look around with --example. The data stays, and is there again at the next start.
+    """
+    from cuebook.cli.development import Development
+    from cuebook.cli.interrupts import run_until_interrupted
+
+    development = Development(
+        Target(nats_url=nats_url, creds=nats_creds, space=space),
+        database_url=database_url,
+        data_dir=data_dir,
+        sagas=sagas or [],
+        agents=agents or [],
+        example=example,
+    )
+    with reported_errors(), contextlib.suppress(KeyboardInterrupt):
+        development.check()
+        run_until_interrupted(development.run(nats_port=nats_port or None, postgres_port=postgres_port or None))
+    typer.echo("stopped")

@@ -1,0 +1,59 @@
+"""All programs of one space, each a process of its own, started in order and awaited until they take work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
+
+from cuebook.actors.client import Client
+from cuebook.cli.children import Child, Program, Say, running
+from cuebook.events.errors import UnavailableError
+
+__all__ = ["parts_of_a_space"]
+
+_READY_DEADLINE_S: Final = 60.0
+_POLL_S: Final = 0.05
+
+
+@contextlib.asynccontextmanager
+async def parts_of_a_space(
+    client: Client, *, sagas: Sequence[str], agents: Sequence[str], env: Mapping[str, str], say: Say
+) -> AsyncIterator[None]:
+    """Run the orchestrator with `sagas`, the projections, and each of `agents` (all written MODULE:NAME).
+
+    At the end the agents finish what they have while the others still run. Raises ConfigurationError for a program that
+    never stays up, UnavailableError when one of them takes too long to start.
+    """
+    await client.log.ensure()  # agents and projections refuse to start without a stream
+    env = {**env, "PYTHONUNBUFFERED": "1"}
+    core = [
+        Program(name="orchestrator", argv=_serve("orchestrator", *sagas), env=env),
+        Program(name="projections", argv=_serve("projections"), env=env),
+    ]
+    hosts = [Program(name=agent.rpartition(":")[2].lower(), argv=_serve("agents", agent), env=env) for agent in agents]
+    async with running(core, say), running(hosts, say) as children:
+        await _until_ready(client, children)
+        yield
+
+
+def _serve(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cuebook.cli.main", "serve", *arguments]
+
+
+async def _until_ready(client: Client, children: Sequence[Child]) -> None:
+    """Wait until an orchestrator decides and counts an instance of every child as healthy."""
+    missing, here = "the orchestrator", os.uname().nodename
+    try:
+        async with asyncio.timeout(_READY_DEADLINE_S):
+            while missing:
+                await asyncio.sleep(_POLL_S)
+                with contextlib.suppress(UnavailableError):
+                    instances = (await client.ask("agents"))["agents"]
+                    healthy = {one["pid"] for one in instances if one["health"] == "healthy" and one["host"] == here}
+                    missing = ", ".join(child.name for child in children if child.pid not in healthy)
+    except TimeoutError as error:
+        raise UnavailableError(f"not ready within {_READY_DEADLINE_S:g} s: {missing}") from error

