@@ -90,5 +90,11 @@ async def _make_tables(connection: Transaction, space: str, projection: Projecti
         await connection.execute(_SQL["set_path"], [sql.Identifier(schema_name(space)).as_string()])
         await connection.execute(_SQL["register"], [name, version, tables_in])
         logger.info("made the tables of a projection", extra={"projection": name, "version": version})
-    if not any(versions.values()):
+    shown = [number for number, is_shown in versions.items() if is_shown]
+    if not shown:
         await connection.execute(_SQL["show"], [name, version])
+    elif shown != [version]:
+        logger.warning(
+            "this release writes another version of a projection than the one that is shown",
+            extra={"projection": name, "version": version, "shown": shown[0]},
+        )

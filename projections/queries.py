@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg import errors
 from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 
 from cuebook.events.errors import ConfigurationError, NotFoundError, UnavailableError
 from cuebook.projections.database import Transaction, connect, is_outage, schema_name
@@ -88,13 +89,13 @@ async def list_runs(
 ) -> list[RunRecord]:
     """Runs, by when they were opened; `since` means opened at or after."""
     values = {"run_id": None, "status": status, "saga": saga, "since": since, "open_only": open_only}
-    return await _fetch(connection, RunRecord, "runs", values, limit, offset)
+    return await _fetch(connection, RunRecord, _SQL["runs"], values, limit, offset)
 
 
 async def find_run(connection: Transaction, run_id: str) -> RunRecord:
     """One run. Raises NotFoundError."""
     values = {"run_id": run_id, "status": None, "saga": None, "since": None, "open_only": False}
-    found = await _fetch(connection, RunRecord, "runs", values, 1, 0)
+    found = await _fetch(connection, RunRecord, _SQL["runs"], values, 1, 0)
     if not found:
         raise NotFoundError(f"there is no run {run_id!r}", remedy="see 'cuebook run list'")
     return found[0]
@@ -123,7 +124,7 @@ async def list_tasks(
         "since": since,
         "open_only": open_only,
     }
-    return await _fetch(connection, TaskRecord, "tasks", values, limit, offset)
+    return await _fetch(connection, TaskRecord, _SQL["tasks"], values, limit, offset)
 
 
 async def list_agents(
@@ -138,7 +139,7 @@ async def list_agents(
 ) -> list[AgentRecord]:
     """Agent instances by name; without those that stopped unless `stopped`."""
     values = {"agent": agent, "instance": instance, "health": health, "stopped": stopped}
-    return await _fetch(connection, AgentRecord, "agents", values, limit, offset)
+    return await _fetch(connection, AgentRecord, _SQL["agents"], values, limit, offset)
 
 
 async def health_history(
@@ -153,7 +154,7 @@ async def health_history(
 ) -> list[HealthRecord]:
     """Changes of health recorded at or after `since` and before `until`."""
     values = {"agent": agent, "instance": instance, "since": since, "until": until}
-    return await _fetch(connection, HealthRecord, "health", values, limit, offset)
+    return await _fetch(connection, HealthRecord, _SQL["health"], values, limit, offset)
 
 
 async def search_audit(
@@ -174,6 +175,7 @@ async def search_audit(
     since: datetime | None = None,
     until: datetime | None = None,
     after: int | None = None,
+    contains: Any = None,
     text: str | None = None,
     unreadable_only: bool = False,
     oldest_first: bool = False,
@@ -182,8 +184,10 @@ async def search_audit(
 ) -> list[AuditRecord]:
     """Messages of the log by sequence. All filters must match.
 
-    `subject` may hold the wildcards of NATS; `text` is looked for in the data and in the reason, whatever the case; it
-    has no index, so name a time range or another filter with it. `after` is a sequence.
+    `subject` may hold the wildcards of NATS. `contains` is data that must be within an event's own, such as
+    `{"order": 8812}`. `text` is looked for in data and reason, whatever the case. `after` is a sequence. There are
+    indexes for correlation, causation, run, data and times; with any other filter alone the log is searched from its
+    end until `limit` messages are found.
     """
     values = {
         "correlation_id": correlation_id,
@@ -201,30 +205,35 @@ async def search_audit(
         "since": since,
         "until": until,
         "after": after,
+        "contains": None if contains is None else Jsonb(contains),
         "text": None if text is None else _substring(text),
         "unreadable_only": unreadable_only,
     }
-    return await _fetch(connection, AuditRecord, _OLDEST_FIRST if oldest_first else "audit", values, limit, offset)
+    async with connection.transaction():
+        if all(given is None for given in (correlation_id, causation_id, run_id, contains, since)):
+            # Follow the sequence; the planner would rather read everything and sort it.
+            await connection.execute(_SQL["no_sorting"])
+        statement = _OLDEST_FIRST if oldest_first else _SQL["audit"]
+        return await _fetch(connection, AuditRecord, statement, values, limit, offset)
 
 
 async def list_projections(connection: Transaction, *, last_sequence: int) -> list[ProjectionRecord]:
     """Every version of every projection with how far behind `last_sequence`, the log's end, it is."""
-    return await _fetch(connection, ProjectionRecord, "projections", {"last_sequence": last_sequence}, 0, 0)
+    return await _fetch(connection, ProjectionRecord, _SQL["projections"], {"last_sequence": last_sequence}, 0, 0)
 
 
 async def list_parked(
     connection: Transaction, *, projection: str | None = None, limit: int = _LIMIT, offset: int = 0
 ) -> list[ParkedRecord]:
     """Events that a projection could not apply."""
-    return await _fetch(connection, ParkedRecord, "parked", {"projection": projection}, limit, offset)
+    return await _fetch(connection, ParkedRecord, _SQL["parked"], {"projection": projection}, limit, offset)
 
 
 async def _fetch(
-    connection: Transaction, record: type[_R], statement: str | bytes, values: dict[str, Any], limit: int, offset: int
+    connection: Transaction, record: type[_R], statement: bytes, values: dict[str, Any], limit: int, offset: int
 ) -> list[_R]:
-    query = _SQL[statement] if isinstance(statement, str) else statement
     async with connection.cursor(row_factory=class_row(record)) as cursor:
-        await cursor.execute(query, {**values, "limit": limit, "offset": offset})
+        await cursor.execute(statement, {**values, "limit": limit, "offset": offset})
         return await cursor.fetchall()
 
 

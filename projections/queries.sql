@@ -90,6 +90,7 @@ WHERE (%(correlation_id)s::text IS NULL OR correlation_id = %(correlation_id)s)
   AND (%(since)s::timestamptz IS NULL OR recorded_at >= %(since)s)
   AND (%(until)s::timestamptz IS NULL OR recorded_at < %(until)s)
   AND (%(after)s::bigint IS NULL OR sequence > %(after)s)
+  AND (%(contains)s::jsonb IS NULL OR data @> %(contains)s)
   AND (%(text)s::text IS NULL OR data::text ILIKE %(text)s OR reason ILIKE %(text)s)
   AND (NOT %(unreadable_only)s OR event_id IS NULL)
 ORDER BY sequence DESC
@@ -109,3 +110,6 @@ FROM parked_events
 WHERE (%(projection)s::text IS NULL OR projection = %(projection)s)
 ORDER BY projection, version, sequence DESC
 LIMIT %(limit)s OFFSET %(offset)s
+
+-- name: no_sorting
+SET LOCAL enable_sort = off

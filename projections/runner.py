@@ -139,13 +139,9 @@ class Runner:
 
     async def _follow(self, stopped: asyncio.Future[Any], until: int | None) -> None:
         """Read on from the lowest checkpoint until the end is asked for. Raises ReadAgainError, UnavailableError."""
-        positions = {writer.position for writer in self._writers}
-        for position in positions:
-            await self._log.verify_position(position)
-        after = min(positions, key=lambda position: position.sequence)
-        async with LogReader(self._log, after=after, batch_size=self._batch_size) as reader:
-            self._reader = reader
-            while until is None or min(writer.position.sequence for writer in self._writers) < until:
+        async with AsyncExitStack() as stack:
+            reader = self._reader = await self._unless(stopped, self._open_reader(stack))
+            while reader is not None and not self._is_past(until):
                 batch = await self._unless(stopped, reader.next_batch())
                 if batch is None:
                     return
@@ -153,6 +149,16 @@ class Runner:
                     batch = [item for item in batch if item.sequence <= until]
                 if await self._unless(stopped, self._apply(batch), grace_s=DRAIN_S) is None:
                     return
+
+    async def _open_reader(self, stack: AsyncExitStack) -> LogReader:
+        positions = {writer.position for writer in self._writers}
+        for position in positions:
+            await self._log.verify_position(position)
+        after = min(positions, key=lambda position: position.sequence)
+        return await stack.enter_async_context(LogReader(self._log, after=after, batch_size=self._batch_size))
+
+    def _is_past(self, until: int | None) -> bool:
+        return until is not None and all(writer.position.sequence >= until for writer in self._writers)
 
     async def _apply(self, batch: Batch) -> bool:
         try:

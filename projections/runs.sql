@@ -34,7 +34,8 @@ CREATE TABLE runs (
 );
 CREATE INDEX runs_opened_at ON runs (opened_at);
 CREATE INDEX runs_saga ON runs (saga, opened_at) WHERE saga IS NOT NULL;
-CREATE INDEX runs_open ON runs (status, opened_at) WHERE ended_at IS NULL;
+CREATE INDEX runs_status ON runs (status, opened_at);
+CREATE INDEX runs_open ON runs (opened_at) WHERE ended_at IS NULL;
 
 COMMENT ON TABLE runs IS
     'One row for each run. A standalone task is a run too: its status is that of task 0, where its input and output stand.';

@@ -5,6 +5,8 @@
 - An event cannot be applied: the batch is halved until it stands alone, then it is put into `parked_events` with the
   reason and the projection goes on behind it.
 - The checkpoint moved without us: another process writes this projection; stop.
+
+The connection is a session with settings, temporary tables and a lock: no pooler may share it between clients.
 """
 
 from __future__ import annotations

@@ -137,6 +137,8 @@ async def test_the_audit_log_is_searched_by_everything(connection: Transaction) 
     assert await found(subject="cue.event.>") == [13, 12]
     assert await found(since=moment(12), until=moment(13)) == [12]
     assert await found(after=11) == [13, 12]
+    assert await found(contains={"input": {"order": 8812}}) == [7]
+    assert await found(contains="t-17") == []
     assert await found(text="BLENDER") == [5]
     assert await found(text="100% broken_b") == [5]
     assert await found(text="100%_broken") == []

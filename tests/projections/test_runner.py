@@ -12,13 +12,16 @@ import pytest
 from cuebook.embedded.nats_server import nats_server
 from cuebook.embedded.postgres import postgres
 from cuebook.events.connection import connect
+from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, HistoryRegressedError
 from cuebook.events.facts import OutsideEvent, TaskAssigned, TaskCompleted, TaskRequested
 from cuebook.events.log import EventLog
 from cuebook.projections import checkpoint
 from cuebook.projections.audit import Audit
+from cuebook.projections.reader import LogReader
 from cuebook.projections.runner import ALL, Runner
 from cuebook.projections.runs import Runs
+from tests.projections.story import Story
 from tests.projections.tables import Tables
 from tests.waiting import eventually
 
@@ -91,6 +94,18 @@ async def test_a_projection_that_lags_catches_up_and_no_other_applies_anything_t
     await Runner(log, tables.url, projections=ALL).run(until=15)
     assert await tables.rows("SELECT sequence FROM audit ORDER BY 1") == [(n,) for n in range(1, 16)]
     assert await tables.row("SELECT count(*) FROM runs WHERE status = 'completed'") == (5,)
+
+
+async def test_a_gap_in_the_log_is_a_loss(log: EventLog) -> None:
+    story = Story(log.subjects.space)
+    for number in range(3):
+        story.request(f"r{number}")
+    reader = LogReader(log, after=Position())
+    reader._check_gaps(story.items)
+    with pytest.raises(HistoryRegressedError, match="holds nothing from 2 to 2"):
+        reader._check_gaps([story.items[0], story.items[2]])
+    with pytest.raises(HistoryRegressedError, match="holds nothing from 1 to 1"):
+        reader._check_gaps(story.items[1:])
 
 
 async def test_of_two_runners_one_stops_and_the_other_goes_on(
