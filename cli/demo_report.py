@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -38,13 +38,17 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """Rows in PostgreSQL: the projections', and the tickets that the desk's own figures count."""
+    """Rows in PostgreSQL: the projections', and the tickets that the desk's own figures count.
 
-    runs: Mapping[str, int]
-    tasks: int
-    agents: int
-    audit: int
-    feedback: int
+    `applied`: the sequence up to which every projection has read the log.
+    """
+
+    applied: int = 0
+    runs: Mapping[str, int] = field(default_factory=dict)
+    tasks: int = 0
+    agents: int = 0
+    audit: int = 0
+    feedback: int = 0
 
 
 async def read_ledger(stripe_url: str, stripe_key: str) -> Ledger:
@@ -65,23 +69,27 @@ async def read_ledger(stripe_url: str, stripe_key: str) -> Ledger:
 
 
 async def read_tables(database_url: str, schema: str, until: int) -> Tables:
-    """Count the rows; of the audit those up to sequence `until`. All 0 until the projections have made their tables."""
-    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+    """Count the rows; of the audit those up to sequence `until`. All 0 until the projections have made them."""
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)  # one moment for all counts
         await connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", [schema])
         try:
             statuses = await connection.execute("SELECT status, count(*) FROM runs GROUP BY status")
             counted = await connection.execute(
                 """
-                SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM agents),
-                       (SELECT count(*) FROM audit WHERE sequence <= %s), (SELECT count(*) FROM support.feedback)
+                SELECT (SELECT min(sequence) FROM checkpoints),
+                       (SELECT count(*) FROM tasks),
+                       (SELECT count(*) FROM agents),
+                       (SELECT count(*) FROM audit WHERE sequence <= %s),
+                       (SELECT count(*) FROM support.feedback)
                 """,
                 [until],
             )
         except psycopg.errors.UndefinedTable:
-            return Tables(runs={}, tasks=0, agents=0, audit=0, feedback=0)
-        (row,) = await counted.fetchall()
+            return Tables()
+        (applied, tasks, agents, audit, feedback) = (await counted.fetchall())[0]
         runs: dict[str, int] = dict(await statuses.fetchall())
-    return Tables(runs=runs, tasks=row[0], agents=row[1], audit=row[2], feedback=row[3])
+    return Tables(applied=applied or 0, runs=runs, tasks=tasks, agents=agents, audit=audit, feedback=feedback)
 
 
 def what_is_wrong(

@@ -159,7 +159,12 @@ class Performance:
             tell(f"  {line}")
         for command in _LOOK_AROUND:
             tell(f"  {_PREFIX}{command}")
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:  # Ctrl-C is how this ends, and no failure
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
 
     def _tell_what_next(self) -> None:
         self._tell("\nServers, processes and data of the demo are gone. To look further:\n")
@@ -196,7 +201,7 @@ async def _settled_tables(database_url: str, until: int) -> Tables:
     deadline = asyncio.get_running_loop().time() + _TABLES_DEADLINE_S
     while True:
         tables = await read_tables(database_url, schema_name(_SPACE), until)
-        if tables.audit >= until or asyncio.get_running_loop().time() > deadline:
+        if tables.applied >= until or asyncio.get_running_loop().time() > deadline:
             return tables
         await asyncio.sleep(_POLL_S)
 
