@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.distribution import Distribution, middle
-from benchmarks.processes import Worker
+from benchmarks.processes import Worker, machine_cpu_s
 from benchmarks.scenarios import WARM_UP, Scenario
 from benchmarks.stage import Stage
 from cuebook.events.errors import UnavailableError
@@ -36,7 +36,10 @@ class Lag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One round. `overhead` is None when nothing completed. `cpu_us`: CPU microseconds for each task, by process."""
+    """One round. `overhead` is None when nothing completed. `cpu_us`: CPU microseconds for each task, by process.
+
+    `others`: the share of the machine's CPU time that went to processes of others; more than a little spoils the round.
+    """
 
     seconds: float
     completed: int
@@ -44,6 +47,7 @@ class Round:
     most_in_flight: int
     overhead: Distribution | None
     cpu_us: dict[str, float]
+    others: float
     lag: Lag | None
 
     @property
@@ -63,6 +67,10 @@ class Result:
     @property
     def rate(self) -> float:
         return median(one.rate for one in self.rounds)
+
+    @property
+    def others(self) -> float:
+        return max(one.others for one in self.rounds)
 
     @property
     def overhead(self) -> Distribution | None:
@@ -119,9 +127,10 @@ async def _play(stage: Stage, scenario: Scenario) -> dict[str, Any]:
 
 async def _round(scenario: Scenario, stage: Stage) -> Round:
     before = await _caught_up(stage.projections) if stage.projections else None
-    cpu_before = stage.cpu_s()
+    cpu_before, (busy_before, all_before) = stage.cpu_s(), machine_cpu_s()
     played = await _play(stage, scenario)
-    cpu = {name: seconds - cpu_before[name] for name, seconds in stage.cpu_s().items()}
+    cpu_after, (busy_after, all_after) = stage.cpu_s(), machine_cpu_s()
+    cpu = {name: seconds - cpu_before[name] for name, seconds in cpu_after.items()}
     lag = await _lag(stage.projections, before, played["seconds"]) if stage.projections and before else None
     times_ms = played["times_ms"]
     return Round(
@@ -131,6 +140,7 @@ async def _round(scenario: Scenario, stage: Stage) -> Round:
         most_in_flight=played["most_in_flight"],
         overhead=Distribution.of(times_ms) if times_ms else None,
         cpu_us={name: seconds / scenario.count * 1e6 for name, seconds in cpu.items()},
+        others=max(0.0, busy_after - busy_before - sum(cpu.values())) / max(all_after - all_before, 1e-9),
         lag=lag,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cuebook.events.errors import UnavailableError
 
-__all__ = ["Worker", "cpu_s", "worker"]
+__all__ = ["Worker", "cpu_s", "machine_cpu_s", "worker"]
 
 ANSWER_BYTES: Final = 64 * 1024 * 1024
 END_DEADLINE_S: Final = 20.0
@@ -74,6 +74,13 @@ async def worker(role: str, url: str, space: str, database: str = "") -> AsyncIt
         yield started
     finally:
         await started.end()
+
+
+def machine_cpu_s() -> tuple[float, float]:
+    """CPU seconds since boot: those that somebody used, and those that were to be had. Source: proc(5), stat."""
+    counted = [int(ticks) for ticks in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
+    idle, iowait = counted[3:5]
+    return (sum(counted) - idle - iowait) / _TICKS_PER_S, sum(counted) / _TICKS_PER_S
 
 
 def cpu_s(pid: int) -> float:

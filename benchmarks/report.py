@@ -32,9 +32,10 @@ def show_conditions(console: Console, conditions: Conditions) -> None:
 
 def show_round(console: Console, scenario: Scenario, done: Round) -> None:
     """One line while it runs."""
-    p99 = f"{done.overhead.p99:.1f} ms" if done.overhead else "-"
+    pace = _pace(scenario, done.rate, [done])
+    p99 = f"p99 {done.overhead.p99:.1f} ms" if done.overhead else "nothing completed"
     failed = f", {sum(done.failures.values())} failed" if done.failures else ""
-    console.print(f"[dim]  {scenario.name}: {_pace(scenario, done.rate, [done])}, p99 {p99}{failed}[/]")
+    console.print(f"[dim]  {scenario.name}: {pace}, {p99}{failed}, others' CPU {done.others:.0%}[/]")
 
 
 def show(console: Console, results: Sequence[Result]) -> None:
@@ -45,7 +46,7 @@ def show(console: Console, results: Sequence[Result]) -> None:
     )
     table.add_column("scenario")
     table.add_column("projections")
-    for heading in ("rate", "p50 ms", "p95 ms", "p99 ms", "max ms", "failed"):
+    for heading in ("rate", "p50 ms", "p95 ms", "p99 ms", "max ms", "failed", "others' CPU"):
         table.add_column(heading, justify="right")
     for result in results:
         overhead = result.overhead
@@ -56,6 +57,7 @@ def show(console: Console, results: Sequence[Result]) -> None:
             _pace(result.scenario, result.rate, result.rounds),
             *([f"{time:.2f}" for time in times] or ["-"] * 4),
             str(sum(result.failures.values())),
+            f"{result.others:.0%}",
         )
     console.print(table)
     for result in results:
