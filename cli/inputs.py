@@ -58,9 +58,12 @@ def _read_file(name: str) -> bytes:
 
 def _parse(content: bytes, origin: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        text = content.decode("utf-8")
+        return json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_bounded_integer
+        )
     except InputError as error:
-        raise InputError(f"{origin}: {error}") from error
+        raise InputError(f"{origin}: {error}", remedy=error.remedy) from error
     except (ValueError, RecursionError) as error:
         remedy = "JSON has strings in double quotes: '{\"id\": 1}' or '\"text\"'; @FILE reads a file and - reads stdin"
         raise InputError(f"{origin} is not JSON: {error}", remedy=remedy) from error
@@ -72,6 +75,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
         raise InputError(f"the key {twice!r} is there twice")
     return found
+
+
+def _bounded_integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise InputError(f"the integer {digits[:20]} has more than 64 bits", remedy="send it as a string")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

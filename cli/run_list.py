@@ -69,12 +69,11 @@ async def _from_tables(space: str, database_url: str, wanted: Wanted, since: int
 
 def _row(record: RunRecord) -> dict[str, Any]:
     duration = record.ended_at - record.opened_at if record.ended_at is not None else None
-    error = {name: value for name, value in (record.error or {}).items() if name in _ERROR_FIELDS}
     return {
         "run_id": record.run_id,
         "saga": record.saga,
         "agent": record.agent,
-        "handler": record.handler,
+        "handler": record.handler or None,
         "status": record.status,
         "opened_at": iso(record.opened_at),
         "ended_at": iso(record.ended_at) if record.ended_at is not None else None,
@@ -82,10 +81,21 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "tasks": record.tasks,
         "tasks_completed": record.tasks_completed,
         "tasks_failed": record.tasks_failed,
-        "error": error_view(Error(**error)) if error else None,
-        "reason": record.reason,
+        "error": error_view(_error(record)),
+        "reason": None if record.standalone else record.reason,
         "first_sequence": record.first_sequence,
     }
+
+
+def _error(record: RunRecord) -> Error | None:
+    """What went wrong, as the fold of the log has it: of a task that was ended, why it was."""
+    if record.standalone and record.status in ("cancelled", "rejected"):
+        return Error(type=record.status.capitalize(), message=record.reason or record.status)
+    if record.error is not None:
+        return Error(**{name: value for name, value in record.error.items() if name in _ERROR_FIELDS})
+    if record.standalone and record.status == "failed":
+        return Error(type="Aborted", message=record.reason or "")
+    return None
 
 
 def run_cells(rows: list[dict[str, Any]]) -> list[list[str]]:

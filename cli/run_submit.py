@@ -12,7 +12,7 @@ from cuebook.cli.options import Output, Target
 from cuebook.cli.output import document, line, note, show_one
 from cuebook.cli.session import session
 from cuebook.events.errors import NotFoundError
-from cuebook.events.subjects import parse_task_id
+from cuebook.events.subjects import check_token, parse_task_id
 
 __all__ = ["Waiting", "Work", "cancel", "retry", "submit"]
 
@@ -43,6 +43,7 @@ class Waiting:
 
 async def submit(target: Target, work: Work, waiting: Waiting, output: Output, *, by: str, check: bool) -> Exit:
     """Submit and print the id, or the outcome. Raises NotFoundError, InputError, CommandRejectedError."""
+    check_token(work.saga or work.agent, "saga" if work.saga else "agent")
     async with session(target, by=by, follows=waiting.wait) as client:
         if check:
             await _check(client, work, output)

@@ -7,13 +7,13 @@ loses nothing either: tasks in flight go to others when our heartbeats are misse
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,7 +35,6 @@ STOP_GRACE_S: Final = 5.0
 """Beyond the deadline of the drain: for the last appends, and for what the service's own end needs."""
 END_WITHIN_S: Final = 3.0
 """So long may a handler's thread that does not return, or a task that will not be cancelled, hold the process."""
-MAX_THREADS: Final = 1_000
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +141,6 @@ def run_service(settings: Settings, main: Callable[[Serving], Coroutine[Any, Any
     status = int(Exit.OK)
     runner = asyncio.Runner()
     loop = runner.get_loop()
-    loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="handler"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, serving, number)
     try:
@@ -180,5 +178,6 @@ def _end_now(status: int) -> None:
     """End the process whatever its threads do."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
     os._exit(status)
