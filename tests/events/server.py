@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sysconfig
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 from cuebook.embedded.process import free_port
@@ -25,19 +24,21 @@ async def plain_server(directory: Path, settings: str) -> AsyncIterator[str]:
     with (directory / "server.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(program, "-c", configuration, stdout=log, stderr=log)
     try:
-        listens: Callable[[], Awaitable[bool]] = partial(_listens, port)
-        await eventually(listens)
+        await eventually(_listens_on(port))
         yield f"nats://127.0.0.1:{port}"
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
+def _listens_on(port: int) -> Callable[[], bool | Awaitable[bool]]:
+    async def listens() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    return listens
