@@ -140,6 +140,9 @@ async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[C
 
     Raises ConfigurationError, out of the block, for a program that cannot be started or never stays up.
     """
+    if not programs:
+        yield []
+        return
     children = [Child(program, say) for program in programs]
     keepers = [asyncio.create_task(child.keep(), name=child.name) for child in children]
     try:

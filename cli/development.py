@@ -16,6 +16,7 @@ from rich.text import Text
 from cuebook.actors.client import Client
 from cuebook.cli.children import Say
 from cuebook.cli.durability import syncs_always
+from cuebook.cli.interrupts import checkpoint
 from cuebook.cli.loading import load_agents, load_sagas
 from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.parts import parts_of_a_space
@@ -77,6 +78,7 @@ class Development:
             self._tell_servers(found, await _durability(connection, found))
             parts = parts_of_a_space(client, sagas=self._sagas, agents=self._agents, env=env, say=self._print)
             await stack.enter_async_context(parts)
+            checkpoint()
             self._tell_ready(found, shared)
             await asyncio.Event().wait()
 

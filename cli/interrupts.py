@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a cancellation: every `async with` unwinds in order, and a second one unwinds faster."""
+"""Ctrl-C and SIGTERM as a cancellation: every `async with` unwinds in order, and a second one unwinds faster.
+
+A library may swallow a cancellation (nats-py while it flushes, `asyncio.wait_for` of Python 3.11 when its answer comes
+at the same moment), so what runs for long asks now and then with `checkpoint`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["run_until_interrupted"]
+__all__ = ["checkpoint", "run_until_interrupted"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IGNORABLE: Final = signal.SIGHUP  # nohup wants it ignored, and so it stays
@@ -18,6 +22,13 @@ T = TypeVar("T")
 def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in an event loop of its own. Raises KeyboardInterrupt when a signal has ended it."""
     return asyncio.run(_interruptible(main))
+
+
+def checkpoint() -> None:
+    """Raise CancelledError if the running task was cancelled, even where something has swallowed it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _interruptible(main: Coroutine[Any, Any, T]) -> T:

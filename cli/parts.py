@@ -11,6 +11,7 @@ from typing import Final
 
 from cuebook.actors.client import Client
 from cuebook.cli.children import Child, Program, Say, running
+from cuebook.cli.interrupts import checkpoint
 from cuebook.events.errors import UnavailableError
 
 __all__ = ["parts_of_a_space"]
@@ -28,7 +29,8 @@ async def parts_of_a_space(
     At the end the agents finish what they have while the others still run. Raises ConfigurationError for a program that
     never stays up, UnavailableError when one of them takes too long to start.
     """
-    await client.log.ensure()  # agents and projections refuse to start without a stream
+    await client.log.ensure()  # agents and projections wait for the stream
+    checkpoint()
     env = {**env, "PYTHONUNBUFFERED": "1"}
     core = [
         Program(name="orchestrator", argv=_serve("orchestrator", *sagas), env=env),
@@ -51,6 +53,7 @@ async def _until_ready(client: Client, children: Sequence[Child]) -> None:
         async with asyncio.timeout(_READY_DEADLINE_S):
             while missing:
                 await asyncio.sleep(_POLL_S)
+                checkpoint()
                 with contextlib.suppress(UnavailableError):
                     instances = (await client.ask("agents"))["agents"]
                     healthy = {one["pid"] for one in instances if one["health"] == "healthy" and one["host"] == here}

@@ -19,6 +19,7 @@ from cuebook.actors.client import Client
 from cuebook.cli.demo_report import Ledger, Tables, read_ledger, read_tables, summary, what_is_wrong
 from cuebook.cli.demo_story import TOPIC, Story
 from cuebook.cli.demo_view import LiveView, PlainView, View
+from cuebook.cli.interrupts import checkpoint
 from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import Servers, exports, servers
 from cuebook.cli.support_desk import AGENTS, SAGA, Desk, support_desk
@@ -89,6 +90,7 @@ class Performance:
 
     async def _perform(self, client: Client, found: Servers, desk: Desk) -> list[str]:
         before = await read_ledger(desk.stripe_url, desk.stripe_key)
+        checkpoint()
         demonstrations = _demonstrations(self._count)
         story = Story(_ANSWERER)
         with self._view, contextlib.suppress(TimeoutError):  # what is still open then is reported
@@ -97,6 +99,7 @@ class Performance:
                 ticking = group.create_task(self._tick(story))
                 await self._watch(client, story, group)
                 ticking.cancel()
+        checkpoint()
         story = await _read_story(client)
         tables = await _settled_tables(found.database_url, story.sequence)
         ledger = (await read_ledger(desk.stripe_url, desk.stripe_key)).since(before)
@@ -200,6 +203,7 @@ async def _settled_tables(database_url: str, until: int) -> Tables:
     """The rows once the projections have applied everything up to a sequence, or as they are after the deadline."""
     deadline = asyncio.get_running_loop().time() + _TABLES_DEADLINE_S
     while True:
+        checkpoint()
         tables = await read_tables(database_url, schema_name(_SPACE), until)
         if tables.applied >= until or asyncio.get_running_loop().time() > deadline:
             return tables

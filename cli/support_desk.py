@@ -73,7 +73,8 @@ async def support_desk(database_url: str, *, env: Mapping[str, str], say: Say) -
 
     async with running([program], listen):
         try:
-            await asyncio.wait_for(answers.wait(), _START_DEADLINE_S)
+            async with asyncio.timeout(_START_DEADLINE_S):
+                await answers.wait()
         except TimeoutError as error:
             raise UnavailableError(f"the Stripe stand-in did not start within {_START_DEADLINE_S:g} s") from error
         prepared = await prepare(database_url, url, DEFAULT_STRIPE_KEY)
