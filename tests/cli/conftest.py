@@ -22,6 +22,7 @@ from cuebook.actors import runtime
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator import lease
 from cuebook.actors.orchestrator.service import OrchestratorService
+from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.runtime import AgentHost
 from cuebook.cli.main import app
 from cuebook.events.connection import connect
@@ -149,18 +150,20 @@ def start(cli: Cli, workplace: Path) -> Start:
     return started
 
 
-async def reaches(client: Client, run_id: str, status: str = "", *, items: int = 0) -> None:
-    """Wait until a run is in a status, or has so many tasks and steps."""
+async def reaches(client: Client, run_id: str, status: str = "", *, items: int = 0, attempt: int = 0) -> None:
+    """Wait until a run is in a status, has so many tasks and steps, or its task 0 is at an attempt."""
 
     async def there() -> bool:
         try:
             state = await client.state(run_id)
         except NotFoundError:
             return False
-        return (not status or state.outcome() == status) and len(state.items) >= items
+        task = state.items.get(0)
+        at_attempt = not attempt or (isinstance(task, TaskState) and task.attempt == attempt)
+        return (not status or state.outcome() == status) and len(state.items) >= items and at_attempt
 
     condition: Callable[[], bool | Awaitable[bool]] = there
-    await eventually(condition)
+    await eventually(condition, within_s=20)
 
 
 def command(words: Sequence[str]) -> list[str]:
