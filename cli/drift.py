@@ -29,6 +29,7 @@ def check_run(saga: Saga[Any, Any], run: RunState) -> dict[str, Any] | None:
     try:
         execution.advance(run)
         outcome, unrecorded = execution.outcome, execution.unrecorded(run)
+        unheeded = execution.unsettled(run) if isinstance(outcome, Returned) else None
     finally:
         execution.close()
     if isinstance(outcome, Drift):
@@ -38,7 +39,8 @@ def check_run(saga: Saga[Any, Any], run: RunState) -> dict[str, Any] | None:
     if run.error is not None and run.error.type in _NOT_BY_THE_SAGA:
         return None
     if run.status in _RAISED and not unrecorded:
-        return _compare_error(run, outcome)
+        # A step that failed without ever being awaited ends a run too.
+        return None if unheeded is not None and unheeded.error is not None else _compare_error(run, outcome)
     if unrecorded:
         n, request = unrecorded[0]
         return _drift(run, n, None, describe_request(request), "the saga asks for more than it did")
@@ -53,8 +55,7 @@ def check_run(saga: Saga[Any, Any], run: RunState) -> dict[str, Any] | None:
 def _compare_error(run: RunState, outcome: Any) -> dict[str, Any] | None:
     recorded = {"raises": run.error.type} if run.error is not None else None
     if not isinstance(outcome, Raised):
-        unawaited = run.error is not None and isinstance(outcome, Returned)
-        return None if unawaited else _drift(run, None, recorded, _ended(outcome), "the saga does not raise")
+        return _drift(run, None, recorded, _ended(outcome), "the saga does not raise")
     if run.error is not None and error_of(outcome.error).type != run.error.type:
         return _drift(run, None, recorded, _ended(outcome), "the saga raises something else")
     return None
