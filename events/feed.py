@@ -134,16 +134,12 @@ class Feed:
         request = {"stream_name": self._stream, "config": self._config(inbox, start)}
         answer = await js_request(self._connection, f"CONSUMER.CREATE.{self._stream}", request)
         self._consumer = answer["name"]
-        delivered, pending = answer["delivered"], int(answer.get("num_pending", 0))
-        # Asked for more than there is, the server begins at its end.
-        ends_early = delivered["stream_seq"] < start - 1
-        if ends_early or (self._last and delivered["consumer_seq"] == pending == 0):
-            info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {})
-            if info["state"]["last_seq"] < self._next - 1:
-                raise self._regressed(f"ends at {info['state']['last_seq']}")
-            raise UnavailableError(f"the replica of stream {self._stream} that answered is behind")
+        # Asked for more than it holds, the server just waits; and would skip what comes until then.
+        info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {})
+        if info["state"]["last_seq"] < self._next - 1:
+            raise self._regressed(f"ends at {info['state']['last_seq']}")
         if not self._delivered:
-            self.pending = pending
+            self.pending = int(answer.get("num_pending", 0))
 
     def _config(self, inbox: str, start: int) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -210,8 +206,8 @@ class Feed:
         elif self._delivered == 1 and self._last is not None and self._last[0] == sequence:
             self._fail(self._regressed(f"now holds another message at {sequence}"))
         else:
-            self._restart.set()  # from a replica that is behind; opening again will tell
             self._delivered = _NOBODY
+            self._restart.set()  # no message of ours; opening again will tell
 
     def _acknowledge(self, reply: bytes) -> None:
         self._owed, self._acknowledged = b"", self._delivered

@@ -83,7 +83,8 @@ class EventLog:
     ) -> str:
         """Append without waiting; `done` is called once with the outcome. Returns the event's id.
 
-        `checked`: see `encode`. Raises PoisonMessageError at once, before anything is sent, when the event cannot be encoded.
+        `checked`: see `encode`. Raises at once, before anything is sent: PoisonMessageError when the event cannot be
+        encoded, InvalidTokenError for a subject or scope that cannot be sent.
         """
         event_id = self.ids()
         body = encode(
