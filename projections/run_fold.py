@@ -50,16 +50,13 @@ def fold_run(row: Row | None, envelope: Envelope) -> Row | None:
     return change
 
 
-def fold_task_into_run(row: Row | None, before: str | None, task: Row, envelope: Envelope) -> Row | None:
-    """The columns that a change of one of its tasks changes in the row of a run.
+def fold_task_into_run(row: Row | None, before: str | None, task: Row, envelope: Envelope) -> Row:
+    """The columns that a change of one of its tasks changes in the row of a run; its first task opens it.
 
     `before` is the task's status until now, None if the event opened it; `task` its changed columns.
     """
-    n = envelope.address.n
     if row is None:
-        if n != 0 or before is not None:
-            return None  # a task under a run that nobody asked for: its own row is all there is
-        row = change = _opened(envelope, standalone=True)
+        row = change = {**_opened(envelope, standalone=True), "status": "requested"}
     else:
         change = {"last_sequence": str(envelope.sequence)}
     status = task.get("status", before)
@@ -69,7 +66,7 @@ def fold_task_into_run(row: Row | None, before: str | None, task: Row, envelope:
     if ended:
         counter = "tasks_completed" if status == "completed" else "tasks_failed"
         change[counter] = _one_more(row, counter)
-    if n == 0 and row["standalone"] == TRUE and status is not None:
+    if envelope.address.n == 0 and row["standalone"] == TRUE and status is not None:
         change["status"] = _MIRRORED.get(status, "running")
         if status == "assigned" and before == "waiting":
             change["started_at"] = task["assigned_at"]
@@ -112,9 +109,9 @@ def _requested(row: Row | None, event: RunRequested, envelope: Envelope) -> Row 
 
 
 def _started(row: Row | None, event: RunStarted, envelope: Envelope) -> Row | None:
-    if row is not None and row["status"] != "requested" and row["standalone"] == FALSE:
+    if row is not None and (row["status"] != "requested" or row["standalone"] == TRUE):
         return None
-    change = _opened(envelope, standalone=False) if row is None else {"standalone": FALSE}
+    change = _opened(envelope, standalone=False) if row is None else {}
     change |= {
         "status": "running",
         "saga": text(event.saga),
@@ -159,26 +156,26 @@ def _cancelled(row: Row | None, event: RunCancelled, envelope: Envelope) -> Row 
 
 
 def _rejected(row: Row | None, event: RunRejected, envelope: Envelope) -> Row | None:
-    """Opens the row where the request itself could not be read."""
-    if row is None:
-        row = _opened(envelope, standalone=False)
-        return {**row, "status": "rejected", "reason": text(event.reason), "ended_at": row["opened_at"]}
     return _ended("rejected", row, envelope, reason=text(event.reason))
 
 
 def _ended(status: str, row: Row | None, envelope: Envelope, **columns: str) -> Row | None:
-    if row is None or row["standalone"] == TRUE:
+    """Opens the row where there is none: the request may have been unreadable, and the id is used up all the same."""
+    if row is not None and row["standalone"] == TRUE:
         return None
-    return {"status": status, "ended_at": moment(envelope.recorded_at), **columns}
+    change = _opened(envelope, standalone=False) if row is None else {}
+    return {**change, "status": status, "ended_at": moment(envelope.recorded_at), **columns}
 
 
 def _stuck(row: Row | None, event: RunStuck, envelope: Envelope) -> Row | None:
-    if row is None or row["standalone"] == TRUE:
+    if row is not None and row["standalone"] == TRUE:
         return None
+    before = {**_opened(envelope, standalone=False), "status": "requested"} if row is None else row
     difference = {"step": event.step, "recorded": event.recorded, "asked": event.asked}
     return {
+        **(before if row is None else {}),
         "status": "stuck",
-        "stuck_from": row["stuck_from"] if row["status"] == "stuck" else row["status"],
+        "stuck_from": before["stuck_from"] if before["status"] == "stuck" else before["status"],
         "stuck_at": moment(envelope.recorded_at),
         "stuck": jsonb(difference),
         "reason": text(event.reason),
@@ -201,7 +198,7 @@ def _cancel_requested(row: Row | None, event: RunCancelRequested, envelope: Enve
 
 
 def _retry_requested(row: Row | None, event: RunRetryRequested, envelope: Envelope) -> Row | None:
-    if row is None:
+    if row is None or row["status"] != "stuck":
         return None
     return {
         "retry_requested_at": moment(envelope.recorded_at),

@@ -107,7 +107,7 @@ CREATE INDEX tasks_open ON tasks (status, agent, instance) WHERE ended_at IS NUL
 COMMENT ON TABLE tasks IS
     'One row for each task. Columns about an attempt, an escalation or an error tell of the latest one.';
 COMMENT ON COLUMN tasks.n IS 'Number of the task in its run, from 0; shared with timers and questions.';
-COMMENT ON COLUMN tasks.agent IS 'Who was asked; NULL where the request could not be read.';
+COMMENT ON COLUMN tasks.agent IS 'Who was asked; NULL where the request names nobody.';
 COMMENT ON COLUMN tasks.status IS
     'waiting, assigned, failed (the decision is pending), backoff, escalated or resolved; '
     'at the end completed, cancelled, aborted or rejected.';

@@ -36,11 +36,10 @@ _RETRIABLE: Final = frozenset({"failed", "resolved", "assigned"})
 def fold_task(status: str | None, envelope: Envelope) -> Row | None:
     """The columns that one event changes in the row of its task, or None when it does not count.
 
-    `status` is the row's, or None when there is no row yet: a request opens it, and so does the refusal of one that
-    nobody could read.
+    `status` is the row's, or None when there is no row yet, which only a request opens.
     """
     fold = _FOLDS.get(type(envelope.event))
-    if fold is None or (status in TASK_ENDED and fold is not _reverted):
+    if fold is None or (status is None) is not (fold is _requested) or (status in TASK_ENDED and fold is not _reverted):
         return None
     change = fold(status, envelope.event, envelope)
     if change is not None:
@@ -48,15 +47,24 @@ def fold_task(status: str | None, envelope: Envelope) -> Row | None:
     return change
 
 
-def _requested(status: str | None, event: TaskRequested, envelope: Envelope) -> Row | None:
-    if status is not None:
-        return None
-    row = _opened(envelope)
-    row["status"] = "waiting"
-    row["handler"] = text(event.handler)
-    row["priority"] = integer(event.priority)
-    row["input"] = jsonb(event.input)
-    row["compensation"] = flag(event.compensation)
+def _requested(_status: None, event: TaskRequested, envelope: Envelope) -> Row | None:
+    address = envelope.address
+    row = {
+        "run_id": address.run_id,
+        "n": str(address.n),
+        "agent": address.agent or NULL,
+        "status": "waiting",
+        "handler": text(event.handler),
+        "attempt": "0",
+        "priority": integer(event.priority),
+        "compensation": flag(event.compensation),
+        "input": jsonb(event.input),
+        "outcome_unknown": FALSE,
+        "requested_at": moment(envelope.recorded_at),
+        "requested_by": text(envelope.source),
+        "correlation_id": text(envelope.correlation_id),
+        "first_sequence": str(envelope.sequence),
+    }
     if event.affinity is not None:
         row["affinity"] = text(event.affinity)
     if event.labels:
@@ -70,25 +78,7 @@ def _requested(status: str | None, event: TaskRequested, envelope: Envelope) -> 
     return row
 
 
-def _opened(envelope: Envelope) -> Row:
-    address = envelope.address
-    return {
-        "run_id": address.run_id,
-        "n": str(address.n),
-        "agent": address.agent or NULL,
-        "handler": "",
-        "attempt": "0",
-        "priority": "0",
-        "compensation": FALSE,
-        "outcome_unknown": FALSE,
-        "requested_at": moment(envelope.recorded_at),
-        "requested_by": text(envelope.source),
-        "correlation_id": text(envelope.correlation_id),
-        "first_sequence": str(envelope.sequence),
-    }
-
-
-def _assigned(status: str | None, event: TaskAssigned, envelope: Envelope) -> Row | None:
+def _assigned(status: str, event: TaskAssigned, envelope: Envelope) -> Row | None:
     if status not in _ASSIGNABLE:
         return None
     return {
@@ -102,9 +92,7 @@ def _assigned(status: str | None, event: TaskAssigned, envelope: Envelope) -> Ro
     }
 
 
-def _completed(status: str | None, event: TaskCompleted, envelope: Envelope) -> Row | None:
-    if status is None:
-        return None
+def _completed(_status: str, event: TaskCompleted, envelope: Envelope) -> Row | None:
     return {
         **_ended("completed", envelope),
         "output": jsonb(event.output),
@@ -113,7 +101,7 @@ def _completed(status: str | None, event: TaskCompleted, envelope: Envelope) -> 
     }
 
 
-def _failed(status: str | None, event: TaskFailed, envelope: Envelope) -> Row | None:
+def _failed(status: str, event: TaskFailed, envelope: Envelope) -> Row | None:
     if status != "assigned":
         return None
     return {
@@ -124,22 +112,20 @@ def _failed(status: str | None, event: TaskFailed, envelope: Envelope) -> Row | 
     }
 
 
-def _retried(status: str | None, event: TaskRetried, envelope: Envelope) -> Row | None:
+def _retried(status: str, event: TaskRetried, envelope: Envelope) -> Row | None:
     if status not in _RETRIABLE:
         return None
     return {"status": "backoff", "due": later(envelope.recorded_at, event.delay_s), "reason": text(event.reason)}
 
 
-def _escalated(status: str | None, event: TaskEscalated, envelope: Envelope) -> Row | None:
-    if status is None:
-        return None
+def _escalated(_status: str, event: TaskEscalated, envelope: Envelope) -> Row | None:
     row = {"status": "escalated", "escalated_at": moment(envelope.recorded_at), "reason": text(event.reason)}
     if event.error is not None:
         row["error"] = jsonb(event.error)
     return row
 
 
-def _resolved(status: str | None, event: TaskResolved, envelope: Envelope) -> Row | None:
+def _resolved(status: str, event: TaskResolved, envelope: Envelope) -> Row | None:
     if status != "escalated":
         return None
     return {
@@ -151,18 +137,14 @@ def _resolved(status: str | None, event: TaskResolved, envelope: Envelope) -> Ro
     }
 
 
-def _aborted(status: str | None, event: TaskAborted, envelope: Envelope) -> Row | None:
-    if status is None:
-        return None
+def _aborted(_status: str, event: TaskAborted, envelope: Envelope) -> Row | None:
     row = {**_ended("aborted", envelope), "reason": text(event.reason), "ended_by": text(envelope.source)}
     if event.error is not None:
         row["error"] = jsonb(event.error)
     return row
 
 
-def _cancel_requested(status: str | None, event: TaskCancelRequested, envelope: Envelope) -> Row | None:
-    if status is None:
-        return None
+def _cancel_requested(_status: str, event: TaskCancelRequested, envelope: Envelope) -> Row | None:
     return {
         "cancel_requested_at": moment(envelope.recorded_at),
         "cancel_requested_by": text(event.by or envelope.source),
@@ -170,9 +152,7 @@ def _cancel_requested(status: str | None, event: TaskCancelRequested, envelope: 
     }
 
 
-def _cancelled(status: str | None, event: TaskCancelled, envelope: Envelope) -> Row | None:
-    if status is None:
-        return None
+def _cancelled(_status: str, event: TaskCancelled, envelope: Envelope) -> Row | None:
     return {
         **_ended("cancelled", envelope),
         "reason": text(event.reason),
@@ -181,17 +161,11 @@ def _cancelled(status: str | None, event: TaskCancelled, envelope: Envelope) -> 
     }
 
 
-def _rejected(status: str | None, event: TaskRejected, envelope: Envelope) -> Row:
-    row = {} if status is not None else _opened(envelope)
-    return {
-        **row,
-        **_ended("rejected", envelope),
-        "reason": text(event.reason),
-        "ended_by": text(envelope.source),
-    }
+def _rejected(_status: str, event: TaskRejected, envelope: Envelope) -> Row | None:
+    return {**_ended("rejected", envelope), "reason": text(event.reason), "ended_by": text(envelope.source)}
 
 
-def _reverted(status: str | None, event: TaskReverted, envelope: Envelope) -> Row | None:
+def _reverted(status: str, event: TaskReverted, envelope: Envelope) -> Row | None:
     """The one fact that counts after the end: it tells what became of an answer that came too late."""
     if status not in TASK_ENDED or status == "completed":
         return None
@@ -203,7 +177,7 @@ def _ended(status: str, envelope: Envelope) -> Row:
     return {"status": status, "ended_at": moment(envelope.recorded_at)}
 
 
-_Fold = Callable[[str | None, Any, Envelope], Row | None]
+_Fold = Callable[[Any, Any, Envelope], Row | None]
 _FOLDS: Final[dict[type, _Fold]] = {
     TaskRequested: _requested,
     TaskAssigned: _assigned,

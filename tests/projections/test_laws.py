@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cuebook.actors.orchestrator.registry import Registry
-from cuebook.actors.orchestrator.state import RunState, TaskState
+from cuebook.actors.orchestrator.state import fold_run
 from cuebook.events.envelope import Envelope
 from cuebook.projections.projection import Item
+from cuebook.projections.rows import TRUE, Row
+from cuebook.projections.runs import _fold as fold
 from tests.projections.story import agent_stories, run_stories
 from tests.projections.tables import Tables, cut
 
@@ -65,33 +67,20 @@ async def test_a_rebuild_is_the_live_table_again(tables: Tables, items: list[Ite
     assert await space.dump() == live
 
 
-@on_postgres
 @given(items=run_stories())
-async def test_the_tables_say_what_the_orchestrator_thinks(tables: Tables, items: list[Item]) -> None:
-    """For every task and run that began with a request; what else there may be has no row and no meaning."""
-    space = fresh(tables)
-    await space.apply(items)
-    runs: dict[str, RunState] = {}
-    begun: set[tuple[str, int]] = set()
-    opened: set[str] = set()
-    for item in items:
-        assert isinstance(item, Envelope)
-        run_id, n, fact = item.address.run_id, item.address.n, item.address.fact
-        if item.address.kind == "run" and (run_id in opened or fact in ("requested", "started")):
-            opened.add(run_id)
-            runs.setdefault(run_id, RunState(run_id)).apply(item)
-        elif item.address.kind == "task" and ((run_id, n) in begun or fact == "requested"):
-            begun.add((run_id, n))
-            runs.setdefault(run_id, RunState(run_id)).apply(item)
-    for run_id, n, *row in await space.rows("SELECT run_id, n, status, attempt, handler FROM tasks"):
-        if (run_id, n) not in begun:
-            assert row[0] == "rejected"
-            continue
-        task = runs[run_id].items[n]
-        assert isinstance(task, TaskState)
-        assert row == [task.status, max(-(2**63), min(task.attempt, 2**63 - 1)), task.handler.replace("\0", "\u2400")]
-    for run_id, status in await space.rows("SELECT run_id, status FROM runs WHERE NOT standalone"):
-        assert status == (runs[run_id].status if run_id in opened else "rejected")
+def test_the_tables_say_what_the_orchestrator_thinks(items: list[Item]) -> None:
+    runs: dict[str, Row] = {}
+    tasks: dict[tuple[str, int], Row] = {}
+    fold([item for item in items if isinstance(item, Envelope)], runs, tasks)
+    for run_id in {item.address.run_id for item in items if isinstance(item, Envelope)}:
+        state = fold_run(run_id, items)
+        row = runs.get(run_id)
+        told = {n: row["status"] for (of_run, n), row in tasks.items() if of_run == run_id}
+        assert told == {n: item.status for n, item in state.items.items()}
+        if row is None or row["standalone"] == TRUE:
+            assert state.standalone
+        else:
+            assert row["status"] == (state.status if state.status != "new" else "requested")
 
 
 @on_postgres

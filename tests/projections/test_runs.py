@@ -207,29 +207,26 @@ async def test_a_null_result_is_told_from_none_at_all(tables: Tables) -> None:
     assert await tables.row("SELECT output::text FROM tasks") == ("null",)
 
 
-async def test_strays_make_no_rows(tables: Tables) -> None:
+async def test_strays_about_tasks_make_no_rows(tables: Tables) -> None:
     story = Story()
     story.complete("r1")
     story.assign("r1")
-    story.run("r1", RunCompleted(result=1))
-    story.run("r1", RunCancelRequested(by="eva"))
     story.task("r1", 0, TaskCancelled())
+    story.task("r1", 0, TaskRejected(reason="no such agent"))
+    story.run("r1", RunCancelRequested(by="eva"))
     await tables.apply(story.items)
     assert await tables.rows("SELECT 1 FROM runs UNION ALL SELECT 1 FROM tasks") == []
     assert await tables.row("SELECT count(*) FROM audit") == (5,)
 
 
-async def test_a_refusal_opens_the_row_of_a_request_that_nobody_could_read(tables: Tables) -> None:
+async def test_an_end_shows_the_run_whose_request_nobody_could_read(tables: Tables) -> None:
     story = Story()
-    story.receive(story.subjects.task("r1", 0, "requested", "refund"), b"\xff")
-    story.task("r1", 0, TaskRejected(reason="malformed"))
-    story.receive(story.subjects.run("r2", "requested", "support"), b"\xff")
-    story.run("r2", RunRejected(reason="malformed"))
+    story.receive(story.subjects.run("r1", "requested", "support"), b"\xff")
+    story.run("r1", RunRejected(reason="malformed"))
     await tables.apply(story.items)
-    assert await tables.rows("SELECT run_id, status, standalone FROM runs ORDER BY 1") == [
-        ("r1", "rejected", True), ("r2", "rejected", False),
-    ]  # fmt: skip
-    assert await tables.row("SELECT agent, status, reason FROM tasks") == (None, "rejected", "malformed")
+    assert await tables.row("SELECT run_id, status, reason, standalone FROM runs") == (
+        "r1", "rejected", "malformed", False,
+    )  # fmt: skip
 
 
 async def test_run_facts_without_a_request_change_nothing_about_a_standalone_task(tables: Tables) -> None:
@@ -237,6 +234,7 @@ async def test_run_facts_without_a_request_change_nothing_about_a_standalone_tas
     story.request("r1")
     story.run("r1", RunCompleted(result=1))
     story.run("r1", RunFailed(error=ERROR))
+    story.run("r1", STARTED)
     story.run("r1", STUCK)
     story.assign("r1")
     await tables.apply(story.items)
