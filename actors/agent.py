@@ -57,8 +57,8 @@ class Retry:
     """How often and how soon a failed attempt is repeated before a person is asked.
 
     `attempts` counts the first one. The n-th pause is `backoff_s * factor**(n-1)`, at most `max_s`, spread by `jitter`
-    (a fraction). `never` names errors that no repetition mends; `on` gives classes of error `attempts` and `backoff_s` of
-    their own. The most specific class counts.
+    (a fraction). `never` names errors that no repetition mends; `on` gives classes of error `attempts` and
+    `backoff_s` of their own. The most specific class counts.
     """
 
     attempts: int = 3

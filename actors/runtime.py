@@ -271,7 +271,7 @@ class Instance:
 
     # --- receiving ---
 
-    def _on_control(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    def _on_control(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         message = json.loads(payload)
         if "drain" in message:
             self._drain_known.set()
@@ -425,7 +425,7 @@ class Instance:
         envelope, subjects = work.envelope, self._log.subjects
         run_id, n = envelope.address.run_id, envelope.address.n
 
-        def done(sequence: int, error: CuebookError | None) -> None:
+        def done(_: int, error: CuebookError | None) -> None:
             if error is None:
                 self._finish(work)
             else:
@@ -544,7 +544,7 @@ class Instance:
         if progress is None or self._work.get((address.run_id, address.n)) is not work:
             return
 
-        def done(sequence: int, error: CuebookError | None) -> None:
+        def done(_: int, error: CuebookError | None) -> None:
             if error is not None:
                 self._logger.warning("progress was not stored: %s", error)
 

@@ -192,8 +192,8 @@ class Run:
     ) -> Step[Out]:
         """Ask an agent. Raises TaskFailedError, when awaited, if the task ended without a result.
 
-        Higher `priority` is placed first (-100 to 100). Tasks of the same agent with the same `affinity` prefer the same
-        instance. `labels` must all be present on it.
+        Higher `priority` is placed first (-100 to 100). Tasks of the same agent with the same `affinity` prefer the
+        same instance. `labels` must all be present on it.
         """
         if not isinstance(handler, Handler):
             raise ConfigurationError(
@@ -226,8 +226,8 @@ class Run:
     ) -> Step[Out]:
         """The first outside event on `topic` since the run started whose data has all of `match`.
 
-        One that an earlier wait of this run for the same thing has got is not given again. Raises StepExpiredError, when
-        awaited, after `timeout` seconds.
+        One that an earlier wait of this run for the same thing has got is not given again. Raises StepExpiredError,
+        when awaited, after `timeout` seconds.
         """
         for token in topic.split("."):
             check_token(token, "topic part")
@@ -311,14 +311,17 @@ class Saga(Generic[In, Out]):
         self._types: tuple[TypeAdapter[In], TypeAdapter[Out]] | None = None
 
     def __call__(self, run: Run, input: In) -> Coroutine[Any, Any, Out]:  # noqa: A002 - as in Run.call
+        """The author's coroutine for one run, not begun."""
         return self.function(run, input)
 
     @property
     def input_type(self) -> TypeAdapter[In]:
+        """Validates what starts a run."""
         return self._adapters()[0]
 
     @property
     def output_type(self) -> TypeAdapter[Out]:
+        """Turns the saga's result into plain data."""
         return self._adapters()[1]
 
     def _adapters(self) -> tuple[TypeAdapter[In], TypeAdapter[Out]]:

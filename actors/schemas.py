@@ -1,6 +1,7 @@
 """Checking data against the JSON Schemas that agents and questions carry in their events.
 
-Schemas come from the log, so from anybody: remote references are never fetched and patterns run on a linear-time engine.
+Schemas come from the log, so from anybody: remote references are never fetched and patterns run on a linear-time
+engine.
 """
 
 from __future__ import annotations

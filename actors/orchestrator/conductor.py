@@ -127,7 +127,7 @@ class Conductor:
         self.settle(trigger.sequence)
 
     def settle(self, sequence: int) -> None:
-        """Record what came of an outside event, once every saga that listens to it has begun or cannot begin with it."""
+        """Record what came of an outside event, once every saga that listens has begun or cannot begin with it."""
         misfits = self._misfits.get(sequence)
         waiting = self.world.triggers_at(sequence)
         if misfits is None or not all(trigger.saga in misfits for trigger in waiting):
@@ -245,9 +245,9 @@ class Conductor:
         for run_id, n in list(self.world.waits.get(envelope.address.topic, ())):
             run = self.world.runs.get(run_id)
             step = run.items.get(n) if run is not None else None
-            if isinstance(step, StepState) and step.status == "open" and not step.pending:
-                if matches(step.match or {}, envelope.event.data):
-                    self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
+            is_open = isinstance(step, StepState) and step.status == "open" and not step.pending
+            if is_open and matches(step.match or {}, envelope.event.data):
+                self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
 
     def forget(self, run: RunState) -> None:
         """The run is closed."""

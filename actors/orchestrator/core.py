@@ -1,7 +1,7 @@
 """The orchestrator as an actor: fold the next message, then decide what follows from it.
 
-A standby folds only. `activate` makes it decide, beginning with everything that is open; two active ones are harmless, since each
-append names what it has seen and only one of them wins.
+A standby folds only. `activate` makes it decide, beginning with everything that is open; two active ones are
+harmless, since each append names what it has seen and only one of them wins.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Deciding about tasks: admit, place, retry, escalate, cancel. One decision about a task is under way at a time.
 
-`decide` looks at the folded state and appends the next fact, naming the sequence it has seen. When somebody else was faster the
-append is refused, the other's fact arrives through the log, and `decide` is asked again.
+`decide` looks at the folded state and appends the next fact, naming the sequence it has seen. When somebody else was
+faster the append is refused, the other's fact arrives through the log, and `decide` is asked again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Dispatcher:
         self._validators: dict[tuple[str, str], Any] = {}
         self._validators_from = -1
 
-    def decide(self, run: RunState, task: TaskState) -> None:  # noqa: C901 - one branch a status
+    def decide(self, run: RunState, task: TaskState) -> None:
         """Append what follows from the task's state, unless a decision is under way."""
         if task.pending:
             return
@@ -119,8 +119,8 @@ class Dispatcher:
     def _cancelled(run: RunState, task: TaskState) -> str | None:
         """Why the task is no longer wanted, or None.
 
-        When its run ends, what undoes a step goes on. So does a task that can be undone and may have had its effect: only
-        its outcome tells whether it has to be.
+        When its run ends, what undoes a step goes on. So does a task that can be undone and may have had its effect:
+        only its outcome tells whether it has to be.
         """
         if task.cancel_reason is not None:
             return task.cancel_reason
@@ -294,7 +294,7 @@ class Dispatcher:
         expected = task.last_sequence
         reserved = instance
 
-        def done(sequence: int, error: CuebookError | None) -> None:
+        def done(_: int, error: CuebookError | None) -> None:
             if error is not None:
                 self._refused(task, expected, error, reserved)
 

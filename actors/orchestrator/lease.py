@@ -1,7 +1,7 @@
 """Which orchestrator decides: a key that expires unless its holder renews it.
 
-The lease only avoids wasted work. Two holders at once, after a pause or a partition, are harmless: the expected sequence of every
-append is what keeps decisions single.
+The lease only avoids wasted work. Two holders at once, after a pause or a partition, are harmless: the expected
+sequence of every append is what keeps decisions single.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who is heard and who is not. Heartbeats are not events; a change of health is.
 
-Silence counts from the last heartbeat by this process's monotonic clock. It only decides when to try somebody else; what
-guarantees that a task has one outcome is the expected sequence.
+Silence counts from the last heartbeat by this process's monotonic clock. It only decides when to try somebody else;
+what guarantees that a task has one outcome is the expected sequence.
 """
 
 from __future__ import annotations

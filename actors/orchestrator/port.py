@@ -51,7 +51,7 @@ class Port(Protocol):
     def find_event(
         self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
     ) -> None:
-        """Find the first outside event in (after, until] whose data has all of `match`; no answer when there is none."""
+        """Find the first outside event in (after, until] whose data has all of `match`; no answer if there is none."""
         ...
 
     def now(self) -> int:

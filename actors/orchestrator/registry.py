@@ -1,6 +1,7 @@
 """The agents as folded from the log: who registered, what they can do, how healthy they are. Pure and total.
 
-An instance's life: registered (healthy) -> suspect -> lost -> healthy again when it is heard; draining; stopped for good.
+An instance's life: registered (healthy) -> suspect -> lost -> healthy again when it is heard; draining; stopped for
+good.
 """
 
 from __future__ import annotations
@@ -32,13 +33,30 @@ _REMEMBERED_GONE = 200
 class InstanceState:
     """One agent instance. `health`: healthy, suspect, lost, draining or stopped.
 
-    `tasks` holds (run id, n) of what it was given and has not answered, including assignments still under way; `newest` is
-    the sequence of the last assignment to it.
+    `tasks` holds (run id, n) of what it was given and has not answered, including assignments still under way;
+    `newest` is the sequence of the last assignment to it.
     """
 
     __slots__ = (
-        "agent", "changed_at", "health", "host", "instance", "labels", "last_sequence", "newest", "pending", "pid", "reason",
-        "recycle_after", "registered_at", "registered_sequence", "slots", "tasks", "version", "wants_drain", "heartbeat_s",
+        "agent",
+        "changed_at",
+        "health",
+        "heartbeat_s",
+        "host",
+        "instance",
+        "labels",
+        "last_sequence",
+        "newest",
+        "pending",
+        "pid",
+        "reason",
+        "recycle_after",
+        "registered_at",
+        "registered_sequence",
+        "slots",
+        "tasks",
+        "version",
+        "wants_drain",
     )  # fmt: skip
 
     def __init__(self, agent: str, instance: str) -> None:
@@ -55,9 +73,10 @@ class InstanceState:
 
     @property
     def free(self) -> int:
+        """Slots that nobody has."""
         return self.slots - len(self.tasks)
 
-    def apply(self, envelope: Envelope) -> None:
+    def apply(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
         """Fold one event of this instance's life."""
         self.last_sequence = envelope.sequence
         if self.health == "stopped":

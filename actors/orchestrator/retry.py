@@ -1,4 +1,4 @@
-"""What follows a failed attempt. Pure: the jitter comes from the task's own id, so every orchestrator decides the same."""
+"""What follows a failed attempt. Pure: the jitter comes from the task's own id, so all orchestrators decide alike."""
 
 from __future__ import annotations
 

@@ -73,7 +73,10 @@ class OrchestratorService:
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
 
     async def run(self) -> None:
-        """Serve until `stop()`. Raises ConfigurationError for a stream that could lose events, HistoryRegressedError."""
+        """Serve until `stop()`.
+
+        Raises ConfigurationError for a stream that could lose events, HistoryRegressedError.
+        """
         async with self.log:
             await self.log.ensure(replicas=self._replicas)
             await self._restore()
@@ -110,7 +113,10 @@ class OrchestratorService:
             await self._save_snapshot()
 
     def stop(self) -> None:
-        """End `run()` in good order: nothing is decided any more, what is under way is acknowledged, the lease is free."""
+        """End `run()` in good order.
+
+        Nothing is decided any more, what is under way is acknowledged, the lease is free.
+        """
         self._stopping.set()
 
     # --- the fold ---
@@ -237,12 +243,12 @@ class OrchestratorService:
         self._snapshot_at = sequence
         logger.info("saved a snapshot of %d bytes at sequence %d", size, sequence)
 
-    def _on_heartbeat(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    def _on_heartbeat(self, subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         _, _, agent, instance = subject.decode().split(".")
         received = json.loads(payload).get("received", 0)
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
-    def _on_query(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         if reply and self.core.active:  # a standby leaves the answer to the one that decides
             noun = subject.decode().rpartition(".")[2]
             self._connection.post(reply.decode(), json.dumps(answer_query(self.core, noun, payload)).encode())

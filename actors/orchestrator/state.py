@@ -1,7 +1,7 @@
 """Runs, tasks and steps as folded from the log. Pure: no clock, no I/O, and total: no history makes `apply` raise.
 
-A message that decides nothing (a duplicate, a late answer, a fact after the end) moves `last_sequence` only, because the
-next append under the same scope has to name it.
+A message that decides nothing (a duplicate, a late answer, a fact after the end) moves `last_sequence` only, because
+the next append under the same scope has to name it.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class TaskState:
 
     @property
     def closed(self) -> bool:
+        """Nothing about it can change any more."""
         return self.status in TASK_CLOSED
 
     @property
@@ -194,7 +195,7 @@ class TaskState:
 
 
 class StepState:
-    """A sleep, a wait or a question. `status`: new, open, or one of STEP_CLOSED. `due`: 0 when it may stay open for ever."""
+    """A sleep, a wait or a question. `status`: new, open, or one of STEP_CLOSED. `due`: 0 when it may stay open."""
 
     kind: ClassVar = "step"
     status: str = "new"
@@ -223,6 +224,7 @@ class StepState:
 
     @property
     def closed(self) -> bool:
+        """Nothing about it can change any more."""
         return self.status in STEP_CLOSED
 
     def apply(self, envelope: Envelope) -> None:
@@ -272,8 +274,8 @@ class StepState:
 class RunState:
     """One run with its tasks and steps. A run without a saga is one standalone task.
 
-    `status`: new, requested, running, compensating, stuck, or one of RUN_CLOSED. `moment` is the server's time of the last
-    event folded.
+    `status`: new, requested, running, compensating, stuck, or one of RUN_CLOSED. `moment` is the server's time of the
+    last event folded.
     """
 
     status: str = "new"
@@ -314,6 +316,7 @@ class RunState:
 
     @property
     def closed(self) -> bool:
+        """Nothing about it can change any more."""
         return self.status in RUN_CLOSED
 
     @property
@@ -324,7 +327,8 @@ class RunState:
     def apply(self, envelope: Envelope) -> TaskState | StepState | None:
         """Fold one event of this run.
 
-        Returns the task or step it was about; None for the run itself, or when nobody has asked for such a task or step.
+        Returns the task or step it was about; None for the run itself, or when nobody has asked for such a task or
+        step.
         """
         address = envelope.address
         self.moment = envelope.recorded_at

@@ -106,56 +106,73 @@ class World:
         address = envelope.address
         run = self.runs.get(address.run_id)
         if run is None:
-            if (address.kind, address.fact) not in _OPENING or address.n > 0:
-                if address.fact in _FROM_PEOPLE:
-                    self._refuse(envelope, f"run {address.run_id} is not open", "look at it with 'cuebook run show'")
+            run = self._open(envelope, guarded)
+            if run is None:
                 return _NOTHING
-            run = self.runs[address.run_id] = RunState(address.run_id)
-            if not guarded:
-                self.unchecked[envelope.sequence] = address.run_id
-                self.owed.append(envelope.sequence)
         elif run.standalone and address.n > 0:
             self._refuse(envelope, f"{address.run_id} is one task, number 0", "ask for it under a run id of its own")
             return _NOTHING
         elif address.fact == "requested" and self._is_repeated(run, envelope):
             self._refuse(envelope, f"{address.run_id} was requested before", "use another run id")
+        if address.kind != "run":
+            return self._fold_part(run, envelope)
         event = envelope.event
-        if address.kind == "run":
-            if type(event) is RunStarted and event.trigger:
-                self.triggers.pop((event.trigger, event.saga), None)
-            run.apply(envelope)
-            if run.closed:
-                self._evict(run)
-            return Touched(run=run)
+        if type(event) is RunStarted and event.trigger:
+            self.triggers.pop((event.trigger, event.saga), None)
+        run.apply(envelope)
+        if run.closed:
+            self._evict(run)
+        return Touched(run=run)
+
+    def _open(self, envelope: Envelope, guarded: bool) -> RunState | None:
+        """A run that is not in memory: new, when the event opens one; else it is over, or never was."""
+        address = envelope.address
+        if (address.kind, address.fact) not in _OPENING or address.n > 0:
+            if address.fact in _FROM_PEOPLE:
+                self._refuse(envelope, f"run {address.run_id} is not open", "look at it with 'cuebook run show'")
+            return None
+        run = self.runs[address.run_id] = RunState(address.run_id)
+        if not guarded:
+            self.unchecked[envelope.sequence] = address.run_id
+            self.owed.append(envelope.sequence)
+        return run
+
+    def _fold_part(self, run: RunState, envelope: Envelope) -> Touched:
+        """An event of a task or a step."""
+        address = envelope.address
         before = run.items.get(address.n)
         had = before.instance if type(before) is TaskState and before.status == "assigned" else ""
         item = run.apply(envelope)
         if item is None:
+            what = f"{address.kind} {address.n} of {address.run_id}"
             asked = run.items.get(address.n)
-            reason = (
-                f"{asked.kind} {address.n} of {address.run_id} is no {address.kind}"
-                if asked is not None
-                else (f"nobody has asked for {address.kind} {address.n} of {address.run_id}")
-            )
+            reason = f"nobody has asked for {what}" if asked is None else f"{what} is a {asked.kind}"
             self._refuse(envelope, reason, "look at the run with 'cuebook run show'")
             return _NOTHING
         freed = None
         if isinstance(item, TaskState):
-            key = (item.run_id, item.n)
-            has = item.instance if item.status == "assigned" else ""
-            if had and had != has:
-                freed = self.registry.instance(item.agent, had)
-                freed.tasks.discard(key)
-            if has and had != has:
-                instance = self.registry.instance(item.agent, has)
-                instance.tasks.add(key)
-                instance.newest = envelope.sequence
-                self.placement.remember(item)
+            freed = self._move(item, had, envelope.sequence)
             if run.standalone and item.closed:
                 self._evict(run)
         elif item.type == "wait":
             self._index_wait(item)
         return Touched(run=run, item=item, freed=freed)
+
+    def _move(self, task: TaskState, had: str, sequence: int) -> InstanceState | None:
+        """Count slots after an event of a task that instance `had` had; returns the instance that got one back."""
+        has = task.instance if task.status == "assigned" else ""
+        if had == has:
+            return None
+        freed = None
+        if had:
+            freed = self.registry.instance(task.agent, had)
+            freed.tasks.discard((task.run_id, task.n))
+        if has:
+            instance = self.registry.instance(task.agent, has)
+            instance.tasks.add((task.run_id, task.n))
+            instance.newest = sequence
+            self.placement.remember(task)
+        return freed
 
     def _is_repeated(self, run: RunState, envelope: Envelope) -> bool:
         if isinstance(envelope.event, RunRequested):
@@ -296,7 +313,7 @@ class World:
         triggers = (Trigger(**trigger) for trigger in data["triggers"])
         self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in self._listening}
         self.refusals = {refusal["sequence"]: Refusal(**refusal) for refusal in data["refusals"]}
-        self.unchecked = {sequence: run_id for sequence, run_id in data["unchecked"]}
+        self.unchecked = dict(data["unchecked"])
         for item in _items(self.runs.values()):
             if isinstance(item, TaskState):
                 if item.status == "assigned":
