@@ -8,6 +8,7 @@ and held by `tests/events/test_connection.py`, which fails if the client's inner
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import ssl
@@ -137,6 +138,15 @@ class Connection(Client):
         if initial_connection and server is not None and server.uri.scheme == "tls" and not info.get("tls_required"):
             raise nats.errors.SecureConnWantedError
         await super()._process_info(info, initial_connection)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # With anything left to write on a line that is broken, nats-py raises half way and `closed` is never set.
+        pending, self._pending, self._pending_data_size = self._pending, [], 0
+        if pending and self.is_connected and self._transport is not None:
+            with contextlib.suppress(OSError):
+                self._transport.writelines(pending)
+                await self._transport.drain()  # type: ignore[no-untyped-call]
+        await super()._close(status, do_cbs)
 
     async def _unlisten(self, subscription: Subscription, sid: int) -> None:
         if sid not in self._direct:

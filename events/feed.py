@@ -30,6 +30,8 @@ MISSED_HEARTBEATS = 3
 INACTIVE_S = 60
 """The server forgets a consumer that nobody has listened to for so long."""
 RETRY_S = 0.5
+ANSWER_WITHIN_S = 2.0
+"""A request that a dying server took with it is given up after this; nothing else is waiting for it."""
 UNACKED = 1_000
 """Messages the server sends ahead of a receiver that may be held."""
 ACK_WAIT_S = 24 * 3600
@@ -130,14 +132,15 @@ class Feed:
             self._on_open()
 
     async def _create_consumer(self, inbox: str) -> None:
+        already_read = self._next - 1
         start = self._last[0] if self._last else self._next
         request = {"stream_name": self._stream, "config": self._config(inbox, start)}
-        answer = await js_request(self._connection, f"CONSUMER.CREATE.{self._stream}", request)
+        answer = await js_request(self._connection, f"CONSUMER.CREATE.{self._stream}", request, ANSWER_WITHIN_S)
         self._consumer = answer["name"]
         # Asked for more than it holds, the server just waits; and would skip what comes until then.
-        info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {})
-        if info["state"]["last_seq"] < self._next - 1:
-            raise self._regressed(f"ends at {info['state']['last_seq']}")
+        info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {}, ANSWER_WITHIN_S)
+        if info["state"]["last_seq"] < already_read:
+            raise self._regressed(f"ends at {info['state']['last_seq']}", already_read)
         if not self._delivered:
             self.pending = int(answer.get("num_pending", 0))
 
@@ -186,7 +189,7 @@ class Feed:
             self._compare(sequence, recorded_ns)
             return
         if delivered == 1 and self._last is not None:
-            self._fail(self._regressed(f"begins again at {sequence}"))
+            self._fail(self._regressed(f"begins again at {sequence}", self._next - 1))
             return
         self._next, self._last = sequence + 1, (sequence, recorded_ns)
         if self._held is not None and delivered - self._acknowledged >= UNACKED // 4:
@@ -204,7 +207,7 @@ class Feed:
             if self._on_open is not None:
                 self._on_open()  # `pending` has changed
         elif self._delivered == 1 and self._last is not None and self._last[0] == sequence:
-            self._fail(self._regressed(f"now holds another message at {sequence}"))
+            self._fail(self._regressed(f"now holds another message at {sequence}", sequence))
         else:
             self._delivered = _NOBODY
             self._restart.set()  # no message of ours; opening again will tell
@@ -267,8 +270,8 @@ class Feed:
             else:
                 return
 
-    def _regressed(self, what: str) -> HistoryRegressedError:
-        return HistoryRegressedError(f"stream {self._stream} {what}, but {self._next - 1} was already read")
+    def _regressed(self, what: str, already_read: int) -> HistoryRegressedError:
+        return HistoryRegressedError(f"stream {self._stream} {what}, but {already_read} was already read")
 
     def _fail(self, error: Exception) -> None:
         self._delivered = _NOBODY
