@@ -60,13 +60,14 @@ def test_nats_py_still_has_the_inner_shape_we_build_on() -> None:
         "headers",
     ]
     assert list(inspect.signature(Client._process_info).parameters) == ["self", "info", "initial_connection"]
+    assert list(inspect.signature(Client._close).parameters) == ["self", "status", "do_cbs"]
     assert inspect.iscoroutinefunction(Client._process_msg)
     assert inspect.iscoroutinefunction(Client._process_info)
     assert "limit" in inspect.signature(Subscription.unsubscribe).parameters
 
 
 def test_the_parts_that_are_overridden_are_there() -> None:
-    for name in ("_process_msg", "_process_info"):
+    for name in ("_process_msg", "_process_info", "_close"):
         assert getattr(Connection, name) is not getattr(Client, name)
 
 
@@ -230,6 +231,29 @@ async def test_a_connection_that_shall_not_retry_is_closed_when_it_is_lost(serve
     await server.kill()
     async with asyncio.timeout(10):
         await connection.closed.wait()
+
+
+async def test_a_connection_closes_while_the_server_is_away_with_something_left_to_write(server: NatsServer) -> None:
+    connection = await connect(server.url, name="tests")
+    await server.kill()
+    await eventually(lambda: not connection.is_connected)
+    await connection.publish("a", b"nats-py keeps this for later")
+    await connection.close()
+    assert connection.closed.is_set()
+
+
+async def test_what_was_written_last_is_sent_before_the_connection_closes(
+    connection: Connection, nats_url: str, space: str
+) -> None:
+    heard: Heard = []
+    listener = await connection.listen(f"{space}.a", into(heard))
+    await connection.flush()
+    other = await connect(nats_url, name="tests")
+    for _ in range(100):
+        other.post(f"{space}.a", b"x" * 10_000)
+    await other.close()
+    await eventually(partial(has, heard, 100))
+    await listener.close()
 
 
 async def test_a_dead_line_is_noticed_by_pings(server: NatsServer) -> None:
