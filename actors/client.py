@@ -427,4 +427,6 @@ def _outcome(state: RunState) -> Outcome | None:
         return Outcome(state.run_id, status, task.output, task.error.message if task.error else "")
     if not state.closed and status != "stuck":
         return None
-    return Outcome(state.run_id, status, state.result, state.error.message if state.error else state.reason)
+    stuck = status == "stuck"  # then the error is why it was being undone, if it was; what counts is why it is stuck
+    message = state.error.message if state.error is not None and not stuck else state.reason
+    return Outcome(state.run_id, status, state.result, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import TypeVar, cast, overload
 
 __all__ = ["eventually"]
 
@@ -14,6 +14,10 @@ _POLL_S = 0.01
 T = TypeVar("T")
 
 
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float = 10.0) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], *, within_s: float = 10.0) -> T: ...
 async def eventually(condition: Callable[[], T | Awaitable[T]], *, within_s: float = 10.0) -> T:
     """Ask until the answer is true, and give it. Raises AssertionError with the last answer after `within_s`."""
     deadline = asyncio.get_running_loop().time() + within_s
