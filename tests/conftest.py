@@ -24,6 +24,7 @@ from psycopg import sql
 from cuebook.embedded.nats_server import nats_server
 from cuebook.embedded.postgres import postgres
 from cuebook.events.errors import ConfigurationError
+from tests.commands import Command, started
 
 _Server = TypeVar("_Server")
 
@@ -68,6 +69,26 @@ def database_url(_postgres_url: str) -> Iterator[str]:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         yield _postgres_url.rpartition("/")[0] + f"/{name}"
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A `cuebook demo` on a terminal, from beginning to end, with servers set that it must leave alone."""
+    foreign = {"CUEBOOK_NATS_URL": "nats://127.0.0.1:1", "CUEBOOK_DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    with started("demo", cwd=tmp_path_factory.mktemp("demo"), terminal=True, env=foreign) as demo:
+        demo.end()
+    return demo
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """A `cuebook dev --example`, shared by all that looks at the support desk from outside."""
+    ports = ("--nats-port", "0", "--postgres-port", "0")
+    with started("dev", "--example", *ports, cwd=tmp_path_factory.mktemp("dev")) as dev:
+        dev.line("Ctrl-C stops everything")
+        yield dev
+        dev.process.terminate()
+        dev.end()
 
 
 @pytest.fixture
