@@ -290,6 +290,11 @@ class Agent:
             )
         if not all(isinstance(text, str) for text in (cls.version, *cls.labels, *cls.labels.values())):
             raise ConfigurationError(f"version and labels of agent {cls.__name__} must be strings")
+        for attribute, value in vars(cls).items():
+            if isinstance(value, Handler) and hasattr(Agent, attribute):
+                raise ConfigurationError(
+                    f"{cls.__name__}.{attribute} hides what every agent has", remedy="give the handler another name"
+                )
 
     async def start(self) -> None:
         """Open what the handlers need. Called once, before the instance registers."""
