@@ -26,7 +26,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, help="List, show and drain agents.")
+app = typer.Typer(cls=Noun, add_completion=False, help="List, show and drain agents.")
 
 
 class Health(StrEnum):
@@ -42,7 +42,7 @@ class Health(StrEnum):
 @app.command("list")
 def list_(
     agent: Annotated[
-        str, typer.Argument(metavar="[AGENT]", help="Only instances of this agent.", autocompletion=complete_agent)
+        str, typer.Argument(metavar="AGENT", help="Only instances of this agent.", autocompletion=complete_agent)
     ] = "",
     health: Annotated[Health | None, flag("--health", help="Only instances of this health.")] = None,
     all_: Annotated[bool, flag("--all", "-a", help="Also those that have stopped.")] = False,

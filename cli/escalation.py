@@ -26,7 +26,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, help="See what waits for a person, and decide.")
+app = typer.Typer(cls=Noun, add_completion=False, help="See what waits for a person, and decide.")
 
 
 class Kind(StrEnum):

@@ -26,7 +26,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, help="Read the log, follow it, publish to it.")
+app = typer.Typer(cls=Noun, add_completion=False, help="Read the log, follow it, publish to it.")
 
 
 @app.command()

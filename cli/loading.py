@@ -122,6 +122,8 @@ def _what(value: Any) -> str:
         return "an agent"
     if _is_saga(value):
         return "a saga"
+    if inspect.isclass(value):
+        return "another class"
     if inspect.iscoroutinefunction(value):
         return "an async function without @saga()"
     return f"a {type(value).__name__}"

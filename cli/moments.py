@@ -12,7 +12,7 @@ from cuebook.cli.exits import InputError
 __all__ = ["Point", "clock", "day_and_clock", "iso", "now", "parse_duration", "parse_point", "parse_since", "span"]
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
 _LONGEST_S = 100 * 365 * 86400
 _MOMENT_HELP = "write an age such as 90s, 1h30m or 2d, or a time such as 2026-01-31T12:00Z"

@@ -23,13 +23,13 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def replay(
     run: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A run id; without one, everything.", autocompletion=complete_run)
+        str, typer.Argument(metavar="RUN", help="A run id; without one, everything.", autocompletion=complete_run)
     ] = "",
     filter_: Annotated[
         list[str] | None, flag("--filter", metavar="SUBJECT", help="With * and >; may be repeated.")

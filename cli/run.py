@@ -30,7 +30,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, help="Start, list, show, follow, cancel and retry runs.")
+app = typer.Typer(cls=Noun, add_completion=False, help="Start, list, show, follow, cancel and retry runs.")
 
 
 class RunStatus(StrEnum):
@@ -109,12 +109,13 @@ def tail(
 
 @app.command()
 def submit(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[SAGA] INPUT", autocompletion=complete_saga, help="INPUT is JSON, @FILE, or - for stdin."
-        ),
+    saga: Annotated[
+        str,
+        typer.Argument(metavar="SAGA", autocompletion=complete_saga, help="Name of the saga; left out with --agent."),
     ],
+    input_: Annotated[
+        str | None, typer.Argument(metavar="INPUT", help="JSON, @FILE, or - for stdin.", show_default=False)
+    ] = None,
     agent: Annotated[
         str,
         flag("--agent", metavar="NAME", autocompletion=complete_agent, help="Submit one task to it, without a saga."),
@@ -144,9 +145,10 @@ def submit(
 ) -> None:
     """Start a run of a saga, or one task of an agent, and print its id."""
     with reported_errors(as_json=output.for_programs) as interruption:
-        if len(words) != (1 if agent else 2):
+        if (input_ is None) != bool(agent):
             usage = "run submit --agent AGENT INPUT" if agent else "run submit SAGA INPUT"
-            raise InputError(f"{len(words)} words beside the flags", remedy=f"write 'cuebook {usage}'")
+            raise InputError(f"{'SAGA' if agent else 'INPUT'} is {'one word too many' if agent else 'missing'}",
+                             remedy=f"write 'cuebook {usage}'")  # fmt: skip
         if not agent and (handler or priority or affinity or label or task_timeout_s is not None):
             raise InputError(
                 "--handler, --priority, --affinity, --label and --task-timeout-s are about a task",
@@ -156,9 +158,9 @@ def submit(
         from cuebook.cli.session import run_command
 
         work = run_submit.Work(
-            saga="" if agent else words[0],
+            saga="" if agent else saga,
             agent=agent,
-            input=read_json(words[-1]),
+            input=read_json(saga if input_ is None else input_),
             handler=handler,
             run_id=run_id,
             priority=priority,

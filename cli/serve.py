@@ -21,7 +21,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, help="Run agents, orchestrator or projections as a process.")
+app = typer.Typer(cls=Noun, add_completion=False, help="Run agents, orchestrator or projections as a process.")
 
 DrainS = Annotated[
     float,
@@ -47,7 +47,7 @@ MonitorUrl = Annotated[
 @app.command("agents")
 def serve_agents(
     agents: Annotated[
-        list[str], typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT...", help="Agent classes to serve.")
+        list[str], typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT", help="Agent classes to serve.")
     ],
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
@@ -77,7 +77,7 @@ def serve_agents(
 def serve_orchestrator(
     sagas: Annotated[
         list[str] | None,
-        typer.Argument(envvar="CUEBOOK_SAGAS", metavar="[MODULE:SAGA...]", help="Sagas; none for standalone tasks."),
+        typer.Argument(envvar="CUEBOOK_SAGAS", metavar="MODULE:SAGA", help="Sagas; none for standalone tasks."),
     ] = None,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",

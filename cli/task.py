@@ -22,7 +22,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, help="Show one task of a run.")
+app = typer.Typer(cls=Noun, add_completion=False, help="Show one task of a run.")
 
 
 @app.callback()
