@@ -55,9 +55,11 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(self.modules[name][0])
         command: Any = typer.main.get_command(module.app)
         command.name = name
-        command.context_settings["auto_envvar_prefix"] = f"CUEBOOK_{name.upper()}"
-        for one in (command, *getattr(command, "commands", {}).values()):
+        _name_variables(command, f"CUEBOOK_{name.upper()}")
+        for verb, one in getattr(command, "commands", {}).items():
             one.rich_markup_mode = self.rich_markup_mode
+            _name_variables(one, f"CUEBOOK_{name.upper()}_{verb.upper()}")
+        command.rich_markup_mode = self.rich_markup_mode
         return command
 
     def main(
@@ -78,6 +80,14 @@ class LazyGroup(TyperGroup):
             print_error(usage.format_message(), f"see '{path} --help'", as_json=_wants_json(arguments))
             status = Exit.USAGE
         sys.exit(status if isinstance(status, int) else Exit.OK)
+
+
+def _name_variables(command: Any, prefix: str) -> None:
+    """Give every flag without an environment variable one that is made of the names of command and flag."""
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and not parameter.envvar:
+            longest = max(parameter.opts, key=len)
+            parameter.envvar = f"{prefix}_{longest.lstrip('-').replace('-', '_').upper()}"
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:

@@ -45,7 +45,8 @@ _WIDE = 100
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON in readable Unicode, with what is unprintable as escapes."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_other)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=not unicode, indent=indent, default=_other)
     if not text.replace("\n", "").isprintable():
         text = "".join(char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text)
     return text
@@ -195,12 +196,17 @@ def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(file=sys.stdout, highlight=False)
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, no_wrap=True, overflow="ellipsis")
+    # The last column, which says why, is what gets cut; ids are there to be copied.
+    *others, _ = (max(map(len, column)) for column in zip(columns, *cells, strict=True))
+    room = max(console.width - sum(others) - 2 * len(others), 10)
     for row in cells:
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console(file=sys.stdout, highlight=False).print(grid)
+        last = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
+        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in [*row[:-1], last]))
+    console.print(grid)
 
 
 def _other(value: Any) -> Any:

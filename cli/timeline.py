@@ -127,7 +127,7 @@ def _of_task(event: Event, address: Address) -> str:  # noqa: C901 - one branch 
             return f"an effect that came too late {done}"
         case facts.TaskProgressed():
             share = f"{event.fraction:.0%} " if event.fraction is not None else ""
-            return f"{share}{event.message}"
+            return f"{share}{event.message}".strip() or "goes on"
     return ""
 
 
@@ -137,6 +137,8 @@ def _other(item: Envelope) -> str:
             return f"{event.slots} slots, version {event.version}, handlers {', '.join(event.handlers)}"
         case facts.AgentSuspected() | facts.AgentLost() as event:
             return f"{item.address.fact}: silent for {event.silent_s:g} s"
+        case facts.AgentRecovered():
+            return "heard again"
         case facts.DrainRequested() as event:
             return f"drain requested{_by(event.by)}{_because(event.reason)}"
         case facts.AgentDraining() as event:

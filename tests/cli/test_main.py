@@ -60,13 +60,13 @@ def test_every_flag_has_help_and_an_environment_variable() -> None:
         for parameter in one.params:
             assert parameter.help, f"{parameter.name} of {' '.join(words)}"
             if parameter.param_type_name == "option" and parameter.name != "help":
-                assert parameter.envvar or parameter.allow_from_autoenv, parameter.name
+                assert parameter.envvar.startswith("CUEBOOK_"), parameter.name
 
 
 async def test_a_flag_may_come_from_the_environment(cli: Cli, client: Client) -> None:
     for n in range(3):
         await client.publish("a", n)
-    for env in ({"CUEBOOK_EVENTS_TAIL_LIMIT": "1"}, {"CUEBOOK_EVENTS_TAIL_FROM_": "3"}):
+    for env in ({"CUEBOOK_EVENTS_TAIL_LIMIT": "1"}, {"CUEBOOK_EVENTS_TAIL_FROM": "3"}):
         assert [row["data"] for row in await cli.json("events", "tail", env=env)] == [2]
     assert json.loads(await cli.ok("events", "tail", "-n", "1", env={"CUEBOOK_OUTPUT": "jsonl"}))["data"] == 2
 

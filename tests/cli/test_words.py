@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 
 import pytest
@@ -14,7 +15,11 @@ from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.inputs import read_json
 from cuebook.cli.moments import clock, iso, now, parse_duration, parse_point, parse_since, span
 from cuebook.cli.output import compact, plain, to_json
-from cuebook.events import errors
+from cuebook.cli.timeline import event_line, words
+from cuebook.cli.views import event_view
+from cuebook.events import errors, facts
+from cuebook.events.envelope import Envelope
+from cuebook.events.subjects import Address
 
 
 @pytest.mark.parametrize(
@@ -126,3 +131,28 @@ def test_each_class_of_error_has_its_status(
 def test_a_defect_of_ours_is_not_dressed_up() -> None:
     with pytest.raises(ZeroDivisionError), reported_errors():
         raise ZeroDivisionError
+
+
+VALUES = {
+    "error": facts.Error(type="ValueError", message="no"), "saga": "order", "reason": "because", "handler": "add",
+    "attempt": 1, "timeout_s": 1.0, "seconds": 1.0, "topic": "order.paid", "sequence": 1, "question": "really?",
+    "action": "retry", "slots": 1, "handlers": {}, "subject": "cue.event.a",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", facts._CLASSES, ids=lambda kind: kind.event_type)
+def test_every_kind_of_event_is_told_in_words(kind: type[facts.Event]) -> None:
+    required = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]  # type: ignore[arg-type]
+    event = kind(**({name: VALUES[name] for name in required} | ({"reason": {}} if kind is facts.TaskAssigned else {})))
+    family, fact, _ = kind.event_type.split(".")
+    address = Address(family, fact, "r1", 0, "echo", "i1")  # type: ignore[arg-type]
+    envelope = Envelope(
+        id="e1", event_type=kind.event_type, time=1, source="s", correlation_id="c", data={"raw": 1}, event=event,
+        address=address, subject=f"cue.{family}.x", sequence=1, recorded_at=1,
+    )  # fmt: skip
+    told = words(envelope)
+    assert told != '{"raw": 1}'
+    assert told.isprintable()
+    assert told
+    assert event_line(envelope).startswith("       1  1970-01-01 00:00:00.000")
+    assert event_view(envelope)["fact"] == fact
