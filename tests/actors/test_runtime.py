@@ -305,7 +305,6 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
     class Blocking(Agent):
         name = "blocking"
         concurrency = 60
-        heartbeat_s = 0.1
 
         @handler(timeout_s=30)
         def block(self, number: Number) -> Number:
@@ -338,7 +337,6 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
         outcomes = [await desk.client.wait(run_id, timeout_s=10) for run_id in blocked]
         assert [outcome.result for outcome in outcomes] == [{"n": n} for n in range(50)]
         assert threading.get_ident() not in threads
-        assert not [fact for fact in await desk.facts() if fact.endswith((".suspected", ".lost"))]
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
