@@ -24,6 +24,16 @@ types:
 test *arguments:
     uv run pytest {{ arguments }}
 
+# Check the wire format from Node; needs node and npm
+test-node:
+    @command -v npm >/dev/null || { echo "error: npm is missing; apt-get install nodejs npm, or take it from nodejs.org" >&2; exit 1; }
+    npm --prefix tests/node install --silent
+    uv run pytest tests/node/check_node.py
+
+# Write again those parts of the documents that follow from the code
+docs:
+    uv run python -m tests.wire_format
+
 # Measure throughput and latency on this machine
 bench *arguments:
     uv run python -m benchmarks {{ arguments }}
@@ -34,4 +44,4 @@ build:
 
 # Remove what builds, tests and tools leave behind; the data of the embedded servers stays
 clean:
-    rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build cuebook.egg-info dist
+    rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build cuebook.egg-info dist tests/node/node_modules
