@@ -1,0 +1,170 @@
+"""One attempt at a task: the author's code called with validated data and within its time; what may block, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from pydantic import ValidationError
+
+from cuebook.actors.agent import Agent, Handler, PermanentError, Task, class_names
+from cuebook.events.errors import CuebookError
+from cuebook.events.facts import Error, TaskAssigned
+
+__all__ = ["MAX_MESSAGE", "InvalidOutputError", "NotFinishedError", "PreparedHandler", "error_of"]
+
+MAX_MESSAGE = 2_000
+"""Characters of what a handler says that are stored."""
+
+
+class InvalidInputError(CuebookError):
+    """The input does not fit the handler's model."""
+
+
+class InvalidOutputError(CuebookError):
+    """The handler returned something else than it promises."""
+
+
+class NotFinishedError(CuebookError):
+    """The handler ended with neither a result nor an error of its own."""
+
+
+class TaskTimeoutError(CuebookError, TimeoutError):
+    """The attempt took longer than the handler's timeout."""
+
+
+class PreparedHandler:
+    """A handler of one agent object, prepared for calling."""
+
+    __slots__ = (
+        "_dump",
+        "_function",
+        "_undo",
+        "_undo_wants_task",
+        "_validate",
+        "_validate_output",
+        "_wants_task",
+        "name",
+    )
+
+    def __init__(self, handler: Handler[Any, Any], agent: Agent) -> None:
+        self.name = handler.name
+        self._function = _as_async(handler.function.__get__(agent))
+        self._wants_task, self._undo_wants_task = handler.wants_task, handler.undo_wants_task
+        undo = handler.undo
+        self._undo = _as_async(getattr(agent, undo.__name__, undo.__get__(agent))) if undo is not None else None
+        self._validate = handler.input_type.validate_python
+        self._validate_output = handler.output_type.validate_python
+        self._dump = handler.output_type.dump_python
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether it has a compensation."""
+        return self._undo is not None
+
+    async def call(self, event: TaskAssigned, task: Callable[[], Task]) -> Any:
+        """Do what is assigned and return the output as plain data; `task` makes the context where it is wanted.
+
+        Raises what the author's code raises, and the errors of this module.
+        """
+        if event.compensates is not None:
+            if self._undo is None:
+                raise PermanentError(f"handler {self.name!r} has no compensation")
+            try:
+                given, output = event.input["input"], event.input["output"]
+            except (TypeError, KeyError) as error:
+                raise InvalidInputError("a compensation needs input and output of its step") from error
+            await self.undo(given, output, event.timeout_s, task)
+            return None
+        try:
+            value = self._validate(event.input)
+        except ValidationError as error:
+            raise InvalidInputError(str(error)) from error
+        arguments = (value, task()) if self._wants_task else (value,)
+        result = await _within(event.timeout_s, self._function, arguments)
+        try:
+            return self._dump(self._validate_output(result), mode="json", by_alias=True)
+        except Exception as error:  # pydantic raises several classes of its own here
+            raise InvalidOutputError(_text(error)) from error
+
+    async def undo(self, given: Any, output: Any, timeout_s: float, task: Callable[[], Task]) -> None:
+        """Call the compensation for a step's input and output, as plain data. Raises as `call`."""
+        assert self._undo is not None, "asked of a handler that can undo"
+        try:
+            done = self._validate(given), self._validate_output(output)
+        except ValidationError as error:
+            raise InvalidInputError(str(error)) from error
+        context = (task(),) if self._undo_wants_task else ()
+        await _within(timeout_s, self._undo, (*done, *context))
+
+
+def error_of(raised: BaseException) -> Error:
+    """What the log keeps of an exception; some kinds are not worth another attempt."""
+    classes = class_names(type(raised))
+    permanent = isinstance(raised, PermanentError | InvalidInputError | InvalidOutputError)
+    return Error(type=classes[0], message=_text(raised), classes=classes, retryable=not permanent)
+
+
+async def _within(
+    timeout_s: float, function: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
+) -> Any:
+    deadline = asyncio.timeout(timeout_s)
+    try:
+        async with deadline:
+            return await function(*arguments)
+    except TimeoutError as error:
+        if deadline.expired():
+            raise TaskTimeoutError(f"no result within {timeout_s:g} s") from error
+        raise
+
+
+def _as_async(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    if inspect.iscoroutinefunction(function):
+        return function
+
+    async def call(*arguments: Any) -> Any:
+        return await _in_thread(function, arguments)
+
+    return call
+
+
+async def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Call in a thread of its own: one that never returns holds up nothing else, not even the end of the process."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(
+                RuntimeError("handler raised StopIteration") if type(error) is StopIteration else error
+            )
+
+    def work() -> None:
+        result: Any = None
+        raised: BaseException | None = None
+        try:
+            result = context.run(function, *arguments)
+        except BaseException as error:  # noqa: BLE001 - handed to the one who waits for it
+            raised = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            loop.call_soon_threadsafe(settle, result, raised)
+
+    threading.Thread(target=work, name=getattr(function, "__qualname__", "handler"), daemon=True).start()
+    return await outcome
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_MESSAGE]
+    except Exception:  # noqa: BLE001 - the author's own __str__
+        return "(its text cannot be made)"

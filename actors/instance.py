@@ -1,0 +1,507 @@
+"""One instance of an agent: it registers, receives what is assigned to it, and answers once.
+
+An answer names the sequence of the very assignment it acts on. If the task has moved on meanwhile, the server refuses
+it: a zombie cannot do harm. Results that cannot be delivered are offered again until the log has decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cuebook.actors.agent import Agent, PermanentError, Task
+from cuebook.actors.attempt import MAX_MESSAGE, InvalidOutputError, NotFinishedError, PreparedHandler, error_of
+from cuebook.events.envelope import Envelope, to_datetime
+from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
+from cuebook.events.facts import (
+    AgentDraining,
+    AgentRegistered,
+    AgentStopped,
+    Error,
+    Event,
+    TaskAborted,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCompleted,
+    TaskEscalated,
+    TaskFailed,
+    TaskProgressed,
+    TaskRejected,
+    TaskRetried,
+    TaskReverted,
+)
+from cuebook.events.feed import delivery_numbers
+from cuebook.events.log import EventLog, Unreadable
+
+__all__ = ["Instance"]
+
+DRAIN_SIGNAL_S = 2.0
+"""How long a draining instance waits to hear that the orchestrator knows."""
+LINGER_S = 0.25
+PROGRESS_EVERY_S = 1.0
+OFFER_AGAIN_S = 1.0
+_LONGEST_S = 1e9
+_ENDED_WITHOUT_RESULT = (TaskCancelled, TaskAborted)
+SAY_S = 5.0
+"""How long an instance tries to say that it drains or stops; when the log is away, its silence says the same."""
+BLOCKED_S = 1.0
+_MOVES = (
+    TaskAssigned,
+    TaskCompleted,
+    TaskFailed,
+    TaskRetried,
+    TaskEscalated,
+    TaskAborted,
+    TaskCancelled,
+    TaskRejected,
+)
+"""Facts by which an assigned task moves on. After any other an answer still counts."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Work:
+    """One assignment being handled."""
+
+    __slots__ = (
+        "assigned",
+        "began",
+        "cancel_reason",
+        "envelope",
+        "event",
+        "handing_back",
+        "progress",
+        "reported_at",
+        "task",
+    )
+
+    def __init__(self, envelope: Envelope, event: TaskAssigned) -> None:
+        self.envelope, self.event = envelope, event
+        self.assigned = envelope.sequence
+        self.began = time.monotonic()
+        self.cancel_reason: str | None = None
+        self.handing_back = False
+        self.task: asyncio.Task[None] | None = None
+        self.progress: TaskProgressed | None = None
+        self.reported_at = 0.0
+
+
+class Instance:
+    """One instance of an agent class: `start`, then tasks come in, then `drain`."""
+
+    def __init__(self, log: EventLog, agent_class: type[Agent], on_spent: Callable[[Instance], None]) -> None:
+        self.id = f"i{os.urandom(5).hex()}"
+        self.agent_class, self.agent = agent_class, agent_class()
+        self.handled = 0
+        self.draining = False
+        self._log, self._on_spent = log, on_spent
+        self._work: dict[tuple[str, int], _Work] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._drain_known = asyncio.Event()
+        self._received = 0
+        self._expected = 1
+        self._gapped = False
+        self._seen: set[int] = set()
+        self._last_receipt = 0.0
+        self._taken = 0
+        self._offers: set[asyncio.Task[None]] = set()
+        self._leave_by = math.inf
+        self._left = asyncio.Event()
+        self._logger = logging.LoggerAdapter(
+            logging.getLogger(f"cuebook.agent.{agent_class.name}"), {"agent": agent_class.name, "instance": self.id}
+        )
+
+    @property
+    def is_spent(self) -> bool:
+        """It has taken as many tasks as its class wants of one instance."""
+        return self._taken >= self.agent_class.recycle_after > 0
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks it was given and whose answers are not stored yet."""
+        return len(self._work)
+
+    async def start(self) -> None:
+        """Start the agent, then register it. Raises whatever its `start` raises."""
+        cls, subjects = self.agent_class, self._log.subjects
+        handlers = cls.handlers()
+        self._handlers = {name: PreparedHandler(handler, self.agent) for name, handler in handlers.items()}
+        self._thread = threading.get_ident()
+        self._loop, connection = asyncio.get_running_loop(), self._log.connection
+        await self.agent.start()
+        self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
+        self._control = await connection.listen(subjects.control(cls.name, self.id), self._on_control)
+        registered = AgentRegistered(
+            slots=cls.concurrency,
+            handlers={name: handler.spec() for name, handler in handlers.items()},
+            version=cls.version,
+            labels=dict(cls.labels),
+            recycle_after=cls.recycle_after,
+            heartbeat_s=cls.heartbeat_s,
+            description=inspect.cleandoc(cls.__doc__ or ""),  # not that of the base class
+            host=os.uname().nodename,
+            pid=os.getpid(),
+        )
+        try:
+            await self._append("registered", registered, expected=0)
+        except BaseException:
+            await self._close()
+            raise
+        self._heart = self._loop.create_task(self._beat())
+        logger.info("registered", extra={"agent": cls.name, "instance": self.id, "slots": cls.concurrency})
+
+    async def drain(self, reason: str, *, within_s: float = 30.0) -> None:
+        """Take nothing new, finish what is in flight or hand it back after `within_s`, and leave.
+
+        May be called again meanwhile: the earliest deadline counts, and each call returns when the instance is gone.
+        """
+        self._leave_by = min(self._leave_by, time.monotonic() + within_s)
+        if self.draining:
+            await self._left.wait()
+            return
+        self.draining = True
+        try:
+            await self._leave(reason, within_s)
+        finally:
+            self._left.set()
+
+    async def abandon(self) -> None:
+        """Leave without a word, because the log cannot be reached any more."""
+        self.draining = True
+        for work in list(self._work.values()):
+            if work.task is not None:
+                work.task.cancel()
+        self._heart.cancel()
+        await self._close()
+        self._left.set()
+
+    async def _leave(self, reason: str, within_s: float) -> None:
+        await self._say("draining", AgentDraining(reason=reason))
+        await _wait(self._drain_known, min(DRAIN_SIGNAL_S, within_s))
+        await self._until_idle()
+        if self._work:
+            logger.warning("handing back %d tasks", len(self._work), extra={"instance": self.id})
+            for work in list(self._work.values()):
+                work.handing_back = True
+                if work.task is not None:
+                    work.task.cancel()
+            if not await _wait(self._idle, OFFER_AGAIN_S):
+                logger.warning("%d tasks do not let go", len(self._work), extra={"instance": self.id})
+        self._heart.cancel()
+        await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
+        await self._close()
+
+    async def _close(self) -> None:
+        for offer in self._offers:
+            offer.cancel()
+        await self._delivery.close()
+        await self._control.close()
+        try:
+            await self.agent.stop()
+        except Exception:  # its work is done; whoever waits for it to leave need not know
+            self._logger.exception("the agent's stop raised")
+
+    async def _until_idle(self) -> None:
+        """Until nothing is in flight and nothing has come for a moment; an assignment may still be on its way."""
+        while (left := self._leave_by - time.monotonic()) > 0:
+            await _wait(self._idle, min(left, LINGER_S))
+            if not self._work:
+                quiet_s = time.monotonic() - self._last_receipt
+                if quiet_s >= LINGER_S:
+                    return
+                await asyncio.sleep(min(LINGER_S - quiet_s, left))
+
+    async def _append(self, fact: str, event: Event, *, expected: int | None = None) -> int:
+        subjects = self._log.subjects
+        scope = subjects.agent_scope(self.agent_class.name, self.id) if expected is not None else ""
+        subject = subjects.agent(self.agent_class.name, self.id, fact)
+        return await self._log.append(subject, event, scope=scope, expected=expected)
+
+    async def _say(self, fact: str, event: Event) -> None:
+        """Append a fact of our own life; when the log is away it will find out by our silence."""
+        try:
+            async with asyncio.timeout(SAY_S):
+                await self._append(fact, event)
+        except (UnavailableError, TimeoutError) as error:
+            logger.warning("could not say %s: %s", fact, error, extra={"instance": self.id})
+
+    async def _beat(self) -> None:
+        subject = self._log.subjects.heartbeat(self.agent_class.name, self.id)
+        while True:
+            beat = {"received": self._received, "in_flight": len(self._work), "handled": self.handled}
+            self._log.connection.post(subject, json.dumps(beat).encode())
+            due = time.monotonic() + self.agent_class.heartbeat_s
+            await asyncio.sleep(self.agent_class.heartbeat_s)
+            if (late_s := time.monotonic() - due) > BLOCKED_S:
+                logger.warning(
+                    "the process stood still for %.1f s; does an async handler block?",
+                    late_s,
+                    extra={"instance": self.id},
+                )
+
+    # --- receiving ---
+
+    def _on_control(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
+        message = json.loads(payload)
+        if "drain" in message:
+            self._drain_known.set()
+            if not self.draining:
+                self._on_spent(self)
+        elif "cancel" in message:
+            run_id, n, assigned = message["cancel"]
+            work = self._work.get((run_id, n))
+            if work is not None and work.assigned == assigned and work.task is not None:
+                work.cancel_reason = "cancelled"
+                work.task.cancel()
+
+    def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        sequence, delivered, recorded_ns, _ = delivery_numbers(reply)
+        if not self._is_new(sequence, delivered):
+            return
+        envelope = self._log.decode(subject.decode(), payload, sequence, recorded_ns // 1000, headers)
+        if not isinstance(envelope, Envelope) or not isinstance(envelope.event, TaskAssigned):
+            logger.error("not an assignment: %s", envelope, extra={"instance": self.id})
+            return
+        work = _Work(envelope, envelope.event)
+        self._work[envelope.address.run_id, envelope.address.n] = work
+        self._idle.clear()
+        self._taken += 1
+        self._last_receipt = work.began
+        work.task = self._loop.create_task(self._handle(work))
+        if self._taken == self.agent_class.recycle_after and not self.draining:
+            self._on_spent(self)
+
+    def _is_new(self, sequence: int, delivered: int) -> bool:
+        """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""
+        if delivered > self._expected:
+            self._gapped = True
+        elif delivered < self._expected:  # delivery began anew, not after what we have without a gap
+            self._gapped = False
+        self._expected = delivered + 1
+        if sequence <= self._received:
+            return False
+        if self._gapped:
+            if sequence in self._seen:
+                return False
+            self._seen.add(sequence)
+            return True
+        self._received = sequence
+        if sequence in self._seen:
+            self._seen.discard(sequence)
+            return False
+        return True
+
+    # --- handling ---
+
+    async def _handle(self, work: _Work) -> None:
+        event = work.event
+        fact: str
+        answer: Event
+        try:
+            output = await self._call(work)
+        except asyncio.CancelledError:
+            if work.handing_back:
+                fact, answer = "retried", TaskRetried(reason=f"handed back by {self.id}")
+            elif work.cancel_reason is not None:
+                fact, answer = "cancelled", TaskCancelled(reason=work.cancel_reason)
+            elif work.task is not None and work.task.cancelling():
+                self._finish(work)
+                raise
+            else:  # not us: something that the handler awaited was cancelled
+                fact, answer = "failed", self._failure(work, NotFinishedError("the handler ended as if cancelled"))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
+            fact, answer = "failed", self._failure(work, error)
+        else:
+            duration_s = round(time.monotonic() - work.began, 6)
+            fact, answer = (
+                "completed",
+                TaskCompleted(output=output, attempt=event.attempt, duration_s=duration_s, by=self.id),
+            )
+        self._offer(work, fact, answer, work.assigned)
+
+    async def _call(self, work: _Work) -> Any:
+        handler = self._handlers.get(work.event.handler)
+        if handler is None:
+            named = f"{self.agent_class.name} {self.agent_class.version}"
+            raise PermanentError(f"{named} has no handler {work.event.handler!r}")
+        return await handler.call(work.event, lambda: self._context(work))
+
+    def _context(self, work: _Work, *, reverting: bool = False) -> Task:
+        address, envelope = work.envelope.address, work.envelope
+        return Task(
+            run_id=address.run_id,
+            step=address.n,
+            attempt=work.event.attempt,
+            deadline=to_datetime(envelope.recorded_at + int(min(work.event.timeout_s, _LONGEST_S) * 1_000_000)),
+            correlation_id=envelope.correlation_id,
+            agent=self.agent_class.name,
+            instance=self.id,
+            logger=self._logger,
+            traceparent=envelope.traceparent,
+            reverting=reverting,
+            report=lambda message, fraction: self._report(work, message, fraction),
+        )
+
+    def _failure(self, work: _Work, error: BaseException) -> TaskFailed:
+        if not isinstance(error, CuebookError):
+            self._logger.warning("handler raised", exc_info=error, extra={"run_id": work.envelope.address.run_id})
+        duration_s = round(time.monotonic() - work.began, 6)
+        return TaskFailed(error=error_of(error), attempt=work.event.attempt, duration_s=duration_s, by=self.id)
+
+    # --- answering ---
+
+    def _offer(self, work: _Work, fact: str, answer: Event, expected: int) -> None:
+        """Append the outcome; what becomes of it is settled in `_offered`."""
+        envelope, subjects = work.envelope, self._log.subjects
+        run_id, n = envelope.address.run_id, envelope.address.n
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is None:
+                self._finish(work)
+            else:
+                offer = asyncio.get_running_loop().create_task(self._offered(work, fact, answer, expected, error))
+                self._offers.add(offer)
+                offer.add_done_callback(self._offers.discard)
+
+        try:
+            self._log.post(
+                subjects.task(run_id, n, fact),
+                answer,
+                scope=subjects.task_scope(run_id, n),
+                expected=expected,
+                correlation_id=envelope.correlation_id,
+                causation_id=envelope.id,
+                traceparent=envelope.traceparent,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            failure = self._failure(work, InvalidOutputError(str(error)))
+            self._offer(work, "failed", failure, expected)
+
+    async def _offered(self, work: _Work, fact: str, answer: Event, expected: int, error: CuebookError) -> None:
+        """The answer was not taken: offer it again where the task is still ours, drop it where it has moved on."""
+        if not isinstance(error, ConcurrencyConflictError):
+            await asyncio.sleep(OFFER_AGAIN_S)
+            self._offer(work, fact, answer, expected)
+            return
+        since = await self._facts_since(work, expected)
+        if not any(isinstance(item.event, _MOVES) for item in since if isinstance(item, Envelope)):
+            self._offer(work, fact, answer, since[-1].sequence)
+            return
+        address = work.envelope.address
+        logger.info(
+            "answer not needed any more: the task has moved on",
+            extra={"instance": self.id, "run_id": address.run_id, "n": address.n},
+        )
+        ended = [item for item in since if isinstance(item, Envelope) and isinstance(item.event, _ENDED_WITHOUT_RESULT)]
+        if ended and isinstance(answer, TaskCompleted) and work.event.compensates is None:
+            await self._revert(work, answer)
+        self._finish(work)
+
+    async def _facts_since(self, work: _Work, sequence: int) -> list[Envelope | Unreadable]:
+        """What was stored about the task after a sequence; there is something, or our answer would have been taken."""
+        address = work.envelope.address
+        scope = self._log.subjects.task_scope(address.run_id, address.n)
+        while True:
+            try:
+                if since := await self._log.scope_history(scope, after=sequence):
+                    return since
+            except CuebookError as error:
+                logger.info("cannot look at the task's history: %s", error, extra={"instance": self.id})
+            await asyncio.sleep(OFFER_AGAIN_S)
+
+    async def _revert(self, work: _Work, answer: TaskCompleted) -> None:
+        """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""
+        handler, event = self._handlers[work.event.handler], work.event
+        error: Error | None = None
+        if not handler.can_undo:
+            error = Error(type="NoCompensationError", message="the handler has no compensation")
+        else:
+            try:
+                await handler.undo(
+                    event.input, answer.output, event.timeout_s, lambda: self._context(work, reverting=True)
+                )
+            except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever the author's code raises
+                error = self._failure(work, raised).error
+        if error is not None:
+            logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})
+        address, envelope = work.envelope.address, work.envelope
+        reverted = TaskReverted(output=answer.output, attempt=work.event.attempt, by=self.id, error=error)
+        while True:
+            try:
+                await self._log.append(
+                    self._log.subjects.task(address.run_id, address.n, "reverted"),
+                    reverted,
+                    correlation_id=envelope.correlation_id,
+                    causation_id=envelope.id,
+                    traceparent=envelope.traceparent,
+                )
+            except UnavailableError:
+                await asyncio.sleep(OFFER_AGAIN_S)
+            except CuebookError:
+                logger.exception("a reverted effect cannot be recorded", extra={"instance": self.id})
+                return
+            else:
+                return
+
+    def _finish(self, work: _Work) -> None:
+        address = work.envelope.address
+        if self._work.get((address.run_id, address.n)) is work:
+            del self._work[address.run_id, address.n]
+        self.handled += 1
+        if not self._work:
+            self._idle.set()
+
+    def _report(self, work: _Work, message: str, fraction: float | None) -> None:
+        """As `_progress`, from any thread."""
+        progress = TaskProgressed(message=str(message)[:MAX_MESSAGE], fraction=fraction, attempt=work.event.attempt)
+        if threading.get_ident() == self._thread:
+            self._progress(work, progress)
+        else:
+            self._loop.call_soon_threadsafe(self._progress, work, progress)
+
+    def _progress(self, work: _Work, progress: TaskProgressed) -> None:
+        """Store progress at most once a second per task; what comes in between is replaced by what comes later."""
+        scheduled, work.progress = work.progress is not None, progress
+        if not scheduled:
+            wait_s = max(0.0, work.reported_at + PROGRESS_EVERY_S - time.monotonic())
+            self._loop.call_later(wait_s, self._send_progress, work)
+
+    def _send_progress(self, work: _Work) -> None:
+        progress, work.progress = work.progress, None
+        work.reported_at = time.monotonic()
+        address = work.envelope.address
+        if progress is None or self._work.get((address.run_id, address.n)) is not work:
+            return
+
+        def done(_: int, error: CuebookError | None) -> None:
+            if error is not None:
+                self._logger.warning("progress was not stored: %s", error)
+
+        try:
+            self._log.post(
+                self._log.subjects.progress(address.run_id, address.n),
+                progress,
+                correlation_id=work.envelope.correlation_id,
+                causation_id=work.envelope.id,
+                done=done,
+            )
+        except PoisonMessageError as error:
+            self._logger.warning("progress cannot be stored: %s", error)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
