@@ -1,4 +1,4 @@
-"""One attempt at a task: the author's code called with validated data and within its time; what may block, in a thread."""
+"""One attempt at a task: the author's code called with validated data, within its time; a blocking one in a thread."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from cuebook.actors import Agent, PermanentError, Retry, Task, handler, runtime
+from cuebook.actors import Agent, PermanentError, Retry, Task, handler, instance
 from cuebook.actors.orchestrator import dispatcher
 from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import CommandRejectedError, NotFoundError
@@ -343,7 +343,7 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
 async def test_progress_is_stored_at_most_once_a_period_and_the_last_wins(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(runtime, "PROGRESS_EVERY_S", 0.2)
+    monkeypatch.setattr(instance, "PROGRESS_EVERY_S", 0.2)
     gate = threading.Event()
     spans: list[float] = []
 
