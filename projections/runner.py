@@ -70,6 +70,8 @@ class Runner:
         self._projections = projections
         self._writers = [Writer(projection, database_url, self._space, self._outage) for projection in projections]
         self._reader: LogReader | None = None
+        self.ready = asyncio.Event()
+        """Set once the tables are there and every checkpoint is known."""
 
     def drain(self) -> None:
         """Commit what is being written and return from `run`."""
@@ -116,6 +118,7 @@ class Runner:
         for writer in self._writers:
             await stack.enter_async_context(writer)
         self._outage.ended()
+        self.ready.set()
         return True
 
     async def _reload(self) -> bool:

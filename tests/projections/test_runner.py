@@ -62,6 +62,7 @@ async def test_what_is_in_the_log_is_soon_in_the_tables(log: EventLog, tables: T
     runner = Runner(log, tables.url)
     await append_tasks(log, 5)
     async with running(runner):
+        await asyncio.wait_for(runner.ready.wait(), 10)
         await eventually(lambda: {position.sequence for position in runner.status().positions.values()} == {15})
         last = await log.append(log.subjects.event("later"), OutsideEvent(data=1))
         await eventually(lambda: {position.sequence for position in runner.status().positions.values()} == {last})
@@ -128,6 +129,7 @@ async def test_a_drain_ends_it_while_postgresql_is_away(log: EventLog) -> None:
     runner = Runner(log, "postgresql://postgres@127.0.0.1:1/nothing")
     async with running(runner):
         await eventually(lambda: not runner.status().database_available)
+        assert not runner.ready.is_set()
 
 
 async def test_a_stop_that_was_asked_for_before_the_start_counts(log: EventLog, tables: Tables) -> None:
