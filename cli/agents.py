@@ -14,9 +14,10 @@ from cuebook.cli.moments import iso, span
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import fields, heading, line, note, section, show_list, show_one, table
 from cuebook.cli.session import session
+from cuebook.events.catalogue import to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import CommandRejectedError
-from cuebook.events.facts import AgentStopped, HandlerSpec, to_data
+from cuebook.events.facts import AgentStopped, HandlerSpec
 
 __all__ = ["Waiting", "drain", "instance_view", "list_agents", "show_agent"]
 

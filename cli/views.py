@@ -11,6 +11,7 @@ from typing import Any
 
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.cli.moments import iso
+from cuebook.events.catalogue import to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
     Error,
@@ -20,7 +21,6 @@ from cuebook.events.facts import (
     TaskFailed,
     TaskProgressed,
     TaskRetried,
-    to_data,
 )
 from cuebook.events.log import Unreadable
 

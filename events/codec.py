@@ -24,9 +24,10 @@ from urllib.parse import unquote_to_bytes
 
 import msgpack
 
+from cuebook.events.catalogue import event_type_of, parse_event, to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import PoisonMessageError, UnknownEventError
-from cuebook.events.facts import Event, event_type_of, parse_event, to_data
+from cuebook.events.facts import Event
 from cuebook.events.subjects import Address, Subjects
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from cuebook.events.catalogue import to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
     AgentDraining,
@@ -20,7 +21,6 @@ from cuebook.events.facts import (
     AgentSuspected,
     DrainRequested,
     HandlerSpec,
-    to_data,
 )
 
 __all__ = ["InstanceState", "Registry", "dump_registry", "load_registry"]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 from pydantic import TypeAdapter
 
 from cuebook.actors.schemas import find_error
+from cuebook.events.catalogue import to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
     AnswerRefused,
@@ -48,7 +49,6 @@ from cuebook.events.facts import (
     TaskRequested,
     TaskResolved,
     TaskRetried,
-    to_data,
 )
 from cuebook.events.log import Unreadable
 

@@ -1,10 +1,11 @@
-"""Many coarse timers, cheap to set and to cancel: one bucket of keys for each tenth of a second.
+"""Many coarse timers, cheap to set and to cancel: one bucket of keys for each twentieth of a second.
 
 A task's deadline is set once per task and nearly always cancelled, so a heap would fill with the dead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 
 __all__ = ["Timers"]
@@ -18,7 +19,7 @@ class Timers:
     def __init__(self) -> None:
         self._buckets: dict[int, set[Hashable]] = {}
         self._due: dict[Hashable, int] = {}
-        self._next = 0
+        self._next: float = math.inf
 
     def __len__(self) -> int:
         return len(self._due)
@@ -35,7 +36,7 @@ class Timers:
         found = self._buckets.get(bucket)
         if found is None:
             self._buckets[bucket] = {key}
-            self._next = min(self._next or bucket, bucket)
+            self._next = min(self._next, bucket)
         else:
             found.add(key)
 
@@ -48,7 +49,7 @@ class Timers:
     def expired(self, now: int) -> Iterator[Hashable]:
         """Take out everything due by `now`, earlier ones first."""
         current = now // BUCKET_US
-        if not self._next or self._next > current:
+        if self._next > current:
             return
         for bucket in sorted(bucket for bucket in self._buckets if bucket <= current):
             keys = self._buckets.pop(bucket)
@@ -56,4 +57,4 @@ class Timers:
                 if self._due.get(key) == bucket:
                     del self._due[key]
                     yield key
-        self._next = min(self._buckets, default=0)
+        self._next = min(self._buckets, default=math.inf)

@@ -18,9 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cuebook.actors import runtime
 from cuebook.actors.client import Client
-from cuebook.actors.orchestrator import lease
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.runtime import AgentHost
@@ -210,10 +208,3 @@ async def agents(orchestrator: OrchestratorService, nats_url: str, space: str) -
     host.stop()
     await running
     await connection.close()
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What production waits for out of prudence would add up over the tests."""
-    monkeypatch.setattr(runtime, "LINGER_S", 0.05)
-    monkeypatch.setattr(lease, "TRY_S", 0.1)

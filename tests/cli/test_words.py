@@ -17,7 +17,7 @@ from cuebook.cli.moments import clock, iso, now, parse_duration, parse_point, pa
 from cuebook.cli.output import compact, plain, to_json
 from cuebook.cli.timeline import event_line, words
 from cuebook.cli.views import event_view
-from cuebook.events import errors, facts
+from cuebook.events import catalogue, errors, facts
 from cuebook.events.envelope import Envelope
 from cuebook.events.subjects import Address
 
@@ -140,7 +140,7 @@ VALUES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", facts._CLASSES, ids=lambda kind: kind.event_type)
+@pytest.mark.parametrize("kind", catalogue.EVENT_TYPES, ids=lambda kind: kind.event_type)
 def test_every_kind_of_event_is_told_in_words(kind: type[facts.Event]) -> None:
     required = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]  # type: ignore[arg-type]
     event = kind(**({name: VALUES[name] for name in required} | ({"reason": {}} if kind is facts.TaskAssigned else {})))
