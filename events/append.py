@@ -157,27 +157,19 @@ class Appender:
         Raises at once, before anything is sent: InvalidTokenError for a subject, scope or id that cannot stand in a
         header or protocol line, PoisonMessageError for a message larger than the server takes.
         """
-        if _is_subject(subject) is None or (expected is not None and _is_scope(scope) is None):
-            raise InvalidTokenError(f"subject {subject[:80]!r} or scope {scope[:80]!r} cannot be sent")
-        header = b"NATS/1.0\r\n"
-        if expected is not None:
-            header += (
-                b"Nats-Expected-Last-Subject-Sequence: %d\r\n"
-                b"Nats-Expected-Last-Subject-Sequence-Subject: %b\r\n" % (expected, scope.encode())
-            )  # fmt: skip
-        if expected is None or not _covers(scope, subject):
-            if _is_event_id(event_id) is None:
-                raise InvalidTokenError(f"event id {event_id[:80]!r} is not 1 to 128 printable ASCII characters")
-            header += b"Nats-Msg-Id: %b\r\n" % event_id.encode()
-        self._number = number = self._number + 1
-        frame = b"HPUB %b %b%d %d %d\r\n%b\r\n%b\r\n" % (
-            subject.encode(), self._inbox, number, len(header) + 2, len(header) + 2 + len(body), header, body,
-        )  # fmt: skip
-        if len(header) + 2 + len(body) > self._connection.max_payload:
+        if _is_subject(subject) is None:
+            raise InvalidTokenError(f"{subject[:80]!r} is no subject to append to")
+        header = _header(subject, event_id, scope, expected)
+        size = len(header) + len(body)
+        if size > self._connection.max_payload:
             raise PoisonMessageError(
                 f"{subject} takes {len(body)} bytes, more than the server's max_payload allows",
                 remedy="keep the payload elsewhere and send a reference to it",
             )
+        self._number = number = self._number + 1
+        frame = b"HPUB %b %b%d %d %d\r\n%b%b\r\n" % (
+            subject.encode(), self._inbox, number, len(header), size, header, body,
+        )  # fmt: skip
         now = time.monotonic()
         entry = _Append(number, subject, frame, event_id, scope, expected, done, now + self._give_up_s)
         if not self._open:
@@ -188,7 +180,7 @@ class Appender:
             self._idle.clear()
             self._answered_at = now
         if self._has_room():
-            self._send(entry)
+            self._send(entry, now)
         else:
             self._waiting.append(entry)
 
@@ -214,8 +206,7 @@ class Appender:
     def _has_room(self) -> bool:
         return not self._pending or (len(self._pending) < self._window and self._pending_bytes < WINDOW_BYTES)
 
-    def _send(self, entry: _Append) -> None:
-        now = time.monotonic()
+    def _send(self, entry: _Append, now: float) -> None:
         self._turn = entry.turn = self._turn + 1
         if entry.sent == 0:
             self._pending[entry.number] = entry
@@ -226,9 +217,10 @@ class Appender:
         self._connection.write(entry.frame)
 
     def _resend_all(self) -> None:
+        now = time.monotonic()
         for entry in self._pending.values():
             if not entry.settling:
-                self._send(entry)
+                self._send(entry, now)
 
     async def _sweep(self) -> None:
         while True:
@@ -238,7 +230,7 @@ class Appender:
                 if entry.give_up <= now:
                     self._finish(entry, 0, self._silence(entry))
                 elif entry.due <= now and not entry.settling and self._is_overdue(entry, now):
-                    self._send(entry)
+                    self._send(entry, now)
             # What waits for its turn may wait for as long as the server answers the others.
             while self._waiting and self._waiting[0].give_up <= now and self._answered_at + self._give_up_s <= now:
                 entry = self._waiting.popleft()
@@ -271,7 +263,9 @@ class Appender:
             return
         start += 6
         end = payload.find(b",", start)
-        self._answered_turn, self._answered_at = max(self._answered_turn, entry.began), time.monotonic()
+        self._answered_at = time.monotonic()
+        if entry.began > self._answered_turn:
+            self._answered_turn = entry.began
         self._finish(entry, int(payload[start : end if end > 0 else payload.find(b"}", start)]), None)
 
     def _on_refusal(self, entry: _Append, payload: bytes) -> None:
@@ -295,9 +289,11 @@ class Appender:
         if self._pending.pop(entry.number, None) is None:
             return
         self._pending_bytes -= len(entry.frame)
-        while self._waiting and self._has_room():
-            self._send(self._waiting.popleft())
-        if not self._pending:
+        if self._waiting:
+            now = time.monotonic()
+            while self._waiting and self._has_room():
+                self._send(self._waiting.popleft(), now)
+        elif not self._pending:
             self._idle.set()
         _tell(entry, sequence, error)
 
@@ -339,6 +335,24 @@ class Appender:
                 return found[0], None
             after = found[0]
         return 0, conflict
+
+
+def _header(subject: str, event_id: str, scope: str, expected: int | None) -> bytes:
+    if expected is None:
+        return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % _checked_id(event_id)
+    if _is_scope(scope) is None:
+        raise InvalidTokenError(f"{scope[:80]!r} is no scope of an append")
+    own_id = b"" if _covers(scope, subject) else b"Nats-Msg-Id: %b\r\n" % _checked_id(event_id)
+    return (
+        b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n"
+        b"Nats-Expected-Last-Subject-Sequence-Subject: %b\r\n%b\r\n" % (expected, scope.encode(), own_id)
+    )  # fmt: skip
+
+
+def _checked_id(event_id: str) -> bytes:
+    if _is_event_id(event_id) is None:
+        raise InvalidTokenError(f"event id {event_id[:80]!r} is not 1 to 128 printable ASCII characters")
+    return event_id.encode()
 
 
 def _covers(scope: str, subject: str) -> bool:
