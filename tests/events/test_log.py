@@ -129,7 +129,7 @@ async def test_a_slow_reader_holds_little_of_a_long_log(log: EventLog) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 6_000
-    assert peak < 3 * log_module.READ_AHEAD * 5_000  # the whole is twice as much
+    assert peak < 3 * log_module.READ_AHEAD * 5_000  # of 24 MB
 
 
 async def test_abandoned_readers_leave_nothing_behind(log: EventLog) -> None:
