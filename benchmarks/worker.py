@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import logging
 import sys
@@ -23,6 +22,7 @@ from benchmarks.load import play
 from benchmarks.sampler import Sampler
 from benchmarks.scenarios import Scenario
 from cuebook.actors.client import Client
+from cuebook.actors.collector import settle_collector
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
 from cuebook.events.connection import Connection, connect
@@ -40,6 +40,7 @@ async def _orchestrator(connection: Connection, options: argparse.Namespace) -> 
     async with asyncio.TaskGroup() as group:
         group.create_task(service.run())
         await service.deciding.wait()
+        settle_collector()
         yield _nothing
         service.stop()
 
@@ -50,6 +51,7 @@ async def _agents(connection: Connection, options: argparse.Namespace) -> AsyncI
     async with asyncio.TaskGroup() as group:
         group.create_task(host.run())
         await host.ready.wait()
+        settle_collector()
         yield _nothing
         host.stop()
 
@@ -57,11 +59,9 @@ async def _agents(connection: Connection, options: argparse.Namespace) -> AsyncI
 @asynccontextmanager
 async def _client(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
     async with Client(connection, options.space, by="benchmark") as client:
-        gc.set_threshold(50_000, 20, 50)  # what is measured is not the collector of the process that measures
 
         async def play_round(order: dict[str, Any]) -> dict[str, Any]:
-            gc.collect()
-            gc.freeze()
+            settle_collector()  # what is measured is not the collector of the process that measures
             return asdict(await play(client, Scenario(**order["scenario"])))
 
         yield play_round
@@ -82,6 +82,7 @@ async def _projections(connection: Connection, options: argparse.Namespace) -> A
 
         async with asyncio.TaskGroup() as group:
             group.create_task(runner.run())
+            settle_collector()
             yield lag
             runner.drain()
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import typer
 
+from cuebook.actors.collector import settle_collector
 from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
 from cuebook.cli.options import Target
@@ -129,6 +130,7 @@ class Serving:
 
 async def _announce(service: Running) -> None:
     await service.ready.wait()
+    settle_collector()
     logger.info("ready", extra=service.facts)
     notify("READY=1", "STATUS=ready")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -188,9 +187,6 @@ class OrchestratorService:
             failure.result()
         seconds = time.monotonic() - began
         logger.info("folded %d events in %.2f s, %d runs are open", target - first, seconds, len(self.core.world.runs))
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
 
     # --- the loops ---
 
