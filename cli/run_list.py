@@ -12,6 +12,7 @@ from cuebook.cli.output import show_list, table
 from cuebook.cli.runfold import RunFold, fold_runs
 from cuebook.cli.session import session
 from cuebook.cli.views import error_view
+from cuebook.events.errors import ConfigurationError, UnavailableError
 from cuebook.events.facts import Error
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ async def list_runs(target: Target, database_url: str, wanted: Wanted, output: O
     """Print runs, the newest first. Raises InputError, ConfigurationError, UnavailableError."""
     since = parse_since(wanted.since) if wanted.since else None
     if database_url:
-        rows = await _from_tables(target.space, database_url, wanted, since)
+        try:
+            rows = await _from_tables(target.space, database_url, wanted, since)
+        except (ConfigurationError, UnavailableError) as error:
+            remedy = "; ".join(filter(None, [error.remedy, "--from-log does without"]))
+            raise type(error)(str(error), remedy=remedy) from error
     else:
         rows = await _from_log(target, wanted, since, silent=output.for_programs)
     show_list(output, rows, lambda: table(COLUMNS, run_cells(rows), empty="no runs"))
