@@ -245,8 +245,9 @@ class Conductor:
         for run_id, n in list(self.world.waits.get(envelope.address.topic, ())):
             run = self.world.runs.get(run_id)
             step = run.items.get(n) if run is not None else None
-            is_open = isinstance(step, StepState) and step.status == "open" and not step.pending
-            if is_open and matches(step.match or {}, envelope.event.data):
+            if not isinstance(step, StepState) or step.status != "open" or step.pending:
+                continue  # where an append is under way and fails, the step looks back by itself
+            if matches(step.match or {}, envelope.event.data):
                 self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
 
     def forget(self, run: RunState) -> None:

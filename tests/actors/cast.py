@@ -76,7 +76,7 @@ class Bell(Agent):
     @handler(timeout_s=5)
     async def ring(self, number: Number, task: Task) -> Number:
         note("ring", task)
-        time.sleep(number.n / 1000)  # noqa: ASYNC251 - that is the point
+        time.sleep(number.n / 1000)
         return number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -146,7 +147,9 @@ def test_what_is_no_longer_ready_is_dropped_and_may_come_again() -> None:
     ],
 )
 def test_why_says_what_a_task_waits_for(instances: list[Any], labels: dict[str, str], reason: str) -> None:
-    assert why(task(1, **labels), instances, 7) == reason
+    waiting = task(1)
+    waiting.labels = labels or None
+    assert why(waiting, instances, 7) == reason
 
 
 LABELS = st.dictionaries(st.sampled_from(["gpu", "zone"]), st.sampled_from(["a", "b"]), max_size=2)
@@ -166,9 +169,9 @@ def test_never_more_than_the_slots_and_never_less_than_can_be(tasks: Any, kinds:
         assert len(one.tasks) <= one.slots
         assert not one.tasks or one.health == "healthy"
     placed_ids = {name.partition("@")[0] for name in placed}
-    for one in waiting:
-        if one.run_id not in placed_ids:
-            assert Placement().choose(one, instances) is None
+    for left in waiting:
+        if left.run_id not in placed_ids:
+            assert Placement().choose(left, instances) is None
 
 
 @given(TASKS)
@@ -176,6 +179,6 @@ def test_of_two_with_the_same_needs_the_more_urgent_is_placed_first(tasks: Any) 
     waiting = {f"r{n}": task(n, priority=p, **labels) for n, (p, labels, _) in enumerate(tasks, 1)}
     everything = [instance(f"{gpu}{zone}", 99, gpu=gpu, zone=zone) for gpu in "ab" for zone in "ab"]
     order = [waiting[name.partition("@")[0]] for name in take_all(queue_of(*waiting.values()), everything)]
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in itertools.pairwise(order):
         if first.labels == second.labels:
             assert (-first.priority, first.requested_sequence) < (-second.priority, second.requested_sequence)

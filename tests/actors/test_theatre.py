@@ -77,7 +77,7 @@ def check_memory(play: Theatre) -> None:
     for director in play.directors:
         conductor, world = director.core.conductor, director.core.world
         assert not world.waits
-        assert not (conductor._executions or conductor._requesting or conductor._starting or conductor._misfits)
+        assert not any((conductor._executions, conductor._requesting, conductor._starting, conductor._misfits))
         assert not any(instance.tasks for instance in world.registry.instances.values())
         assert not any(director.core.dispatcher.depths().values())
 
@@ -119,7 +119,10 @@ def test_a_run_whose_orchestrator_dies_anywhere_ends_the_same(with_snapshot: boo
         assert play.book.run("r1").result == {"n": 4}
         assert play.book.run("r13").status == "compensated"
         assert set(play.troupe.attempts.values()) == {1}, death
-        assert play.troupe.undone == ["r13/3", "r13/2", "r13/1", "r13/0"] or play.troupe.undone[2:] == ["r13/1", "r13/0"]
+        assert play.troupe.undone == ["r13/3", "r13/2", "r13/1", "r13/0"] or play.troupe.undone[2:] == [
+            "r13/1",
+            "r13/0",
+        ]
         check_single_decisions(play.book)
         check_memory(play)
     assert not died, "the history is longer than the deaths that were tried"
@@ -133,7 +136,7 @@ def test_no_order_of_events_and_no_death_changes_the_outcomes(seed: int) -> None
     subjects = book.subjects
     for _ in range(chance.choice((1, 1, 2, 3))):
         play.hire()
-    wishes = [
+    wishes: list[Callable[[], object]] = [
         lambda: play.request("chain", "r1", {"n": 1}),
         lambda: play.request("chain", "r13", {"n": 13}),
         lambda: play.request("chain", "gone", {"n": 2}),
@@ -162,7 +165,8 @@ def test_no_order_of_events_and_no_death_changes_the_outcomes(seed: int) -> None
         lambda: book.write(f"play.run.gone.task.{chance.randrange(3)}.cancel_requested", TaskCancelRequested()),
         lambda: book.write("play.agent.bank.i0.Garbage", b"{"),
     ]
-    troubles: list[Callable[[], object]] = [lambda: _replace(play)] * 3 + [
+    troubles: list[Callable[[], object]] = [
+        *([lambda: _replace(play)] * 3),
         lambda: _rest(play),
         lambda: play.troupe.lose("understudy"),
         lambda: _lose_answer(play),

@@ -1,7 +1,7 @@
 """A whole space without a network: a log in memory, orchestrators and agents that take turns as chance has it.
 
-What is simulated is only who is how fast and who dies. The orchestrators are the real ones, the bytes are the real ones,
-and the log keeps the one promise that everything rests on: an append that names a wrong sequence is refused.
+What is simulated is only who is how fast and who dies. The orchestrators are the real ones, the bytes are the real
+ones, and the log keeps the one promise that everything rests on: an append that names a wrong sequence is refused.
 """
 
 from __future__ import annotations
@@ -72,9 +72,16 @@ class Book:
 
     def write(self, subject: str, event: Event | bytes, *, scope: str = "", expected: int | None = None) -> int:
         """Append from outside."""
-        body = event if isinstance(event, bytes) else encode(event, event_id=self.new_id(), source="test", event_type=(
-            subject.split(".", 2)[2] if isinstance(event, OutsideEvent) else ""
-        ))
+        body = (
+            event
+            if isinstance(event, bytes)
+            else encode(
+                event,
+                event_id=self.new_id(),
+                source="test",
+                event_type=(subject.split(".", 2)[2] if isinstance(event, OutsideEvent) else ""),
+            )
+        )
         sequence = self.append(subject, body, scope=scope, expected=expected)
         if isinstance(sequence, ConcurrencyConflictError):
             raise sequence
@@ -105,9 +112,7 @@ class Book:
         try:
             return decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at)
         except PoisonMessageError as error:
-            return Unreadable(
-                subject=subject, sequence=sequence, recorded_at=recorded_at, body=body, reason=str(error)
-            )
+            return Unreadable(subject=subject, sequence=sequence, recorded_at=recorded_at, body=body, reason=str(error))
 
     def all(self) -> list[Envelope]:
         """Everything that can be read."""
@@ -252,7 +257,7 @@ class Director:
 
     def snapshot(self) -> bytes:
         """As it is stored."""
-        return msgpack.packb(self.core.world.dump())
+        return bytes(msgpack.packb(self.core.world.dump()))
 
 
 @dataclass(slots=True)
@@ -313,9 +318,10 @@ class Troupe:
         """What the agents may do next."""
         for sequence in range(self._read + 1, len(self.book) + 1):
             item, _ = self.book.read(sequence)
-            if isinstance(item, Envelope) and isinstance(item.event, TaskAssigned):
-                if item.address.instance in self.instances:
-                    self.jobs.append(_Job(item, item.event))
+            if not isinstance(item, Envelope) or not isinstance(item.event, TaskAssigned):
+                continue
+            if item.address.instance in self.instances:
+                self.jobs.append(_Job(item, item.event))
         self._read = len(self.book)
         return [lambda job=job: self.work(job) for job in self.jobs]  # type: ignore[misc]
 
@@ -420,7 +426,8 @@ class Theatre:
 
     def turns(self) -> list[Callable[[], None]]:
         """Everything that may happen next."""
-        return [turn for actor in (*self.directors, self.troupe) for turn in actor.turns()]
+        found = [turn for director in self.directors for turn in director.turns()]
+        return found + self.troupe.turns()
 
     def tick(self, seconds: float = 1.0) -> None:
         """Time passes."""
