@@ -128,7 +128,8 @@ def _as_async(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any,
         return function
 
     async def call(*arguments: Any) -> Any:
-        return await _in_thread(function, arguments)
+        result = await _in_thread(function, arguments)
+        return await result if inspect.isawaitable(result) else result  # a decorated `async def` may look plain
 
     return call
 

@@ -318,7 +318,9 @@ class Instance:
                 raise
             else:  # not us: something that the handler awaited was cancelled
                 fact, answer = "failed", self._failure(work, NotFinishedError("the handler ended as if cancelled"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
+        except (KeyboardInterrupt, GeneratorExit):
+            raise  # not the author's: the process, or the loop, is being ended
+        except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
             fact, answer = "failed", self._failure(work, error)
         else:
             duration_s = round(time.monotonic() - work.began, 6)
@@ -430,7 +432,9 @@ class Instance:
                 await handler.undo(
                     event.input, answer.output, event.timeout_s, lambda: self._context(work, reverting=True)
                 )
-            except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever the author's code raises
+            except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as raised:  # noqa: BLE001 - whatever the author's code raises
                 error = self._failure(work, raised).error
         if error is not None:
             logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})

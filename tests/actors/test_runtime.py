@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections import Counter
@@ -117,12 +118,16 @@ async def test_each_class_of_error_has_its_own_attempts(
         assert len(await desk.events(run_id, "failed")) == failures
 
 
-@pytest.mark.parametrize("kind", ["permanent", "wrong type", "cannot be stored", "exit"])
+class CrashError(BaseException):
+    """As some libraries raise when their native part has crashed."""
+
+
+@pytest.mark.parametrize("kind", ["permanent", "wrong type", "cannot be stored", "exit", "crash"])
 async def test_what_no_repetition_mends_goes_to_a_person_at_once(nats_url: str, space: str, kind: str) -> None:
     class Faulty(Agent):
         name = "faulty"
 
-        @handler(retry=Retry(attempts=1 if kind == "exit" else 5, backoff_s=0.01))
+        @handler(retry=Retry(attempts=1 if kind in ("exit", "crash") else 5, backoff_s=0.01))
         async def fail(self, number: Number) -> Any:
             match kind:
                 case "permanent":
@@ -131,6 +136,8 @@ async def test_what_no_repetition_mends_goes_to_a_person_at_once(nats_url: str, 
                     return threading.Lock()
                 case "exit":
                     raise SystemExit(3)
+                case "crash":
+                    raise CrashError
             return "x" * 2_000_000
 
     async with Desk(nats_url, space, agents=[Faulty]) as desk:
@@ -141,6 +148,7 @@ async def test_what_no_repetition_mends_goes_to_a_person_at_once(nats_url: str, 
             "wrong type": "InvalidOutputError",
             "cannot be stored": "InvalidOutputError",
             "exit": "SystemExit",
+            "crash": "CrashError",
         }
         assert (await desk.events(run_id, "failed"))[0].error.type == expected[kind]
         assert len(await desk.events(run_id, "failed")) == 1
@@ -387,6 +395,32 @@ async def test_progress_is_stored_at_most_once_a_period_and_the_last_wins(
         assert len(events) <= 2 + spans[0] / 0.2
         assert [event.fraction for event in events] == sorted(event.fraction for event in events)
         assert (events[-1].message, events[-1].fraction, events[-1].attempt) == ("50 of 50", 1.0, 1)
+
+
+async def test_a_decorated_handler_is_called_as_what_it_was(nats_url: str, space: str) -> None:
+    def logged(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        return call
+
+    class Decorated(Agent):
+        name = "decorated"
+
+        @handler()
+        @logged
+        async def add(self, number: Number) -> Number:
+            return Number(n=number.n + 1)
+
+        @handler()
+        @logged
+        def add_in_thread(self, number: Number) -> Number:
+            return Number(n=number.n + 1)
+
+    async with Desk(nats_url, space, agents=[Decorated]) as desk:
+        for name in ("add", "add_in_thread"):
+            assert (await desk.client.run_task("decorated", {"n": 1}, handler=name, timeout_s=10)).result == {"n": 2}
 
 
 # --- what people decide ---
@@ -652,6 +686,36 @@ async def test_an_instance_that_is_asked_to_drain_finishes_what_it_has_and_takes
         await crew.connection.close()
         await desk.sees(lambda: desk.health(leaving) == "stopped")
         assert crew.host.instances == []
+
+
+async def test_a_handler_that_does_not_let_go_is_left_behind_and_its_task_done_by_another(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(instance, "OFFER_AGAIN_S", 0.05)
+    gate = asyncio.Event()
+    attempts: list[int] = []
+
+    class Stubborn(Agent):
+        name = "stubborn"
+
+        @handler(timeout_s=60)
+        async def wait(self, number: Number, task: Task) -> Number:
+            attempts.append(task.attempt)
+            if task.attempt == 1:
+                await _stubbornly(gate)
+            return Number(n=task.attempt)
+
+    async with Desk(nats_url, space) as desk:
+        first = await desk.hire(Stubborn, drain_s=0.05)
+        run_id = await desk.client.submit_task("stubborn", {"n": 1})
+        await eventually(lambda: attempts == [1])
+        leaving = first.host.instances[0].id
+        await desk.hire(Stubborn)
+        await first.stop()
+        assert "1 tasks do not let go" in caplog.text
+        assert (await desk.client.wait(run_id, timeout_s=10)).result == {"n": 2}
+        assert [event.reason for event in await desk.events(run_id, "retried")] == [f"instance {leaving} was lost"]
+        gate.set()
 
 
 async def test_what_is_not_finished_in_time_is_handed_back_and_done_by_another(nats_url: str, space: str) -> None:
