@@ -11,7 +11,7 @@ from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 
-__all__ = ["answer_query", "open_escalations"]
+__all__ = ["answer_query", "open_escalations", "pack_answer"]
 
 _MOST_RUNS = 200
 
@@ -22,6 +22,8 @@ def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any
         question = json.loads(payload) if payload else {}
     except ValueError:
         return {"error": "the question is not JSON"}
+    if not isinstance(question, dict):
+        question = {}
     match noun:
         case "agents":
             return {"agents": [_instance(one) for one in core.world.registry.instances.values()]}
@@ -36,6 +38,19 @@ def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any
         case "status":
             return _status(core)
     return {"error": f"no question {noun!r}", "known": ["agents", "escalations", "runs", "sagas", "status", "waiting"]}
+
+
+def pack_answer(answer: dict[str, Any], most: int) -> bytes:
+    """As JSON of at most `most` bytes: of a list that is too long the beginning, and under `more` how many are left."""
+    packed = json.dumps(answer).encode()
+    while len(packed) > most:
+        name, longest = max(answer.items(), key=lambda item: len(item[1]) if isinstance(item[1], list) else -1)
+        if not isinstance(longest, list) or not longest:
+            return json.dumps({"error": "the answer is too large"}).encode()
+        kept = longest[: len(longest) // 2]
+        answer = {**answer, name: kept, "more": answer.get("more", 0) + len(longest) - len(kept)}
+        packed = json.dumps(answer).encode()
+    return packed
 
 
 def _instance(one: InstanceState) -> dict[str, Any]:
