@@ -31,7 +31,7 @@ def after_failure(task: TaskState, policy: RetryPolicy) -> Event:
     if task.failures >= attempts:
         return TaskEscalated(reason=f"failed {task.failures} of {attempts} attempts", error=error)
     delay_s = _pause(backoff_s, policy.factor, task.failures, policy.max_s)
-    delay_s *= 1 + min(max(policy.jitter, 0.0), 1.0) * _spread(task)
+    delay_s *= 1 + min(1.0, max(0.0, policy.jitter)) * _spread(task)
     return TaskRetried(delay_s=round(delay_s, 3), reason=f"attempt {task.attempt} failed: {error.type}")
 
 
@@ -43,10 +43,10 @@ def after_loss(task: TaskState) -> Event:
 
 
 def _pause(backoff_s: float, factor: float, failures: int, max_s: float) -> float:
-    """Whatever the numbers: they may come from anybody."""
-    longest = min(max(max_s, 0.0), MAX_PAUSE_S)
+    """Whatever the numbers: they may come from anybody, and one that is none loses every comparison."""
+    longest = min(MAX_PAUSE_S, max(0.0, max_s))
     try:
-        return min(max(backoff_s, 0.0) * max(factor, 1.0) ** (failures - 1), longest)
+        return min(longest, max(0.0, backoff_s) * max(1.0, factor) ** (failures - 1))
     except OverflowError:
         return longest
 

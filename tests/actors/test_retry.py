@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cuebook.actors import Retry
@@ -108,6 +108,11 @@ def test_jitter_spreads_tasks_and_attempts_over_the_whole_width() -> None:
         assert len(set(delays)) > 200
 
 
+@example(9, math.nan, 2.0, 60.0, 0.0, 1)
+@example(9, 1.0, math.nan, 60.0, 0.0, 1)
+@example(9, 1.0, 2.0, math.nan, 0.0, 1)
+@example(9, 1.0, 2.0, 60.0, math.nan, 1)
+@example(9, 0.0, math.inf, math.inf, 0.0, 2)
 @given(
     st.integers(-10, 10_000),
     ANY_NUMBER,
