@@ -260,7 +260,7 @@ class Client:
 
     def _on_live(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:  # noqa: ARG002
         tokens = subject.split(b".")
-        run_id = tokens[3].decode()
+        run_id = tokens[3].decode("utf-8", "replace")
         awaited = self._awaited.get(run_id)
         if awaited is None or (awaited.kind == "task") != (len(tokens) > 5):
             return

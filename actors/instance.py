@@ -267,7 +267,7 @@ class Instance:
         sequence, delivered, recorded_ns, _ = delivery_numbers(reply)
         if not self._is_new(sequence, delivered):
             return
-        envelope = self._log.decode(subject.decode(), payload, sequence, recorded_ns // 1000, headers)
+        envelope = self._log.decode(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
         if not isinstance(envelope, Envelope) or not isinstance(envelope.event, TaskAssigned):
             logger.error("not an assignment: %s", envelope, extra={"instance": self.id})
             return

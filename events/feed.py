@@ -197,7 +197,7 @@ class Feed:
             if not self._held():
                 self._acknowledge(reply)
         try:
-            self._on_message(subject.decode(), payload, sequence, recorded_ns // 1000, headers)
+            self._on_message(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
         except Exception as error:  # noqa: BLE001 - of any kind: it is handed on
             self._fail(error)
 

@@ -105,7 +105,7 @@ async def _direct_get(
 def _last_header(block: bytes, name: bytes) -> str:
     """The server adds its headers after the author's, who may have written the same names."""
     _, _, rest = block.rpartition(b"\r\n%b: " % name)
-    return rest.partition(b"\r\n")[0].decode()
+    return rest.partition(b"\r\n")[0].decode("utf-8", "replace")
 
 
 def _microseconds(stamp: str) -> int:
