@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cuebook.actors import Agent, Retry, Task, handler
+from cuebook.actors.instance import Instance
 from cuebook.actors.orchestrator import liveness
 from cuebook.actors.orchestrator.liveness import Liveness
 from cuebook.actors.orchestrator.registry import InstanceState
@@ -432,3 +435,50 @@ def test_an_inbox_that_stays_behind_is_opened_anew_from_where_it_stopped() -> No
     ward.liveness.heard("nurse", "i1", 10, 8.0, active=True)
     ward.liveness.heard("nurse", "i1", 10, 20.0, active=True)
     assert len(ward.notes.opened) == 1
+
+
+# --- what an instance says it has received ---
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("assign"), st.integers(1, 3)),
+            st.tuples(st.just("deliver"), st.integers(0, 3)),
+            st.just(("lose", 1)),
+            st.tuples(st.just("begin anew"), st.integers(0, 5)),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_and_says_what_it_has(
+    happenings: list[tuple[str, int]],
+) -> None:
+    """The first message of a consumer that begins anew always arrives; it is how the instance notices."""
+    instance = Instance(None, Adder, lambda _: None)  # type: ignore[arg-type]
+    stream: list[int] = []
+    position, delivered = 0, 0
+    taken: Counter[int] = Counter()
+    said = [0]
+    for what, count in happenings:
+        waiting = [sequence for sequence in stream if sequence > position]
+        match what:
+            case "assign":
+                stream.append((stream[-1] if stream else 0) + count)
+            case "deliver":
+                for sequence in waiting[:count]:
+                    position, delivered = sequence, delivered + 1
+                    taken[sequence] += instance._is_new(sequence, delivered)
+                said.append(instance._received)
+            case "lose" if waiting and delivered:
+                position, delivered = waiting[0], delivered + 1
+            case "begin anew":
+                position, delivered = said[-1 - min(count, len(said) - 1)], 0
+        assert set(taken.values()) <= {0, 1}
+        assert {sequence for sequence in stream if sequence <= instance._received} <= set(+taken)
+    assert said == sorted(said)
+    missing = [sequence for sequence in stream if sequence > instance._received]
+    for number, sequence in enumerate(missing, 1):
+        taken[sequence] += instance._is_new(sequence, number)
+    assert taken == Counter(stream)
+    assert not stream or instance._received == stream[-1]
