@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from rich.text import Text
 from cuebook.actors.orchestrator.state import StepState, TaskState
 from cuebook.cli.demo_story import Line, Story, TicketStory
 
-__all__ = ["LiveView", "PlainView", "View"]
+__all__ = ["LiveView", "PlainView", "QuietConsole", "View"]
 
 _COLOURS: Final = {
     "refunded": "green", "answered": "green", "thanked": "green", "escalated": "cyan", "compensated": "magenta",
@@ -26,6 +28,15 @@ _LAST_LINES: Final = 4
 _OTHER_LINES: Final = 7
 """What the table needs of the screen besides its rows."""
 _MICROSECONDS: Final = 1_000_000
+
+
+class QuietConsole(Console):
+    """A console that goes on in silence when nobody reads any more: the exit status still counts."""
+
+    def on_broken_pipe(self) -> None:
+        """See Console, which would raise SystemExit, wherever in the event loop that may be."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class View(Protocol):

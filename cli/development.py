@@ -16,7 +16,6 @@ from rich.text import Text
 from cuebook.actors.client import Client
 from cuebook.cli.children import Say
 from cuebook.cli.durability import syncs_always
-from cuebook.cli.interrupts import checkpoint
 from cuebook.cli.loading import load_agents, load_sagas
 from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.parts import parts_of_a_space
@@ -68,6 +67,7 @@ class Development:
             )
             shared = found.environment | self._target_environment()
             env = {**os.environ, **shared, **found.own_environment}
+            desk = None
             if self._example:
                 desk = await stack.enter_async_context(support_desk(found.database_url, env=env, say=self._print))
                 shared |= desk.environment
@@ -76,9 +76,12 @@ class Development:
             stack.push_async_callback(connection.close)
             client = await stack.enter_async_context(Client(connection, self._target.space, by="cuebook dev"))
             self._tell_servers(found, await _durability(connection, found))
-            parts = parts_of_a_space(client, sagas=self._sagas, agents=self._agents, env=env, say=self._print)
-            await stack.enter_async_context(parts)
-            checkpoint()
+            parts = await stack.enter_async_context(
+                parts_of_a_space(client, sagas=self._sagas, agents=self._agents, env=env, say=self._print)
+            )
+            if desk is not None:
+                await desk.prepare()
+            await parts.ready()
             self._tell_ready(found, shared)
             await asyncio.Event().wait()
 

@@ -14,20 +14,45 @@ from cuebook.cli.children import Child, Program, Say, running
 from cuebook.cli.interrupts import checkpoint
 from cuebook.events.errors import UnavailableError
 
-__all__ = ["parts_of_a_space"]
+__all__ = ["Parts", "parts_of_a_space"]
 
-_READY_DEADLINE_S: Final = 60.0
+_READY_DEADLINE_S: Final = 120.0
 _POLL_S: Final = 0.05
+
+
+class Parts:
+    """The programs of a space, under way."""
+
+    def __init__(self, client: Client, agents: Sequence[Child]) -> None:
+        self._client, self._agents = client, agents
+
+    async def ready(self) -> None:
+        """Wait until an orchestrator decides and counts an instance of every agent as healthy.
+
+        Raises UnavailableError when that takes too long.
+        """
+        missing, here = "the orchestrator", os.uname().nodename
+        try:
+            async with asyncio.timeout(_READY_DEADLINE_S):
+                while missing:
+                    await asyncio.sleep(_POLL_S)
+                    checkpoint()
+                    with contextlib.suppress(UnavailableError):
+                        found = (await self._client.ask("agents"))["agents"]
+                        healthy = {one["pid"] for one in found if one["health"] == "healthy" and one["host"] == here}
+                        missing = ", ".join(agent.name for agent in self._agents if agent.pid not in healthy)
+        except TimeoutError as error:
+            raise UnavailableError(f"not ready within {_READY_DEADLINE_S:g} s: {missing}") from error
 
 
 @contextlib.asynccontextmanager
 async def parts_of_a_space(
     client: Client, *, sagas: Sequence[str], agents: Sequence[str], env: Mapping[str, str], say: Say
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Parts]:
     """Run the orchestrator with `sagas`, the projections, and each of `agents` (all written MODULE:NAME).
 
-    At the end the agents finish what they have while the others still run. Raises ConfigurationError for a program that
-    never stays up, UnavailableError when one of them takes too long to start.
+    At the end the agents finish what they have while the others still run. Raises ConfigurationError, out of the block,
+    for a program that never stays up.
     """
     await client.log.ensure()  # agents and projections wait for the stream
     checkpoint()
@@ -38,25 +63,8 @@ async def parts_of_a_space(
     ]
     hosts = [Program(name=agent.rpartition(":")[2].lower(), argv=_serve("agents", agent), env=env) for agent in agents]
     async with running(core, say), running(hosts, say) as children:
-        await _until_ready(client, children)
-        yield
+        yield Parts(client, children)
 
 
 def _serve(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cuebook.cli.main", "serve", *arguments]
-
-
-async def _until_ready(client: Client, children: Sequence[Child]) -> None:
-    """Wait until an orchestrator decides and counts an instance of every child as healthy."""
-    missing, here = "the orchestrator", os.uname().nodename
-    try:
-        async with asyncio.timeout(_READY_DEADLINE_S):
-            while missing:
-                await asyncio.sleep(_POLL_S)
-                checkpoint()
-                with contextlib.suppress(UnavailableError):
-                    instances = (await client.ask("agents"))["agents"]
-                    healthy = {one["pid"] for one in instances if one["health"] == "healthy" and one["host"] == here}
-                    missing = ", ".join(child.name for child in children if child.pid not in healthy)
-    except TimeoutError as error:
-        raise UnavailableError(f"not ready within {_READY_DEADLINE_S:g} s: {missing}") from error

@@ -13,12 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-
 from cuebook.actors.client import Client
 from cuebook.cli.demo_report import Ledger, Tables, read_ledger, read_tables, summary, what_is_wrong
 from cuebook.cli.demo_story import TOPIC, Story
-from cuebook.cli.demo_view import LiveView, PlainView, View
+from cuebook.cli.demo_view import LiveView, PlainView, QuietConsole, View
 from cuebook.cli.interrupts import checkpoint
 from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import Servers, exports, servers
@@ -60,7 +58,7 @@ class Performance:
     def __init__(self, count: int, *, plain: bool, keep: bool) -> None:
         """Take how many tickets to open, whether to tell in lines, and whether to leave everything running."""
         self._count, self._keep = count, keep
-        self._console = Console()
+        self._console = QuietConsole()
         live = self._console.is_terminal and not plain
         self._view: View = LiveView(self._console) if live else PlainView(self._console)
         self._printed: dict[str, deque[str]] = {}
@@ -69,22 +67,25 @@ class Performance:
 
     async def run(self) -> list[str]:
         """Perform; returns what came out wrong."""
+        say = self._view.say
         with tempfile.TemporaryDirectory(prefix="cuebook-demo-", ignore_cleanup_errors=True) as data:
-            self._view.say("starting nats-server and PostgreSQL from their wheels, for this demo only")
+            say("starting nats-server and PostgreSQL from their wheels, for this demo only")
             async with servers(Path(data), durable_tables=False) as found:
                 env = {**self._env, **found.own_environment, "CUEBOOK_SPACE": _SPACE}
-                async with support_desk(found.database_url, env=env, say=self._note) as desk:
-                    self._view.say(f"the shop is open: {desk.orders} paid orders, and a stand-in for Stripe")
-                    env |= desk.own_environment
-                    async with (
-                        _client(found.nats_url) as client,
-                        parts_of_a_space(client, sagas=[SAGA], agents=AGENTS, env=env, say=self._note),
-                    ):
-                        ready = f"orchestrator, projections and {len(AGENTS)} agents are ready, a process each"
-                        self._view.say(ready)
-                        wrong = await self._perform(client, found, desk)
-                        if self._keep:
-                            await self._stay(found, desk)
+                say(f"starting orchestrator, projections and {len(AGENTS)} agents, a process each")
+                async with (
+                    support_desk(found.database_url, env=env, say=self._note) as desk,
+                    _client(found.nats_url) as client,
+                    parts_of_a_space(
+                        client, sagas=[SAGA], agents=AGENTS, env=env | desk.own_environment, say=self._note
+                    ) as parts,
+                ):
+                    say(f"the shop is open: {await desk.prepare()} paid orders, and a stand-in for Stripe")
+                    await parts.ready()
+                    say("all processes are ready")
+                    wrong = await self._perform(client, found, desk)
+                    if self._keep:
+                        await self._stay(found, desk)
         self._tell_what_next()
         return wrong
 

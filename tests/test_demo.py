@@ -75,6 +75,17 @@ def test_ctrl_c_ends_the_demo_and_leaves_nothing_behind(moment: str, tmp_path: P
     assert demo.left_behind == []
 
 
+def test_killing_the_orchestrator_and_an_agent_changes_nothing_about_the_outcome(tmp_path: Path) -> None:
+    with started("demo", "--plain", cwd=tmp_path) as demo:
+        demo.line("t-05  opened")
+        for name in ("orchestrator", "cuebook.examples.support.orders:Orders"):
+            (process,) = [one for one in demo.still_running() if name in one.cmdline()]
+            process.kill()
+        assert demo.end() == 0, "\n".join(demo.lines)
+    assert "outcomes  7 refunded, 2 answered, 2 thanked, 8 escalated, 1 compensated" in demo.lines
+    assert "20 tickets, all as expected by the log, Stripe's ledger and the tables" in demo.lines
+
+
 async def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     with started("demo", "--plain", cwd=tmp_path) as demo:
         demo.line("t-02  answered")
