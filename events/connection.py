@@ -12,7 +12,7 @@ import contextlib
 import logging
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nats.errors
@@ -132,6 +132,23 @@ class Connection(Client):
         if not self._deliver(b"%d" % sid, subject, reply, data, headers):
             await super()._process_msg(sid, subject, reply, data, headers)
 
+    # nats-py swallows a cancellation that comes while it flushes, and so does `asyncio.wait_for` of Python 3.11 when
+    # the answer comes at the same moment. A loop around such a call could never be ended.
+
+    async def request(self, *args: Any, **options: Any) -> Msg:
+        """See nats-py; a cancellation is never lost."""
+        with _cancellation_kept():
+            return await super().request(*args, **options)
+
+    async def flush(self, *args: Any, **options: Any) -> None:
+        """See nats-py; a cancellation is never lost."""
+        with _cancellation_kept():
+            await super().flush(*args, **options)
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        with _cancellation_kept():
+            return await super()._flush_pending(force_flush)
+
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before our credentials are sent. nats-py takes "tls://" for a wish; a server that offers none got them.
         server = self._current_server
@@ -227,6 +244,17 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=1)
+
+
+@contextlib.contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _refusal(url: str, error: Exception, *, tried: bool) -> CuebookError:

@@ -67,7 +67,7 @@ def test_nats_py_still_has_the_inner_shape_we_build_on() -> None:
 
 
 def test_the_parts_that_are_overridden_are_there() -> None:
-    for name in ("_process_msg", "_process_info", "_close"):
+    for name in ("_process_msg", "_process_info", "_close", "_flush_pending", "flush", "request"):
         assert getattr(Connection, name) is not getattr(Client, name)
 
 
@@ -158,6 +158,24 @@ async def test_a_listener_may_be_closed_after_its_connection(nats_url: str) -> N
     with pytest.raises(UnavailableError):
         await connection.listen("x", lambda *message: None)
     assert connection._direct == {}
+
+
+async def test_a_cancellation_is_never_lost(connection: Connection, space: str) -> None:
+    def answer(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        connection.post(reply.decode(), b"")
+
+    async def ask_for_ever() -> None:
+        while True:
+            await connection.request(f"{space}.a", b"", timeout=5)
+
+    await connection.listen(f"{space}.a", answer)
+    for turns in range(60):  # the cancellation meets the answer in one of the turns of the loop
+        asking = asyncio.create_task(ask_for_ever())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        done, _ = await asyncio.wait([asking], timeout=5)
+        assert done, f"not ended when cancelled after {turns} turns"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
