@@ -85,7 +85,7 @@ async def test_the_work_of_a_silent_process_goes_to_another_and_its_own_answer_i
         "CUEBOOK_SPACE": space,
         "PYTHONPATH": str(ROOT),
         "PATIENT_GATE": str(gate),
-        "PATIENT_HEARTBEAT_S": "0.1",
+        "PATIENT_HEARTBEAT_S": "0.3",
         "CAST_LEDGER": str(ledger),
     }
     async with Desk(nats_url, space) as desk:
@@ -126,7 +126,7 @@ async def test_a_killed_process_leaves_nothing_undone(nats_url: str, space: str,
         "CUEBOOK_SPACE": space,
         "PYTHONPATH": str(ROOT),
         "PATIENT_GATE": str(tmp_path / "gate"),
-        "PATIENT_HEARTBEAT_S": "0.1",
+        "PATIENT_HEARTBEAT_S": "0.3",
         "CAST_LEDGER": str(tmp_path / "ledger"),
     }
     async with Desk(nats_url, space) as desk:

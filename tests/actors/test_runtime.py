@@ -266,7 +266,7 @@ async def test_a_caller_may_give_a_task_its_own_deadline_and_attempts(nats_url: 
 async def test_a_handler_that_swallows_its_cancellation_is_given_up_and_its_answer_comes_too_late(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dispatcher, "ANSWER_GRACE_S", 0.2)
+    monkeypatch.setattr(dispatcher, "ANSWER_GRACE_S", 1.0)
     caplog.set_level("INFO")
     gate = asyncio.Event()
 
