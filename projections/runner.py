@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 
+from cuebook.events.connection import ended
 from cuebook.events.envelope import Position
 from cuebook.events.errors import UnavailableError
 from cuebook.events.log import EventLog
@@ -183,6 +184,4 @@ class Runner:
                 await asyncio.wait([task], timeout=grace_s)
             return task.result() if task.done() else None
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+            await ended(task)
