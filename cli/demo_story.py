@@ -89,12 +89,15 @@ class TicketStory:
 
 
 class Story:
-    """The fold. `answerer` is the name under which the demo answers questions to people."""
+    """The fold. `answerer` is the name under which the demo answers questions to people.
+
+    `closed` counts the tickets whose runs have ended.
+    """
 
     def __init__(self, answerer: str) -> None:
         self.tickets: dict[str, TicketStory] = {}
         self.rejected: list[str] = []
-        self.events = self.sequence = 0
+        self.events = self.sequence = self.closed = 0
         self.moment = 0
         self._answerer = answerer
         self._by_run: dict[str, TicketStory] = {}
@@ -116,7 +119,9 @@ class Story:
         ticket = self._ticket_of(item)
         if ticket is None or ticket.run is None:
             return None
+        was_closed = ticket.closed
         part = ticket.run.apply(item)
+        self.closed += ticket.closed and not was_closed
         text = self._told(ticket, part, event)
         return Line(moment=item.recorded_at, ticket=ticket.id, text=text) if text else None
 

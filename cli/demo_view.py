@@ -25,6 +25,7 @@ _COLOURS: Final = {
     "compensating": "magenta", "running": "yellow", "opened": "dim",
 }  # fmt: skip
 _LAST_LINES: Final = 4
+_MOST_ROWS: Final = 60
 _OTHER_LINES: Final = 7
 """What the table needs of the screen besides its rows."""
 _MICROSECONDS: Final = 1_000_000
@@ -108,8 +109,11 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        if self._story.tickets:
-            self._console.print(_table(list(self._story.tickets.values()), self._story.moment))
+        tickets = list(self._story.tickets.values())
+        if tickets:
+            self._console.print(_table(tickets[:_MOST_ROWS], self._story.moment))
+        if len(tickets) > _MOST_ROWS:
+            self._console.print(f"and {len(tickets) - _MOST_ROWS} more")
 
     def say(self, text: str) -> None:
         """See View."""
@@ -118,7 +122,7 @@ class LiveView:
     def show(self, story: Story, line: Line) -> None:
         """See View."""
         self._lines.append(line)
-        self.tick(story)
+        self._story = story
 
     def tick(self, story: Story) -> None:
         """See View."""

@@ -66,7 +66,7 @@ class Development:
                 )
             )
             shared = found.environment | self._target_environment()
-            env = {**os.environ, **shared, **found.own_environment}
+            env = {**os.environ, "CUEBOOK_SPACE": self._target.space, **shared, **found.own_environment}
             desk = None
             if self._example:
                 desk = await stack.enter_async_context(support_desk(found.database_url, env=env, say=self._print))

@@ -43,6 +43,7 @@ class Parts:
                         missing = ", ".join(agent.name for agent in self._agents if agent.pid not in healthy)
         except TimeoutError as error:
             raise UnavailableError(f"not ready within {_READY_DEADLINE_S:g} s: {missing}") from error
+        checkpoint()
 
 
 @contextlib.asynccontextmanager

@@ -126,7 +126,7 @@ class Performance:
                     self._view.show(story, line)
                 if isinstance(item, Envelope) and isinstance(item.event, StepAsked):
                     group.create_task(self._answer(client, item.address.run_id, item.address.n))
-                if len(story.tickets) == self._count and all(ticket.closed for ticket in story.tickets.values()):
+                if story.closed == self._count:
                     return
 
     async def _tick(self, story: Story) -> None:
@@ -218,12 +218,8 @@ def _demonstrations(count: int) -> list[Demonstration]:
     chosen = list(DEMONSTRATIONS[:count])
     repeatable = [one for one in DEMONSTRATIONS if one.ends in ("answered", "thanked", "escalated")]
     for number, one in zip(range(len(chosen) + 1, count + 1), itertools.cycle(repeatable), strict=False):
-        chosen.append(_renumbered(one, f"t-{number:02d}"))
+        chosen.append(replace(one, ticket=one.ticket.model_copy(update={"id": f"t-{number:02d}"})))
     return chosen
-
-
-def _renumbered(demonstration: Demonstration, ticket_id: str) -> Demonstration:
-    return replace(demonstration, ticket=demonstration.ticket.model_copy(update={"id": ticket_id}))
 
 
 def _tickets(count: int) -> str:
