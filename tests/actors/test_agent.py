@@ -121,14 +121,14 @@ async def test_the_registration_is_in_the_log_and_data_comes_as_models(nats_url:
         assert (registered.description, registered.recycle_after) == ("Gives money back.", 100)
         assert stricter.description == ""  # not that of the class it inherits from
         run = desk.client.run_task
-        issued = await run("refund", {"id": "ch_1"}, handler="issue")
+        issued = await run("refund", {"id": "ch_1"}, handler="issue", timeout_s=20)
         assert issued.result == {"chargeId": "ch_1", "at": "2026-01-31T00:00:00Z", "partial": False}
-        assert (await run("refund", [1, 2], handler="count")).result == {"count": 2}
+        assert (await run("refund", [1, 2], handler="count", timeout_s=20)).result == {"count": 2}
         box = {"content": {"id": "ch_1", "amount": "3"}}
-        assert (await run("refund", box, handler="unpack")).result == {"content": 3}
-        assert (await run("refund", {"content": {"id": "ch_1"}}, handler="unpack")).result is None
-        assert (await run("refund", {"id": "ch_1"}, handler="forget")).status == "completed"
-        assert (await run("refund", {"id": "xx"}, handler="forget")).status == "rejected"
+        assert (await run("refund", box, handler="unpack", timeout_s=20)).result == {"content": 3}
+        assert (await run("refund", {"content": {"id": "ch_1"}}, handler="unpack", timeout_s=20)).result is None
+        assert (await run("refund", {"id": "ch_1"}, handler="forget", timeout_s=20)).status == "completed"
+        assert (await run("refund", {"id": "xx"}, handler="forget", timeout_s=20)).status == "rejected"
 
 
 # --- inheritance ---
@@ -189,7 +189,7 @@ async def test_a_compensation_may_be_overridden(nats_url: str, space: str, monke
 
     async with Desk(nats_url, space, agents=[Derived]) as desk:
         await desk.client.submit_task("derived", {"n": 1}, run_id="r1")
-        await begun.wait()
+        await eventually(begun.is_set)
         await desk.client.cancel("r1")
         await desk.client.wait("r1", timeout_s=10)
         gate.set()

@@ -52,7 +52,7 @@ async def test_a_handler_gives_its_result(nats_url: str, space: str) -> None:
             return Number(n=number.n + 1)
 
     async with Desk(nats_url, space, agents=[Adder]) as desk:
-        outcome = await desk.client.run_task("adder", {"n": 1}, run_id="r1")
+        outcome = await desk.client.run_task("adder", {"n": 1}, run_id="r1", timeout_s=20)
         assert (outcome.status, outcome.result) == ("completed", {"n": 2})
         instance = desk.crews[0].host.instances[0].id
         assert await desk.facts("r1") == [
@@ -184,12 +184,12 @@ async def test_input_that_does_not_fit_is_rejected_before_anybody_gets_it(nats_u
             raise AssertionError("never called")
 
     async with Desk(nats_url, space, agents=[Adder]) as desk:
-        wrong = await desk.client.run_task("adder", {"n": "x"}, handler="add", run_id="r1")
+        wrong = await desk.client.run_task("adder", {"n": "x"}, handler="add", run_id="r1", timeout_s=20)
         assert wrong.status == "rejected"
         assert wrong.error == 'input of adder.add: n: "x" is not of type "integer"'
-        unknown = await desk.client.run_task("adder", {"n": 1}, handler="ad", run_id="r2")
+        unknown = await desk.client.run_task("adder", {"n": 1}, handler="ad", run_id="r2", timeout_s=20)
         assert (unknown.status, unknown.error) == ("rejected", "agent 'adder' has no handler 'ad'")
-        unnamed = await desk.client.run_task("adder", {"n": 1}, run_id="r3")
+        unnamed = await desk.client.run_task("adder", {"n": 1}, run_id="r3", timeout_s=20)
         assert (unnamed.status, unnamed.error) == ("rejected", "agent 'adder' has several handlers")
         assert (await desk.events("r3", "rejected"))[0].remedy == "name one of: add, subtract"
         assert not [fact for fact in await desk.facts() if ".assigned." in fact]
@@ -211,7 +211,7 @@ async def test_input_is_validated_again_by_the_model_before_the_handler(nats_url
         [escalated] = await desk.saw(run_id, "escalated")
         assert escalated.error.type == "InvalidInputError"
         assert "odd" in escalated.error.message
-        assert (await desk.client.run_task("halver", {"n": 4})).result == {"n": 2}
+        assert (await desk.client.run_task("halver", {"n": 4}, timeout_s=20)).result == {"n": 2}
         assert called == [4]
 
 
@@ -281,7 +281,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_given_up_and_its_answ
             return Number(n=task.attempt)
 
     async with Desk(nats_url, space, agents=[Stubborn]) as desk:
-        outcome = await desk.client.run_task("stubborn", {"n": 1}, run_id="r1")
+        outcome = await desk.client.run_task("stubborn", {"n": 1}, run_id="r1", timeout_s=20)
         assert (outcome.status, outcome.result) == ("completed", {"n": 2})
         [failed] = await desk.events("r1", "failed")
         assert failed.by == "orchestrator"
@@ -317,12 +317,12 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
         @handler(timeout_s=30)
         def block(self, number: Number) -> Number:
             threads.add(threading.get_ident())
-            gate.wait()
+            gate.wait(20)
             return number
 
         @handler(timeout_s=0.1, retry=Retry(attempts=1))
         def block_too_long(self, number: Number) -> Number:
-            gate.wait()
+            gate.wait(20)
             return number
 
         @handler()
@@ -336,7 +336,7 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
     async with Desk(nats_url, space, agents=[Blocking]) as desk:
         blocked = [await desk.client.submit_task("blocking", {"n": n}, handler="block") for n in range(50)]
         await eventually(lambda: len(threads) == 50)  # more than a default pool of threads has
-        assert (await desk.client.run_task("blocking", {"n": 1}, handler="add")).result == {"n": 2}
+        assert (await desk.client.run_task("blocking", {"n": 1}, handler="add", timeout_s=20)).result == {"n": 2}
         late = await desk.client.submit_task("blocking", {"n": 1}, handler="block_too_long")
         await desk.saw(late, "escalated")
         exhausted = await desk.client.submit_task("blocking", {"n": 1}, handler="exhaust")
@@ -365,7 +365,7 @@ async def test_progress_is_stored_at_most_once_a_period_and_the_last_wins(
                 await task.progress(f"{n} of 50", n / 50)
                 await asyncio.sleep(0.01)
             spans.append(time.monotonic() - began)
-            await asyncio.to_thread(gate.wait)
+            await asyncio.to_thread(gate.wait, 20)
             return number
 
         @handler()
@@ -375,7 +375,7 @@ async def test_progress_is_stored_at_most_once_a_period_and_the_last_wins(
                 task.report(f"{n} of 50", n / 50)
                 time.sleep(0.01)
             spans.append(time.monotonic() - began)
-            gate.wait()
+            gate.wait(20)
             return number
 
     async with Desk(nats_url, space, agents=[Chatty]) as desk:
@@ -603,7 +603,7 @@ async def test_a_stray_message_under_a_task_does_not_lose_its_answer(nats_url: s
 
     async with Desk(nats_url, space, agents=[Waiting]) as desk:
         run_id = await desk.client.submit_task("waiting", {"n": 1}, run_id="r1")
-        await begun.wait()
+        await eventually(begun.is_set)
         js = desk.client.log.connection.jetstream()
         await js.publish(f"{space}.run.r1.task.0.nonsense", b"{")
         await js.publish(f"{space}.run.r1.task.0.resolved", b'{"action": "abort"}')
@@ -638,7 +638,7 @@ async def test_instances_are_renewed_after_their_tasks_and_nothing_is_lost(nats_
 
     async with Desk(nats_url, space, agents=[Renewed]) as desk:
         first = desk.crews[0].host.instances[0]
-        outcomes = await asyncio.gather(*(desk.client.run_task("renewed", {"n": n}) for n in range(100)))
+        outcomes = await asyncio.gather(*(desk.client.run_task("renewed", {"n": n}, timeout_s=20) for n in range(100)))
         assert [outcome.result for outcome in outcomes] == [{"n": n + 1} for n in range(100)]
         assert set(handled.values()) == {1}
         host = desk.crews[0].host
@@ -682,7 +682,7 @@ async def test_an_instance_that_is_asked_to_drain_finishes_what_it_has_and_takes
         gate.set()
         assert (await desk.client.wait("r1", timeout_s=10)).status == "completed"
         assert (await desk.events("r1", "completed"))[0].by == leaving
-        await crew.task  # its only instance has left
+        await asyncio.wait_for(crew.task, 20)  # its only instance has left
         await crew.connection.close()
         await desk.sees(lambda: desk.health(leaving) == "stopped")
         assert crew.host.instances == []
@@ -803,9 +803,9 @@ async def test_an_instance_that_cannot_be_renewed_ends_its_host(
             return number
 
     async with Desk(nats_url, space, agents=[Once]) as desk:
-        assert (await desk.client.run_task("once", {"n": 1})).status == "completed"
+        assert (await desk.client.run_task("once", {"n": 1}, timeout_s=20)).status == "completed"
         with pytest.raises(ConnectionError, match="the shop is closed"):
-            await desk.crews[0].task
+            await asyncio.wait_for(desk.crews[0].task, 20)
         await desk.crews[0].connection.close()
         assert [fact for fact in await desk.facts() if fact.endswith(".stopped")]
 
