@@ -29,7 +29,10 @@ READ_AHEAD = UNACKED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A stored message that is no event. It keeps its place in the history and is never skipped silently."""
+    """A stored message that is no event. It keeps its place in the history and is never skipped silently.
+
+    `subject` and `reason` are for people: what cannot be printed is escaped. `recorded_at`: microseconds since 1970.
+    """
 
     subject: str
     sequence: int
@@ -141,11 +144,11 @@ class EventLog:
             return decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at, headers=headers)
         except PoisonMessageError as error:
             return Unreadable(
-                subject=subject,
+                subject=_printable(subject),
                 sequence=sequence,
                 recorded_at=recorded_at,
                 body=body,
-                reason=str(error),
+                reason=_printable(str(error)),
                 remedy=error.remedy,
             )
 
@@ -299,3 +302,7 @@ class EventLog:
             return None
         item = self.decode(*found)
         return found.sequence, item.id if isinstance(item, Envelope) else ""
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

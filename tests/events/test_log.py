@@ -108,6 +108,18 @@ async def test_what_is_no_event_keeps_its_place(log: EventLog) -> None:
     assert broken.recorded_at > 0
 
 
+async def test_a_subject_that_is_no_text_keeps_its_place_too(log: EventLog) -> None:
+    for tail in (b"\xff\xfe", b"\x1b[31m", b"\x01", "é".encode(), b"x" * 3_000):
+        log.connection.write(b"PUB %b.event.%b 2\r\n{}\r\n" % (log.subjects.space.encode(), tail))
+    await log.append(log.subjects.event("a"), OutsideEvent())
+    items = [item async for item in log.read()]
+    assert [type(item) for item in items] == [Unreadable] * 5 + [Envelope]
+    assert all(item.subject.isprintable() for item in items)
+    assert all(len(item.reason) < 500 and item.reason.isprintable() for item in items if isinstance(item, Unreadable))
+    assert [type(item) for item in await log.scope_history(log.subjects.all)] == [type(item) for item in items]
+    assert isinstance(await log.at(2), Unreadable)
+
+
 async def test_reading_without_a_stream_says_so(nats_url: str, space: str) -> None:
     connection = await connect(nats_url, name="tests")
     with pytest.raises(ConfigurationError):
