@@ -18,6 +18,7 @@ from cuebook.events.errors import ConfigurationError, CuebookError, InvalidToken
 from cuebook.events.facts import AgentRegistered, RetryPolicy, RetryRule
 from tests.actors.cast import Number
 from tests.actors.desk import Desk
+from tests.waiting import eventually
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
