@@ -19,7 +19,7 @@ from cuebook.actors.orchestrator.conductor import matches
 from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
-from cuebook.actors.orchestrator.queries import answer_query
+from cuebook.actors.orchestrator.queries import answer_query, pack_answer
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
@@ -240,14 +240,15 @@ class OrchestratorService:
         logger.info("saved a snapshot of %d bytes at sequence %d", size, sequence)
 
     def _on_heartbeat(self, subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        _, _, agent, instance = subject.decode().split(".")
+        _, _, agent, instance = subject.decode("utf-8", "replace").split(".")
         received = json.loads(payload).get("received", 0)
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
     def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         if reply and self.core.active:  # a standby leaves the answer to the one that decides
-            noun = subject.decode().rpartition(".")[2]
-            self._connection.post(reply.decode(), json.dumps(answer_query(self.core, noun, payload)).encode())
+            noun = subject.decode("utf-8", "replace").rpartition(".")[2]
+            answer = answer_query(self.core, noun, payload)
+            self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
 
     # --- the port ---
 
