@@ -27,7 +27,7 @@ import msgpack
 from cuebook.events.catalogue import event_type_of, parse_event, to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import PoisonMessageError, UnknownEventError
-from cuebook.events.facts import Event
+from cuebook.events.facts import AgentRegistered, Event, OutsideEvent, RunStuck, TaskAssigned, TaskRequested
 from cuebook.events.subjects import Address, Subjects
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
-"""Of what users say. The events that carry it (`input`, `output`) may nest `WRAPPING` deeper."""
+"""Of what users say. The events that carry it (`input`, `output`) may nest `WRAPPING` deeper when they are read."""
 WRAPPING = 4
 """A compensation's input within its task's data is the deepest: data, input, {input, output}, the user's."""
 MAX_ITEMS = 4_096
@@ -65,6 +65,7 @@ _VERSION = 1
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.{0,64})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_WRAPPERS = (AgentRegistered, RunStuck, TaskAssigned)
 _SCALARS = frozenset({str, int, bool, type(None)})
 _CONTAINERS = (dict, list, tuple)
 _pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
@@ -96,7 +97,7 @@ def encode(
     _check_names(event_id, event_type, source, correlation_id, causation_id)
     data = to_data(event)
     if not checked:
-        check_data(data, MAX_DEPTH if event_type == "event" else MAX_DEPTH + WRAPPING)
+        check_data(data, _room_for(event))
     inner = {
         "id": event_id,
         "type": event_type,
@@ -113,6 +114,14 @@ def encode(
     if len(body) > MAX_BYTES:
         raise _too_large(event_type, len(body))
     return body
+
+
+def _room_for(event: Event) -> int:
+    """How deep the data of an event may nest when it is written: what it carries must still fit a compensation."""
+    if isinstance(event, OutsideEvent):
+        return MAX_DEPTH
+    wraps = isinstance(event, _WRAPPERS) or (isinstance(event, TaskRequested) and event.compensates is not None)
+    return MAX_DEPTH + (WRAPPING if wraps else 1)
 
 
 def pack_data(data: Any) -> bytes:

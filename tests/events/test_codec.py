@@ -23,7 +23,7 @@ from cuebook.events.codec import (
 )
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import PoisonMessageError, UnknownEventError
-from cuebook.events.facts import Event, OutsideEvent, RunStarted, TaskCompleted, TaskRequested
+from cuebook.events.facts import Event, OutsideEvent, RunStarted, RunStuck, TaskCompleted, TaskRequested
 from cuebook.events.subjects import Subjects
 from tests.events.strategies import EVENT_TYPES, data, events, ids, subject_for
 
@@ -101,12 +101,34 @@ def test_what_users_say_may_nest_16_deep_and_no_deeper() -> None:
         read(envelope({"id": "a", "type": "t", "data": nested(MAX_DEPTH + 1)}))
 
 
-def test_an_event_has_room_for_the_deepest_data_that_users_say() -> None:
-    # The deepest there is: the input of a compensation, which wraps what went in and what came out.
-    request = TaskRequested(input={"input": nested(MAX_DEPTH), "output": nested(MAX_DEPTH)}, compensates=0)
-    assert read(encode(request, event_id="a", source="s"), "cue.run.r.task.1.requested.a").event == request
-    with pytest.raises(PoisonMessageError, match="deeper than 20"):
-        encode(RunStarted(saga="s", input=nested(MAX_DEPTH + WRAPPING)), event_id="a", source="s")
+def test_whatever_an_author_may_say_still_fits_its_compensation() -> None:
+    deepest = nested(MAX_DEPTH)
+    subject = "cue.run.r.task.1.requested.a"
+    wrapped = {"input": deepest, "output": deepest}
+    for request in (TaskRequested(input=deepest), TaskRequested(input=wrapped, compensates=0)):
+        assert read(encode(request, event_id="a", source="s"), subject).event == request
+    stuck = RunStuck(reason="", recorded={"input": wrapped}, asked={"input": wrapped})
+    assert read(encode(stuck, event_id="a", source="s"), "cue.run.r.stuck").event == stuck
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TaskRequested(input=nested(MAX_DEPTH + 1)),
+        TaskCompleted(output=nested(MAX_DEPTH + 1)),
+        RunStarted(saga="s", input=nested(MAX_DEPTH + 1)),
+        TaskRequested(input=nested(MAX_DEPTH + WRAPPING), compensates=0),
+        RunStuck(reason="", recorded=nested(MAX_DEPTH + WRAPPING)),
+    ],
+)
+def test_what_would_not_fit_later_is_refused_when_it_is_said(event: Event) -> None:
+    with pytest.raises(PoisonMessageError, match="deeper"):
+        encode(event, event_id="a", source="s")
+
+
+def test_an_outside_event_of_any_type_may_nest_16_deep_and_no_deeper() -> None:
+    with pytest.raises(PoisonMessageError, match="deeper than 16"):
+        encode(OutsideEvent(data=nested(MAX_DEPTH + 1)), event_id="a", source="s", event_type="com.example.ticket")
 
 
 def test_a_list_or_map_may_hold_4096_items_and_no_more() -> None:
