@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cuebook.actors.orchestrator import placement as placement_module
 from cuebook.actors.orchestrator.placement import Placement, Queue, why
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import TaskState
@@ -182,3 +183,21 @@ def test_of_two_with_the_same_needs_the_more_urgent_is_placed_first(tasks: Any) 
     for first, second in itertools.pairwise(order):
         if first.labels == second.labels:
             assert (-first.priority, first.requested_sequence) < (-second.priority, second.requested_sequence)
+
+
+@given(st.lists(st.tuples(st.integers(-100, 100), st.sampled_from([{}, {"gpu": "yes"}, {"zone": "a"}])), max_size=30))
+def test_what_one_instance_can_take_it_takes_by_priority_then_age_whatever_the_labels(tasks: Any) -> None:
+    waiting = [task(n, priority=priority, **labels) for n, (priority, labels) in enumerate(tasks, 1)]
+    ordered = sorted(waiting, key=lambda one: (-one.priority, one.requested_sequence))
+    able = instance("i", 99, gpu="yes", zone="a")
+    assert take_all(queue_of(*waiting), [able]) == [f"{one.run_id}@i" for one in ordered]
+
+
+def test_affinities_are_remembered_up_to_a_number_the_last_used_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement_module, "REMEMBERED_AFFINITIES", 3)
+    placement = Placement()
+    for key in ("a", "b", "c", "a", "d"):
+        one = task(1, affinity=key)
+        one.instance = f"i-{key}"
+        placement.remember(one)
+    assert [key for _, key, _ in placement.dump()] == ["c", "a", "d"]
