@@ -260,7 +260,7 @@ class Instance:
             run_id, n, assigned = message["cancel"]
             work = self._work.get((run_id, n))
             if work is not None and work.assigned == assigned and work.task is not None:
-                work.cancel_reason = "cancelled"
+                work.cancel_reason = str(message.get("reason") or "cancelled")
                 work.task.cancel()
 
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:

@@ -98,8 +98,9 @@ class Dispatcher:
             self._post(task, "retried" if isinstance(decision, TaskRetried) else "escalated", decision)
             return
         due = task.assigned_at + span_us((task.timeout_s or 0.0) + ANSWER_GRACE_S)
-        if self._cancelled(run, task) is not None:
-            self._port.signal(*key, {"cancel": [task.run_id, task.n, task.assigned_sequence]})
+        if (reason := self._cancelled(run, task)) is not None:
+            attempt = [task.run_id, task.n, task.assigned_sequence]
+            self._port.signal(*key, {"cancel": attempt, "reason": reason[:MAX_REASON]})
             due = min(due, self._port.now() + int(CANCEL_GRACE_S * 1_000_000))
         self._timers.set(("deadline", task.run_id, task.n), due)
 
