@@ -143,6 +143,7 @@ async def test_what_came_while_nobody_decided_is_done_afterwards(nats_url: str, 
         await desk.client.publish("paid", {"n": 7})
         task = await desk.client.submit_task("bank", {"n": 1}, handler="add")
         await desk.direct()
+        await desk.saw("chain-1", "started")
         assert (await desk.client.wait("chain-1", timeout_s=10)).result == {"n": 4}
         assert (await desk.client.wait(waiting, timeout_s=10)).result == {"n": 8}
         assert (await desk.client.wait(task, timeout_s=10)).result == {"n": 2}
