@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cuebook.actors.orchestrator.registry import PLACEABLE, InstanceState
@@ -115,7 +115,7 @@ class Placement:
         """For a snapshot."""
         return [[agent, key, instance] for (agent, key), instance in self._preferred.items()]
 
-    def load(self, data: list[list[str]]) -> None:
+    def load(self, data: Iterable[Sequence[str]]) -> None:
         """The inverse of `dump`."""
         self._preferred = OrderedDict(((agent, key), instance) for agent, key, instance in data)
 

@@ -24,7 +24,7 @@ from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
 from cuebook.events.connection import Connection, ended
-from cuebook.events.envelope import Envelope, Position
+from cuebook.events.envelope import Envelope
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.facts import Event, RunCompleted, StepAsked, StepWaiting, TaskRequested
 from cuebook.events.jetstream import js_request
@@ -124,11 +124,15 @@ class OrchestratorService:
         data = await self._snapshots.load()
         if data is None:
             return
-        position = Position(data["sequence"], data["event_id"])
+        try:
+            self.core.world.load(data)
+        except ValueError as error:
+            logger.warning("the snapshot cannot be used, reading the whole log: %s", error)
+            return
+        position = self.core.world.position
         await self.log.verify_position(position)
-        self.core.world.load(data)
         self._snapshot_at = position.sequence
-        logger.info("snapshot of %d open runs at sequence %d", len(data["runs"]), position.sequence)
+        logger.info("snapshot of %d open runs at sequence %d", len(self.core.world.runs), position.sequence)
 
     def _on_message(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
         own = self._own.pop(sequence, None)

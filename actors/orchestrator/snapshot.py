@@ -51,6 +51,9 @@ class SnapshotStore:
         except (nats.errors.Error, JetStreamError, zlib.error, ValueError, TimeoutError) as error:
             logger.warning("the snapshot cannot be used, reading the whole log: %s", str(error) or type(error).__name__)
             return None
+        if not (isinstance(data, dict) and isinstance(data.get("world"), dict)):
+            logger.warning("the snapshot cannot be used, reading the whole log: it is none")
+            return None
         if data.get("format") != FORMAT:
             logger.info("the snapshot is of format %s, reading the whole log", data.get("format"))
             return None

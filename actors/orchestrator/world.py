@@ -305,15 +305,23 @@ class World:
         }
 
     def load(self, data: dict[str, Any]) -> None:
-        """Take over a dump. Triggers of sagas that are no longer served are dropped."""
-        self.position = Position(data["sequence"], data["event_id"])
-        self.registry = load_registry(data["registry"])
-        self.placement.load(data["placement"])
-        self.runs = {run["run_id"]: load_run(run) for run in data["runs"]}
-        triggers = (Trigger(**trigger) for trigger in data["triggers"])
+        """Take over a dump. Triggers of sagas that are no longer served are dropped.
+
+        Raises ValueError, before anything is changed, for what is no dump.
+        """
+        try:
+            position, registry = Position(data["sequence"], data["event_id"]), load_registry(data["registry"])
+            placement = [(agent, key, instance) for agent, key, instance in data["placement"]]
+            runs = {run["run_id"]: load_run(run) for run in data["runs"]}
+            triggers = [Trigger(**trigger) for trigger in data["triggers"]]
+            refusals = {refusal["sequence"]: Refusal(**refusal) for refusal in data["refusals"]}
+            unchecked = dict(data["unchecked"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"this is no dump of a world: {error!r}") from error
+        self.position, self.registry, self.runs = position, registry, runs
+        self.placement.load(placement)
         self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in self._listening}
-        self.refusals = {refusal["sequence"]: Refusal(**refusal) for refusal in data["refusals"]}
-        self.unchecked = dict(data["unchecked"])
+        self.refusals, self.unchecked = refusals, unchecked
         for item in _items(self.runs.values()):
             if isinstance(item, TaskState):
                 if item.status == "assigned":

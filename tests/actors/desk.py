@@ -11,7 +11,7 @@ from cuebook.actors import Agent, Saga
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
-from cuebook.events.connection import Connection, connect
+from cuebook.events.connection import Connection, connect, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import Event
 from tests.waiting import eventually
@@ -37,8 +37,7 @@ class Stage:
     async def die(self) -> None:
         """End it as a crash would: nothing more is written, whatever was under way stays open."""
         _forget_to_write(self.connection)
-        self.task.cancel()
-        await asyncio.wait([self.task])
+        await ended(self.task)
         await self.connection.close()
 
 

@@ -15,6 +15,14 @@ from tests.waiting import eventually
 __all__ = ["Cast", "Service"]
 
 START_S = 30.0
+_PLAYERS = """
+from roles import *
+
+class Quick(Bank):
+    name = "bank"
+    heartbeat_s = 0.2
+"""
+"""The same, with an agent whose death is soon noticed."""
 
 
 class Service:
@@ -64,7 +72,8 @@ class Cast:
             "CAST_LEDGER": str(self.ledger),
         }
         self._services: list[Service] = []
-        shutil.copy(cast.__file__, folder / "players.py")
+        shutil.copy(cast.__file__, folder / "roles.py")
+        (folder / "players.py").write_text(_PLAYERS)
 
     async def __aenter__(self) -> Self:
         return self
