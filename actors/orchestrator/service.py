@@ -26,7 +26,7 @@ from cuebook.events.append import Done
 from cuebook.events.connection import Connection, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
-from cuebook.events.facts import Event, RunCompleted, StepAsked, StepWaiting, TaskRequested
+from cuebook.events.facts import Event, RunCompleted, RunStuck, StepAsked, StepWaiting, TaskRequested
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 
@@ -41,7 +41,7 @@ LOOK_BACKS = 16
 """Searches for events that came before they were waited for, at a time."""
 _GUARD = b"\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
 _GUARD_SCOPE = b"\r\nNats-Expected-Last-Subject-Sequence-Subject: %b\r\n"
-_FROM_SAGAS = (RunCompleted, TaskRequested, StepWaiting, StepAsked)
+_FROM_SAGAS = (RunCompleted, RunStuck, TaskRequested, StepWaiting, StepAsked)
 """Events that carry what a saga's code has made; all other data here comes from the log."""
 _GUARD_NAME = b"Nats-Expected-Last-Subject-Sequence:"
 
