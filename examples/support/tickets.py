@@ -15,7 +15,7 @@ __all__ = ["DEMONSTRATIONS", "Demonstration"]
 class Demonstration:
     """One ticket and its way.
 
-    `ends`: the resolution, `approval` when a person decides, or `compensated`. `retries`: attempts that fail on the way.
+    `ends`: the resolution, `approval` when a person decides, or `compensated`. `retries`: attempts that fail before.
     """
 
     ticket: Ticket
