@@ -52,7 +52,7 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import Unreadable
 
-__all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run", "span_us"]
+__all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run", "place_of", "span_us"]
 
 RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})
@@ -451,13 +451,28 @@ def fold_run(run_id: str, history: Iterable[Envelope | Unreadable]) -> RunState:
     """The state of a run after `history`, which may be cut anywhere."""
     state = RunState(run_id)
     for item in history:
-        if (
-            isinstance(item, Envelope)
-            and item.address.run_id == run_id
-            and item.address.kind in ("run", "task", "step")
-        ):
+        if isinstance(item, Unreadable):
+            place = place_of(item.subject)
+            if place is not None and place[1] == run_id:
+                state.skip(place[0], place[2], item.sequence)
+        elif item.address.run_id == run_id and item.address.kind in ("run", "task", "step"):
             state.apply(item)
     return state
+
+
+def place_of(subject: str) -> tuple[str, str, int] | None:
+    """Under which scope of a run something unreadable stands: kind, run id and number (-1 for the run itself)."""
+    match subject.split(".")[1:]:
+        case ["run", run_id, "task" | "step" as kind, number, _, *_] if number == _canonical(number):
+            return kind, run_id, int(number)
+        case ["run", run_id, _]:
+            return "run", run_id, -1
+    return None
+
+
+def _canonical(number: str) -> str:
+    """How subjects write a number that they count; others stand under a scope of their own."""
+    return str(int(number)) if number.isascii() and number.isdigit() and len(number) < 10 else ""
 
 
 # --- saving and restoring ------------------------------------------------------------------------------------------

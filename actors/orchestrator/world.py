@@ -11,7 +11,7 @@ from typing import Any
 
 from cuebook.actors.orchestrator.placement import Placement
 from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_registry, load_registry
-from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run, place_of
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope, Position
 from cuebook.events.facts import MessageRejected, OutsideEvent, RunRequested, RunStarted, TaskRequested
@@ -61,6 +61,8 @@ class Touched:
 
 
 _NOTHING = Touched()
+_REMEDY = "send it anew in a form that docs/wire-format.md describes"
+"""For what cannot be read, where the codec has no better advice."""
 
 
 class World:
@@ -209,24 +211,23 @@ class World:
 
     def _fold_unreadable(self, item: Unreadable) -> Touched:
         self.refusals[item.sequence] = Refusal(
-            sequence=item.sequence, subject=item.subject, reason=item.reason, remedy=item.remedy
+            sequence=item.sequence, subject=item.subject, reason=item.reason, remedy=item.remedy or _REMEDY
         )
         self.owed.append(item.sequence)
         return self._skip(item)
 
     def _skip(self, item: Unreadable) -> Touched:
         """It decides nothing, but whoever appends next under the same scope has to name it."""
-        tokens = item.subject.split(".")[1:]
-        match tokens:
-            case ["run", run_id, kind, number, _, *_] if kind in ("task", "step") and number == _canonical(number):
-                run = self.runs.get(run_id)
-                touched = run.skip(kind, int(number), item.sequence) if run is not None else None
-                return Touched(run=run, item=touched) if isinstance(touched, TaskState | StepState) else _NOTHING
-            case ["run", run_id, _]:
-                run = self.runs.get(run_id)
-                if run is not None:
-                    run.skip("run", -1, item.sequence)
-                    return Touched(run=run)
+        if (place := place_of(item.subject)) is not None:
+            kind, run_id, n = place
+            run = self.runs.get(run_id)
+            if run is None:
+                return _NOTHING
+            touched = run.skip(kind, n, item.sequence)
+            if kind == "run":
+                return Touched(run=run)
+            return Touched(run=run, item=touched) if isinstance(touched, TaskState | StepState) else _NOTHING
+        match item.subject.split(".")[1:]:
             case ["agent", agent, name, _, *_]:
                 instance = self.registry.instances.get((agent, name))
                 if instance is not None:
@@ -328,11 +329,6 @@ class World:
                     self.registry.instance(item.agent, item.instance).tasks.add((item.run_id, item.n))
             elif item.type == "wait" and item.status == "open":
                 self._index_wait(item)
-
-
-def _canonical(number: str) -> str:
-    """How subjects write a number that they count; others stand under a scope of their own."""
-    return str(int(number)) if number.isascii() and number.isdigit() and len(number) < 10 else ""
 
 
 def _items(runs: Iterable[RunState]) -> Iterable[TaskState | StepState]:
