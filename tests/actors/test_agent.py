@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -172,10 +173,8 @@ async def test_a_compensation_may_be_overridden(nats_url: str, space: str, monke
         async def add(self, number: Number) -> Number:
             begun.set()
             while not gate.is_set():
-                try:
-                    await gate.wait()
-                except asyncio.CancelledError:
-                    continue
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait_for(gate.wait(), 30)
             return number
 
         @add.compensation

@@ -13,6 +13,8 @@ from cuebook.actors.orchestrator import placement as placement_module
 from cuebook.actors.orchestrator.placement import Placement, Queue, why
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import TaskState
+from tests.actors.cast import Bank
+from tests.actors.theatre import Theatre
 
 
 def instance(name: str, slots: int = 1, *, busy: int = 0, health: str = "healthy", **labels: str) -> InstanceState:
@@ -201,3 +203,15 @@ def test_affinities_are_remembered_up_to_a_number_the_last_used_longest(monkeypa
         one.instance = f"i-{key}"
         placement.remember(one)
     assert [key for _, key, _ in placement.dump()] == ["c", "a", "d"]
+
+
+def test_a_task_for_an_agent_that_is_just_starting_is_placed_as_soon_as_it_is_there() -> None:
+    play = Theatre([], [], {})
+    director = play.hire()
+    play.ask("bank", "r1", {"n": 1}, handler="add")
+    director.settle()
+    assert director.core.dispatcher.depths() == {"bank": 1}
+    play.troupe.join(Bank, "late")
+    director.settle()  # and no time passes
+    assert play.book.facts("r1") == ["task.0.requested.bank", "task.0.assigned.bank.late"]
+    assert not any(director.core.dispatcher.depths().values())

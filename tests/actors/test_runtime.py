@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 import time
@@ -832,9 +833,9 @@ async def test_an_agent_whose_stop_raises_is_gone_all_the_same(
 
 
 async def _stubbornly(gate: asyncio.Event) -> None:
-    """Wait, whoever wants it to end."""
-    while not gate.is_set():
-        try:
-            await gate.wait()
-        except asyncio.CancelledError:
-            continue
+    """Wait, whoever wants it to end; a test that fails gets rid of it all the same."""
+    deadline = asyncio.get_running_loop().time() + 30
+    while not gate.is_set() and asyncio.get_running_loop().time() < deadline:
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await gate.wait()
