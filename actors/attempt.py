@@ -8,11 +8,12 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from cuebook.actors.agent import Agent, Handler, PermanentError, Task, class_names
+from cuebook.actors.deadlines import Deadlines
 from cuebook.events.errors import CuebookError
 from cuebook.events.facts import Error, TaskAssigned
 
@@ -20,6 +21,8 @@ __all__ = ["MAX_MESSAGE", "InvalidOutputError", "NotFinishedError", "PreparedHan
 
 MAX_MESSAGE = 2_000
 """Characters of what a handler says that are stored."""
+
+_W = TypeVar("_W")
 
 
 class InvalidInputError(CuebookError):
@@ -34,14 +37,11 @@ class NotFinishedError(CuebookError):
     """The handler ended with neither a result nor an error of its own."""
 
 
-class TaskTimeoutError(CuebookError, TimeoutError):
-    """The attempt took longer than the handler's timeout."""
-
-
 class PreparedHandler:
     """A handler of one agent object, prepared for calling."""
 
     __slots__ = (
+        "_deadlines",
         "_dump",
         "_function",
         "_undo",
@@ -52,8 +52,8 @@ class PreparedHandler:
         "name",
     )
 
-    def __init__(self, handler: Handler[Any, Any], agent: Agent) -> None:
-        self.name = handler.name
+    def __init__(self, handler: Handler[Any, Any], agent: Agent, deadlines: Deadlines) -> None:
+        self.name, self._deadlines = handler.name, deadlines
         self._function = _as_async(handler.function.__get__(agent))
         self._wants_task, self._undo_wants_task = handler.wants_task, handler.undo_wants_task
         undo = handler.undo
@@ -67,8 +67,8 @@ class PreparedHandler:
         """Whether it has a compensation."""
         return self._undo is not None
 
-    async def call(self, event: TaskAssigned, task: Callable[[], Task]) -> Any:
-        """Do what is assigned and return the output as plain data; `task` makes the context where it is wanted.
+    async def call(self, event: TaskAssigned, make_task: Callable[[_W], Task], work: _W) -> Any:
+        """Do what is assigned and return the output as plain data; `make_task(work)` is the context where it is wanted.
 
         Raises what the author's code raises, and the errors of this module.
         """
@@ -79,14 +79,15 @@ class PreparedHandler:
                 given, output = event.input["input"], event.input["output"]
             except (TypeError, KeyError) as error:
                 raise InvalidInputError("a compensation needs input and output of its step") from error
-            await self.undo(given, output, event.timeout_s, task)
+            await self.undo(given, output, event.timeout_s, lambda: make_task(work))
             return None
         try:
             value = self._validate(event.input)
         except ValidationError as error:
             raise InvalidInputError(str(error)) from error
-        arguments = (value, task()) if self._wants_task else (value,)
-        result = await _within(event.timeout_s, self._function, arguments)
+        arguments = (value, make_task(work)) if self._wants_task else (value,)
+        with self._deadlines.within(event.timeout_s):
+            result = await self._function(*arguments)
         try:
             return self._dump(self._validate_output(result), mode="json", by_alias=True)
         except Exception as error:  # pydantic raises several classes of its own here
@@ -100,7 +101,8 @@ class PreparedHandler:
         except ValidationError as error:
             raise InvalidInputError(str(error)) from error
         context = (task(),) if self._undo_wants_task else ()
-        await _within(timeout_s, self._undo, (*done, *context))
+        with self._deadlines.within(timeout_s):
+            await self._undo(*done, *context)
 
 
 def error_of(raised: BaseException) -> Error:
@@ -108,19 +110,6 @@ def error_of(raised: BaseException) -> Error:
     classes = class_names(type(raised))
     permanent = isinstance(raised, PermanentError | InvalidInputError | InvalidOutputError)
     return Error(type=classes[0], message=_text(raised), classes=classes, retryable=not permanent)
-
-
-async def _within(
-    timeout_s: float, function: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
-) -> Any:
-    deadline = asyncio.timeout(timeout_s)
-    try:
-        async with deadline:
-            return await function(*arguments)
-    except TimeoutError as error:
-        if deadline.expired():
-            raise TaskTimeoutError(f"no result within {timeout_s:g} s") from error
-        raise
 
 
 def _as_async(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -15,10 +15,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
 from cuebook.actors.attempt import MAX_MESSAGE, InvalidOutputError, NotFinishedError, PreparedHandler, error_of
+from cuebook.actors.deadlines import Deadlines
 from cuebook.events.envelope import Envelope, to_datetime
 from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
 from cuebook.events.facts import (
@@ -134,7 +134,8 @@ class Instance:
         """Start the agent, then register it. Raises whatever its `start` raises."""
         cls, subjects = self.agent_class, self._log.subjects
         handlers = cls.handlers()
-        self._handlers = {name: PreparedHandler(handler, self.agent) for name, handler in handlers.items()}
+        deadlines = Deadlines()
+        self._handlers = {name: PreparedHandler(one, self.agent, deadlines) for name, one in handlers.items()}
         self._thread = threading.get_ident()
         self._loop, connection = asyncio.get_running_loop(), self._log.connection
         await self.agent.start()
@@ -307,7 +308,11 @@ class Instance:
         fact: str
         answer: Event
         try:
-            output = await self._call(work)
+            handler = self._handlers.get(event.handler)
+            if handler is None:
+                named = f"{self.agent_class.name} {self.agent_class.version}"
+                raise PermanentError(f"{named} has no handler {event.handler!r}")  # noqa: TRY301 - as the author's
+            output = await handler.call(event, self._context, work)
         except asyncio.CancelledError:
             if work.handing_back:
                 fact, answer = "retried", TaskRetried(reason=f"handed back by {self.id}")
@@ -329,13 +334,6 @@ class Instance:
                 TaskCompleted(output=output, attempt=event.attempt, duration_s=duration_s, by=self.id),
             )
         self._offer(work, fact, answer, work.assigned)
-
-    async def _call(self, work: _Work) -> Any:
-        handler = self._handlers.get(work.event.handler)
-        if handler is None:
-            named = f"{self.agent_class.name} {self.agent_class.version}"
-            raise PermanentError(f"{named} has no handler {work.event.handler!r}")
-        return await handler.call(work.event, lambda: self._context(work))
 
     def _context(self, work: _Work, *, reverting: bool = False) -> Task:
         address, envelope = work.envelope.address, work.envelope

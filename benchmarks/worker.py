@@ -22,7 +22,7 @@ from benchmarks.load import play
 from benchmarks.sampler import Sampler
 from benchmarks.scenarios import Scenario
 from cuebook.actors.client import Client
-from cuebook.actors.collector import settle_collector
+from cuebook.actors.collector import settle_collector, tend_collector
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
 from cuebook.events.connection import Connection, connect
@@ -40,8 +40,9 @@ async def _orchestrator(connection: Connection, options: argparse.Namespace) -> 
     async with asyncio.TaskGroup() as group:
         group.create_task(service.run())
         await service.deciding.wait()
-        settle_collector()
+        tending = group.create_task(tend_collector())
         yield _nothing
+        tending.cancel()
         service.stop()
 
 
@@ -51,8 +52,9 @@ async def _agents(connection: Connection, options: argparse.Namespace) -> AsyncI
     async with asyncio.TaskGroup() as group:
         group.create_task(host.run())
         await host.ready.wait()
-        settle_collector()
+        tending = group.create_task(tend_collector())
         yield _nothing
+        tending.cancel()
         host.stop()
 
 
@@ -82,8 +84,9 @@ async def _projections(connection: Connection, options: argparse.Namespace) -> A
 
         async with asyncio.TaskGroup() as group:
             group.create_task(runner.run())
-            settle_collector()
+            tending = group.create_task(tend_collector())
             yield lag
+            tending.cancel()
             runner.drain()
 
 

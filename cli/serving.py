@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import typer
 
-from cuebook.actors.collector import settle_collector
+from cuebook.actors.collector import tend_collector
 from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
 from cuebook.cli.options import Target
@@ -130,9 +130,9 @@ class Serving:
 
 async def _announce(service: Running) -> None:
     await service.ready.wait()
-    settle_collector()
     logger.info("ready", extra=service.facts)
     notify("READY=1", "STATUS=ready")
+    await tend_collector()
 
 
 def run_service(settings: Settings, main: Callable[[Serving], Coroutine[Any, Any, None]]) -> None:
