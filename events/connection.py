@@ -13,12 +13,13 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from cuebook.events.errors import (
     AccessDeniedError,
@@ -63,8 +64,9 @@ class Connection(Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps = BlockParser(self, self._deliver)
+        self._ps = self._blocks = BlockParser(self, self._deliver)
         self._direct: dict[int, MessageCallback] = {}
+        self._socket: _Socket | None = None
         self.on_reconnect: list[Callable[[], None]] = []
         self.closed = asyncio.Event()
 
@@ -101,9 +103,15 @@ class Connection(Client):
             return
         self._pending.append(frame)
         self._pending_data_size += len(frame)
-        queue = self._flush_queue
-        if queue is not None and queue.empty():
-            queue.put_nowait(asyncio.get_running_loop().create_future())
+        if self._socket is not None:
+            self._socket.send_soon()
+        elif self._flush_queue is not None and self._flush_queue.empty():
+            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    @property
+    def pending_data_size(self) -> int:
+        """Bytes that have not been given to the operating system yet."""
+        return self._pending_data_size + (self._socket.unsent if self._socket is not None else 0)
 
     def post(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Core publish without waiting; at most once.
@@ -131,6 +139,29 @@ class Connection(Client):
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if not self._deliver(b"%d" % sid, subject, reply, data, headers):
             await super()._process_msg(sid, subject, reply, data, headers)
+
+    def _take_pending(self) -> bytes:
+        pending, self._pending, self._pending_data_size = self._pending, [], 0
+        return pending[0] if len(pending) == 1 else b"".join(pending)
+
+    async def _read_loop(self) -> None:
+        # In place of nats-py's: between the socket and the parser it has a buffer, a future and a task to wake.
+        transport = self._transport
+        if not isinstance(transport, TcpTransport):
+            await super()._read_loop()
+            return
+        self._socket = socket = _Socket(self, transport)
+        try:
+            error = await socket.ended
+        except asyncio.CancelledError:
+            return  # as nats-py's does: whoever cancelled it closes the transport
+        finally:
+            socket.leave()
+            if self._socket is socket:
+                self._socket = None
+        if isinstance(error, nats.errors.UnexpectedEOF):
+            await self._error_cb(error)
+        await self._process_op_err(error)
 
     # nats-py swallows a cancellation that comes while it flushes, and so does `asyncio.wait_for` of Python 3.11 when
     # the answer comes at the same moment. A loop around such a call could never be ended.
@@ -175,6 +206,99 @@ class Connection(Client):
             logger.debug("unsubscribed from a connection that is closed or draining")  # which ends it as well
         finally:
             self._direct.pop(sid, None)
+
+
+class _Socket(asyncio.Protocol):
+    """Takes over the socket from the stream that nats-py opened: received bytes go straight to the parser.
+
+    What is written is written at the end of the turn, or of the block whose messages caused it.
+    """
+
+    def __init__(self, connection: Connection, transport: TcpTransport) -> None:
+        reader, writer = transport._io_reader, transport._io_writer  # noqa: SLF001 - there is no other way to them
+        assert reader is not None, "nats-py reads only once it is connected"
+        assert writer is not None, "as above"
+        self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._connection, self._parser = connection, connection._blocks  # noqa: SLF001 - its other half
+        self._transport = cast(asyncio.Transport, writer.transport)
+        self._stream: Any = self._transport.get_protocol()
+        self._waiting: list[bytes] | None = None
+        """What has come while nats-py's parser is at work."""
+        self._sends_soon = self._held = False
+        self._transport.set_protocol(self)
+        if early := bytes(reader._buffer):  # type: ignore[attr-defined]  # noqa: SLF001
+            self.data_received(early)
+        if reader.at_eof():
+            self._end(nats.errors.UnexpectedEOF())
+        self._transport.resume_reading()
+
+    @property
+    def unsent(self) -> int:
+        return int(self._transport.get_write_buffer_size())
+
+    def send_soon(self) -> None:
+        if not self._sends_soon:
+            self._sends_soon = True
+            self._loop.call_soon(self._send)
+
+    def leave(self) -> None:
+        """Nothing more is taken or sent."""
+        self._end(nats.errors.ConnectionClosedError())
+
+    def data_received(self, data: bytes) -> None:
+        if self.ended.done():
+            return
+        if self._waiting is not None:
+            self._waiting.append(data)
+            return
+        self._sends_soon = True  # at the end of the block
+        try:
+            if not self._parser.take(data):
+                self._waiting = []
+                self._parsing = self._loop.create_task(self._parse())
+        except Exception as error:  # noqa: BLE001 - of any kind: without its messages the connection is of no use
+            self._end(error)
+        self._send()
+
+    def eof_received(self) -> bool | None:
+        self._end(nats.errors.UnexpectedEOF())
+        return bool(self._stream.eof_received())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error or nats.errors.UnexpectedEOF())
+        self._stream.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._held = True
+        self._stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._held = False
+        self._stream.resume_writing()
+        self.send_soon()
+
+    def _send(self) -> None:
+        self._sends_soon = False
+        connection = self._connection
+        if connection._pending_data_size and not self._held and not self.ended.done():  # noqa: SLF001 - its other half
+            self._transport.write(connection._take_pending())  # noqa: SLF001
+
+    async def _parse(self) -> None:
+        """PING, INFO, an error, a message of a subscription of nats-py's own: its parser waits for things."""
+        try:
+            await self._parser.parse()
+            while self._waiting:
+                data = b"".join(self._waiting)
+                self._waiting.clear()
+                await self._parser.parse(data)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._end(error)
+        self._waiting = None
+
+    def _end(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
 
 
 async def connect(url: str, *, name: str, retry: bool = True, **options: Any) -> Connection:

@@ -27,11 +27,11 @@ class BlockParser(Parser):
         super().__init__(client)
         self._deliver = deliver
 
-    async def parse(self, data: bytes = b"") -> None:
-        """Take in a block as it came from the socket."""
+    def take(self, data: bytes) -> bool:
+        """Deliver the messages that have come whole. False: what comes next, and is kept, is for `parse`."""
         if self.state != AWAITING_CONTROL_LINE:
-            await super().parse(data)
-            return
+            self.buf.extend(data)
+            return False
         buffer = self.buf
         block = bytes(buffer) + data if buffer else data
         start, size = 0, len(block)
@@ -58,10 +58,15 @@ class BlockParser(Parser):
             reply = words[3] if len(words) == optional_reply else b""
             headers = None if kind == _MSG else block[content:body]
             if not self._deliver(words[2], words[1], reply, block[body:end], headers):
-                await self.nc._process_msg(int(words[2]), words[1], reply, block[body:end], headers)  # noqa: SLF001
+                for_nats_py = True
+                break
             start = end + 2
         if self.buf is not buffer:
-            return  # the connection was lost meanwhile: `reset` has been called, and the rest is of the old one
+            return True  # the connection was lost meanwhile: `reset` has been called, and the rest is of the old one
         buffer[:] = block[start:]
-        if for_nats_py:
+        return not for_nats_py
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take in a block as it came from the socket."""
+        if not self.take(data):
             await super().parse()

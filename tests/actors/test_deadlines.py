@@ -108,6 +108,6 @@ async def test_an_error_of_the_work_itself_is_not_mistaken_for_the_limit() -> No
 
 async def test_limits_within_limits_are_told_apart() -> None:
     deadlines = Deadlines()
-    with pytest.raises(TaskTimeoutError, match=r"within 0\.01 s"), deadlines.within(FOREVER_S):
-        with deadlines.within(0.01):
-            await asyncio.Event().wait()
+    inner = deadlines.within(0.01)
+    with pytest.raises(TaskTimeoutError, match=r"within 0\.01 s"), deadlines.within(FOREVER_S), inner:
+        await asyncio.Event().wait()

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Sized
 from functools import partial
 from pathlib import Path
 
 import pytest
+import trustme
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import Parser
@@ -342,6 +344,41 @@ async def test_wrong_credentials_are_a_mistake_in_the_configuration_and_stay_sec
 async def test_tls_is_insisted_on_before_any_credentials_are_sent(nats_url: str) -> None:
     with pytest.raises(ConfigurationError, match="TLS"):
         await connect(nats_url.replace("nats://", "tls://ann:right@"), name="tests")
+
+
+@pytest.fixture
+async def tls(tmp_path: Path) -> AsyncIterator[tuple[str, ssl.SSLContext]]:
+    """URL of a server that wants TLS, and the context that trusts it."""
+    authority, context = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+    certificate = authority.issue_cert("127.0.0.1")
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    certificate.private_key_pem.write_to_path(key)
+    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    async with plain_server(tmp_path, f'tls {{ cert_file: "{chain}", key_file: "{key}" }}') as url:
+        yield url, context
+
+
+async def test_messages_of_all_sizes_come_whole_over_tls_and_after_the_line_was_cut(
+    tls: tuple[str, ssl.SSLContext],
+) -> None:
+    url, context = tls
+    payloads = [bytes([n]) * size for n, size in enumerate((0, 1, 100, 16_384, 100_000, 1_000_000, 7, 300_000))]
+    async with proxy(url) as line:
+        connection = await connect(line.url, name="tests", tls=context, tls_hostname="127.0.0.1")
+        reconnects: list[int] = []
+        connection.on_reconnect.append(lambda: reconnects.append(1))
+        heard: Heard = []
+        await connection.listen("a", into(heard))
+        for count in (1, 2):
+            for payload in payloads:
+                connection.post("a", payload)
+            await connection.flush()
+            await eventually(partial(has, heard, len(payloads) * count))
+            line.cut()
+            await eventually(partial(has, reconnects, count))
+        assert [payload for _, _, payload, _ in heard] == payloads * 2
+        await connection.close()
 
 
 async def test_a_cancelled_connect_leaves_nothing_open() -> None:
