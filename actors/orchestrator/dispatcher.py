@@ -152,6 +152,15 @@ class Dispatcher:
                     task, f"input of {task.agent}.{name}: {wrong}", "send input that fits the handler's schema"
                 )
                 return
+        self._place_now(task)
+
+    def _place_now(self, task: TaskState) -> None:
+        """Give the task to an instance, unless others wait for the agent or nobody can take it: then it waits."""
+        if not self._queues.get(task.agent):
+            choice = self.world.placement.choose(task, self.world.registry.by_agent.get(task.agent, {}).values())
+            if choice is not None:
+                self._assign(task, *choice)
+                return
         self._enqueue(task)
         self.place(task.agent)
 

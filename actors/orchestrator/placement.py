@@ -31,6 +31,9 @@ class Queue:
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))
 
+    def __bool__(self) -> bool:
+        return any(self._heaps.values())
+
     def add(self, task: TaskState) -> None:
         """Put a task in its place; it may be there already."""
         if task.queued:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import zlib
@@ -34,7 +35,7 @@ class SnapshotStore:
 
     async def save(self, data: dict[str, Any]) -> int:
         """Store the dump of a World; returns its size in bytes. Raises nats errors, which lose nothing."""
-        packed = zlib.compress(msgpack.packb({"format": FORMAT, "world": data}), level=1)
+        packed = await asyncio.to_thread(zlib.compress, msgpack.packb({"format": FORMAT, "world": data}), level=1)
         bucket = await self._open()
         await bucket.put(_NAME, packed)
         return len(packed)

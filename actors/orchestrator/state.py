@@ -490,6 +490,7 @@ _LOADERS: dict[str, Callable[[Any], Any]] = {
     "stuck": TypeAdapter(RunStuck).validate_python,
     "refused": tuple,
 }
+_TYPED: Final = _LOADERS.keys() - {"refused"}
 
 
 def dump_run(run: RunState) -> dict[str, Any]:
@@ -511,11 +512,10 @@ def load_run(data: dict[str, Any]) -> RunState:
 
 
 def _dump(state: TaskState | StepState | RunState) -> dict[str, Any]:
-    data = {}
-    for name, default in _FOLDED[type(state)].items():
-        value = getattr(state, name)
-        if value is not default:
-            data[name] = to_data(value) if name in _LOADERS and name != "refused" and value is not None else value
+    defaults = _FOLDED[type(state)]  # what was never set stands on the class only
+    data = {name: value for name, value in vars(state).items() if value is not defaults.get(name, value)}
+    for name in _TYPED & data.keys():
+        data[name] = to_data(data[name])
     return data
 
 
