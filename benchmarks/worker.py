@@ -27,7 +27,7 @@ from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
 from cuebook.events.connection import Connection, connect
 from cuebook.events.log import EventLog
-from cuebook.projections.runner import Runner
+from cuebook.projections.runner import Runner, give_way
 
 __all__ = ["ROLES"]
 
@@ -73,6 +73,7 @@ async def _client(connection: Connection, options: argparse.Namespace) -> AsyncI
 async def _projections(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
     async with EventLog(connection, options.space, source="projections") as log:
         runner = Runner(log, options.database)
+        give_way()
 
         async def lag(_: dict[str, Any]) -> dict[str, Any]:
             status = runner.status()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from cuebook.cli.durability import report_durability
@@ -56,7 +55,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
 
 async def serve_projections(serving: Serving, database_url: str) -> None:
     """Keep the projections up to date, until told to stop."""
-    from cuebook.projections.runner import Runner
+    from cuebook.projections.runner import Runner, give_way
 
     settings, space = serving.settings, _space(serving)
     if not database_url:
@@ -71,9 +70,8 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
             return
         await report_durability(connection, settings.monitor_url)
         runner = Runner(log, database_url)
-        ready = asyncio.Event()
-        ready.set()
-        running = Running(run=runner.run(), stop=runner.drain, ready=ready, facts={"space": space})
+        give_way()
+        running = Running(run=runner.run(), stop=runner.drain, ready=runner.ready, facts={"space": space})
         await serving.serve(running, connection)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -196,3 +199,10 @@ async def test_another_log_under_the_same_name_stops_the_projections(
             await connection.close()
     tables = Tables(database_url, space)
     assert await tables.rows("SELECT DISTINCT sequence FROM checkpoints") == [(9,)]
+
+
+def test_a_process_that_only_projects_gives_way_to_the_others() -> None:
+    code = "import os; from cuebook.projections.runner import give_way; give_way(); give_way(); print(os.nice(0))"
+    before = os.nice(0)
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(printed) == max(before, 10)
