@@ -33,6 +33,10 @@ def dev(
     data_dir: Annotated[
         Path, flag("--data-dir", metavar="DIR", file_okay=False, help="Where the embedded servers keep their data.")
     ] = _DATA,
+    nodes: Annotated[
+        int,
+        flag("--nodes", metavar="N", min=1, max=5, help="Embedded nats-servers: 3 are a cluster that bears a loss."),
+    ] = 1,
     nats_port: Annotated[
         int, flag("--nats-port", metavar="N", min=0, max=65535, help="Of the embedded nats-server; 0: any free one.")
     ] = _NATS_PORT,
@@ -61,6 +65,7 @@ def dev(
         sagas=sagas or [],
         agents=agents or [],
         example=example,
+        nodes=nodes,
     )
     with reported_errors(), contextlib.suppress(KeyboardInterrupt):
         development.check()

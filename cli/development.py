@@ -25,6 +25,7 @@ from cuebook.events.connection import Connection, connect
 
 __all__ = ["Development"]
 
+REPLICAS: Final = 3
 _COLOURS: Final = ("cyan", "green", "yellow", "magenta", "blue")
 
 
@@ -40,8 +41,10 @@ class Development:
         sagas: Sequence[str],
         agents: Sequence[str],
         example: bool,
+        nodes: int = 1,
     ) -> None:
-        """Take the settings. `example`: serve the support desk as well."""
+        """Take the settings. `example`: serve the support desk as well. `nodes`: embedded nats-servers."""
+        self._nodes = nodes
         self._target, self._database_url, self._data_dir = target, database_url, data_dir
         self._own_sagas, self._own_agents, self._example = sagas, agents, example
         self._sagas = [*sagas, *([SAGA] if example else [])]
@@ -63,10 +66,13 @@ class Development:
                     database_url=self._database_url,
                     nats_port=nats_port,
                     postgres_port=postgres_port,
+                    nats_nodes=self._nodes,
                 )
             )
             shared = found.environment | self._target_environment()
             env = {**os.environ, "CUEBOOK_SPACE": self._target.space, **shared, **found.own_environment}
+            if self._nodes > 1:
+                env["CUEBOOK_REPLICAS"] = str(min(self._nodes, REPLICAS))
             desk = None
             if self._example:
                 desk = await stack.enter_async_context(support_desk(found.database_url, env=env, say=self._print))

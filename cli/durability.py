@@ -43,16 +43,19 @@ async def report_durability(connection: Connection, monitor_url: str = "") -> No
 
 
 async def syncs_always(connection: Connection, monitor_url: str = "") -> bool | None:
-    """Whether the server syncs before it acknowledges; None when it does not say."""
+    """Whether the server syncs before it acknowledges; None when it does not say.
+
+    `monitor_url`: one or, of a cluster, several with commas; which of them is our server's is asked.
+    """
     info = await _ask(connection, "$SYS.REQ.USER.INFO")
     server_id = (info or {}).get("server", {}).get("id")
     if not server_id:
         return None
     answer = await _ask(connection, f"$SYS.REQ.SERVER.{server_id}.VARZ")  # only to the system account
-    varz = answer.get("data") if answer else None
-    for url in [monitor_url] if monitor_url else _usual_monitors(connection):
-        varz = varz or await asyncio.to_thread(_ask_monitor, url)
-    if not varz or varz.get("server_id") != server_id:
+    monitors = monitor_url.split(",") if monitor_url else _usual_monitors(connection)
+    told = [answer.get("data") if answer else None, *[await asyncio.to_thread(_ask_monitor, url) for url in monitors]]
+    varz = next((one for one in told if one and one.get("server_id") == server_id), None)
+    if varz is None:
         return None
     config = varz.get("jetstream", {}).get("config")
     return bool(config.get("sync_always", False)) if config else None

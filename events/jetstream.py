@@ -15,6 +15,8 @@ __all__ = ["js_request"]
 
 _SETTINGS = frozenset({10039, 10074, 10076})
 """Refusals with code 500 or 503 that no retry mends: JetStream off (account, server), replicas without a cluster."""
+_TOO_FEW_PEERS = 10005
+"""A refusal with code 400 that mends itself when the other nodes of the cluster are back."""
 
 
 async def js_request(
@@ -41,6 +43,6 @@ async def js_request(
     if err_code in none_for:
         return None
     message = f"JetStream refused {subject}: {failure.get('description')} (err_code {err_code})"
-    if (code == 429 or code >= 500) and err_code not in _SETTINGS:
+    if ((code == 429 or code >= 500) and err_code not in _SETTINGS) or err_code == _TOO_FEW_PEERS:
         raise UnavailableError(message)
     raise ConfigurationError(message)

@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 class Lease:
     """Holds, or waits for, the space's orchestrator lease. `held` is set while this process is the one that decides."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, holder: str) -> None:
+    def __init__(self, connection: Connection, subjects: Subjects, holder: str, *, replicas: int = 1) -> None:
+        """`replicas`: of the bucket, when it is made; as many as the log has, or it is lost with one node."""
         self._connection, self._bucket, self._holder = connection, f"{subjects.space}_leases", holder
+        self._replicas = replicas
         self._revision = 0
         self._until = 0.0
         self.held = asyncio.Event()
@@ -62,7 +64,9 @@ class Lease:
         try:
             return await js.key_value(self._bucket)
         except NoSuchBucketError:
-            config = api.KeyValueConfig(bucket=self._bucket, ttl=LEASE_S, history=1, description="who decides")
+            config = api.KeyValueConfig(
+                bucket=self._bucket, ttl=LEASE_S, history=1, replicas=self._replicas, description="who decides"
+            )
             return await js.create_key_value(config)
 
     async def _turn(self, bucket: KeyValue) -> None:

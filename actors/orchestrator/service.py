@@ -62,7 +62,7 @@ class OrchestratorService:
         self.deciding = asyncio.Event()
         self._stopping = asyncio.Event()
         self._target = 0
-        self._snapshots = SnapshotStore(connection, self.log.subjects)
+        self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
         self._snapshot_at = 0
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
@@ -89,7 +89,7 @@ class OrchestratorService:
             async with feed:
                 await self._catch_up(feed.failure)
                 questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
-                lease = Lease(self._connection, self.log.subjects, self.name)
+                lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
                 try:
                     async with asyncio.TaskGroup() as group:
                         tasks = [

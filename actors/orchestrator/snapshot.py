@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class SnapshotStore:
     """The space's latest snapshot, in a JetStream object store."""
 
-    def __init__(self, connection: Connection, subjects: Subjects) -> None:
-        self._connection, self._bucket = connection, f"{subjects.space}_snapshots"
+    def __init__(self, connection: Connection, subjects: Subjects, *, replicas: int = 1) -> None:
+        self._connection, self._bucket, self._replicas = connection, f"{subjects.space}_snapshots", replicas
 
     async def save(self, data: dict[str, Any]) -> int:
         """Store the dump of a World; returns its size in bytes. Raises nats errors, which lose nothing."""
@@ -66,4 +66,5 @@ class SnapshotStore:
         try:
             return await js.object_store(self._bucket)
         except NotFoundError:
-            return await js.create_object_store(self._bucket, api.ObjectStoreConfig(description="folds, disposable"))
+            config = api.ObjectStoreConfig(description="folds, disposable", replicas=self._replicas)
+            return await js.create_object_store(self._bucket, config)

@@ -66,9 +66,15 @@ class Desk:
     """Use `async with`; whatever still runs at its end is stopped in good order."""
 
     def __init__(
-        self, url: str, space: str, *, sagas: Sequence[Saga[Any, Any]] = (), agents: Sequence[type[Agent]] = ()
+        self,
+        url: str,
+        space: str,
+        *,
+        sagas: Sequence[Saga[Any, Any]] = (),
+        agents: Sequence[type[Agent]] = (),
+        replicas: int = 1,
     ) -> None:
-        self.url, self.space, self._sagas, self._agents = url, space, sagas, agents
+        self.url, self.space, self._sagas, self._agents, self._replicas = url, space, sagas, agents, replicas
         self.stages: list[Stage] = []
         self.crews: list[Crew] = []
         self._stack = AsyncExitStack()
@@ -100,7 +106,7 @@ class Desk:
     ) -> Stage:
         """Start an orchestrator and wait for nothing."""
         connection = await connect(self.url, name="orchestrator")
-        stage = Stage(connection, service(connection, self.space, sagas or self._sagas))
+        stage = Stage(connection, service(connection, self.space, sagas or self._sagas, replicas=self._replicas))
         self.stages.append(stage)
         return stage
 

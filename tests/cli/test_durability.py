@@ -18,6 +18,7 @@ async def test_the_monitoring_tells(tmp_path: Path, caplog: pytest.LogCaptureFix
     async with nats_server(tmp_path, sync_always=always) as server:
         connection = await connect(server.url, name="tests")
         assert await syncs_always(connection, server.monitor_url) is always
+        assert await syncs_always(connection, f"http://127.0.0.1:1,{server.monitor_url}") is always  # of a cluster
         await report_durability(connection, server.monitor_url)
         await connection.close()
     (record,) = [one for one in caplog.records if one.name == "cuebook.cli.durability"]
@@ -31,7 +32,7 @@ async def test_the_monitoring_of_another_server_does_not_count(
     async with nats_server(tmp_path, sync_always=True) as other:
         connection = await connect(nats_url, name="tests")
         assert await syncs_always(connection, other.monitor_url) is None
-        assert await syncs_always(connection, "http://127.0.0.1:1") is None
+        assert await syncs_always(connection, f"http://127.0.0.1:1,{other.monitor_url}") is None
         assert await syncs_always(connection, "nonsense") is None
         await report_durability(connection, other.monitor_url)
         await connection.close()
