@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.variants import Team
 from cuebook.cli.directory import ask_or_none, fold_agents, require_agent, require_instances
 from cuebook.cli.moments import iso, span
 from cuebook.cli.options import Output, Target
@@ -62,9 +64,7 @@ async def show_agent(target: Target, name: str, output: Output) -> None:
     view = {
         "agent": agent,
         "description": directory.descriptions.get(agent, ""),
-        "handlers": {
-            handler: _handler_view(spec) for handler, spec in sorted(directory.registry.handlers[agent].items())
-        },
+        "handlers": handlers_view(directory.registry.teams[agent]),
         "instances": [instance_view(one, in_flight) for one in alive],
     }
     show_one(output, view, lambda: _print_agent(view))
@@ -123,12 +123,34 @@ def instance_view(one: InstanceState, in_flight: dict[str, int] | None = None) -
         "slots": one.slots,
         "in_flight": in_flight.get(one.instance, 0) if in_flight is not None else None,
         "labels": one.labels,
+        "handlers": sorted(one.variant.handlers) if one.variant is not None else [],
         "host": one.host,
         "pid": one.pid,
         "registered_at": iso(one.registered_at),
         "changed_at": iso(one.changed_at),
         "reason": one.reason or None,
     }
+
+
+def handlers_view(team: Team) -> dict[str, dict[str, Any]]:
+    """Each handler by name, as the newest release that has it describes it.
+
+    Where releases differ, `versions` says which have it so, and `others` how the rest have it: `differs` names fields.
+    """
+    view: dict[str, dict[str, Any]] = {}
+    for name in sorted({name for variant in team.present for name in variant.handlers}):
+        having = [variant for variant in reversed(team.present) if name in variant.handlers]
+        specs: list[HandlerSpec] = []
+        for variant in having:
+            if variant.handlers[name] not in specs:
+                specs.append(variant.handlers[name])
+        told = [_handler_view(spec) for spec in specs]
+        for spec, one in zip(specs, told, strict=True):
+            one["versions"] = [team.name(variant) for variant in reversed(having) if variant.handlers[name] == spec]
+            one["differs"] = [field for field in one if field != "versions" and one[field] != told[0][field]]
+        view[name] = {**told[0], "everywhere": len(having) == len(team.present) and len(told) == 1, "others": told[1:]}
+        del view[name]["differs"]
+    return view
 
 
 def _handler_view(spec: HandlerSpec) -> dict[str, Any]:
@@ -165,16 +187,29 @@ def _print_agent(view: dict[str, Any]) -> None:
     fields([("agent", view["agent"]), ("about", view["description"])])
     for name, handler in view["handlers"].items():
         heading(f"handler {name}")
-        retry = handler["retry"]
-        fields([
-            ("about", handler["description"]),
-            ("timeout", span(handler["timeout_s"])),
-            ("attempts", f"{retry['attempts']}, first pause {span(retry['backoff_s'])}"),
-            ("can be undone", "yes" if handler["compensation"] else "no"),
-            ("input", schema_words(handler["input_schema"])),
-            ("output", schema_words(handler["output_schema"])),
-        ])  # fmt: skip
+        where = "as in" if handler["others"] else "only in"
+        in_versions = [] if handler["everywhere"] else [(where, " and ".join(handler["versions"]))]
+        fields([*in_versions, *_handler_fields(handler, _ALL)])
+        for other in handler["others"]:
+            heading(f"handler {name} of {' and '.join(other['versions'])}, what differs")
+            fields(_handler_fields(other, other["differs"]))
     section("instances", _COLUMNS, _cells(view["instances"]))
+
+
+_ALL = ("description", "timeout_s", "retry", "compensation", "input_schema", "output_schema")
+
+
+def _handler_fields(handler: dict[str, Any], which: Sequence[str]) -> list[tuple[str, str]]:
+    retry = handler["retry"]
+    told = {
+        "description": ("about", handler["description"]),
+        "timeout_s": ("timeout", span(handler["timeout_s"])),
+        "retry": ("attempts", f"{retry['attempts']}, first pause {span(retry['backoff_s'])}"),
+        "compensation": ("can be undone", "yes" if handler["compensation"] else "no"),
+        "input_schema": ("input", schema_words(handler["input_schema"])),
+        "output_schema": ("output", schema_words(handler["output_schema"])),
+    }
+    return [told[field] for field in which]
 
 
 def schema_words(schema: Any) -> str:

@@ -10,11 +10,9 @@ from typing import Any
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.registry import InstanceState, Registry
-from cuebook.actors.schemas import find_error
 from cuebook.cli.exits import InputError
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import NotFoundError, UnavailableError
-from cuebook.events.facts import HandlerSpec
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
 
@@ -26,7 +24,6 @@ __all__ = [
     "fold_agents",
     "nearest",
     "require_agent",
-    "require_handler",
     "require_instances",
 ]
 
@@ -41,7 +38,7 @@ class Directory:
     @property
     def agents(self) -> list[str]:
         """All that ever registered, by name."""
-        return sorted(self.registry.handlers)
+        return sorted(self.registry.teams)
 
 
 async def fold_agents(log: EventLog, *, until: int | None = None) -> Directory:
@@ -69,7 +66,7 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
 def require_agent(directory: Directory, agent: str) -> None:
     """Raise NotFoundError for an agent that has never registered, InvalidTokenError for what cannot be its name."""
     check_token(agent, "agent")
-    if agent not in directory.registry.handlers:
+    if agent not in directory.registry.teams:
         raise NotFoundError(f"no agent {agent!r} has ever registered", remedy=nearest(agent, directory.agents, "agent"))
 
 
@@ -89,26 +86,24 @@ def require_instances(directory: Directory, name: str) -> list[InstanceState]:
     return [known[instance]]
 
 
-def require_handler(directory: Directory, agent: str, handler: str) -> HandlerSpec:
-    """The handler that a task will get. Raises NotFoundError, InputError when it must be named."""
-    require_agent(directory, agent)
-    found = directory.registry.find_handler(agent, handler)
-    if found is not None:
-        return found[1]
-    names = sorted(directory.registry.handlers[agent])
-    if not handler:
-        raise InputError(
-            f"agent {agent!r} has several handlers", remedy=f"say --handler with one of {', '.join(names)}"
-        )
-    raise NotFoundError(f"agent {agent!r} has no handler {handler!r}", remedy=nearest(handler, names, "handler"))
-
-
 async def check_task(log: EventLog, agent: str, handler: str, data: Any) -> None:
     """Raise NotFoundError or InputError for a task that would be rejected, as far as the registry can tell."""
-    spec = require_handler(await fold_agents(log), agent, handler)
-    wrong = find_error(spec.input_schema, data)
-    if wrong:
-        raise InputError(f"the input does not fit agent {agent!r}: {wrong}", remedy=f"see 'cuebook agent show {agent}'")
+    directory = await fold_agents(log)
+    require_agent(directory, agent)
+    team = directory.registry.teams[agent]
+    found = [(variant, one[0]) for variant in team.present if (one := variant.find(handler)) is not None]
+    if not found:
+        names = sorted({name for variant in team.present for name in variant.handlers})
+        if not handler:
+            raise InputError(
+                f"agent {agent!r} has several handlers", remedy=f"say --handler with one of {', '.join(names)}"
+            )
+        raise NotFoundError(f"agent {agent!r} has no handler {handler!r}", remedy=nearest(handler, names, "handler"))
+    wrong = {team.name(variant): variant.find_input_error(name, data) for variant, name in found}
+    if all(wrong.values()):
+        said = set(wrong.values())
+        text = said.pop() if len(said) == 1 else "; ".join(f"{name}: {error}" for name, error in wrong.items())
+        raise InputError(f"the input does not fit agent {agent!r}: {text}", remedy=f"see 'cuebook agent show {agent}'")
 
 
 async def check_saga(client: Client, saga: str) -> bool:

@@ -141,8 +141,8 @@ async def _check_task(client: Client, task: TaskState, decision: Decision) -> No
         raise InputError(f"{name} is an escalated task, not a question", remedy="say --result, --retry or --abort")
     if decision.kind != "result" or task.compensates is not None:
         return
-    found = (await fold_agents(client.log)).registry.find_handler(task.agent, task.handler)
-    wrong = find_error(found[1].output_schema, decision.value) if found is not None else ""
+    team = (await fold_agents(client.log)).registry.teams.get(task.agent)
+    wrong = team.find_output_error(task.handler, decision.value) if team is not None else ""
     if wrong:
         raise InputError(
             f"the result does not fit {task.agent}.{task.handler}: {wrong}",

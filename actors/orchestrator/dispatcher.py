@@ -11,18 +11,18 @@ import logging
 from typing import Any
 
 from cuebook.actors.orchestrator import retry
+from cuebook.actors.orchestrator.admission import Admission, admit, find_objection, only
 from cuebook.actors.orchestrator.placement import Choice, Queue, why
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import TIMEOUT, RunState, TaskState, span_us
 from cuebook.actors.orchestrator.timers import Timers
+from cuebook.actors.orchestrator.variants import Team
 from cuebook.actors.orchestrator.world import World
-from cuebook.actors.schemas import compile_schema, describe_error, find_error
-from cuebook.events.errors import ConcurrencyConflictError, ConfigurationError, CuebookError, PoisonMessageError
+from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError
 from cuebook.events.facts import (
     Error,
     Event,
-    HandlerSpec,
     RetryPolicy,
     TaskAborted,
     TaskAssigned,
@@ -55,9 +55,7 @@ class Dispatcher:
         self.world, self._port, self._timers = world, port, timers
         self._queues: dict[str, Queue] = {}
         self._strangers: dict[str, dict[tuple[str, int], TaskState]] = {}
-        """Tasks of agents that never registered."""
-        self._validators: dict[tuple[str, str], Any] = {}
-        self._validators_from = -1
+        """Tasks that nobody can take and that wait for a moment only, until somebody registers."""
 
     def decide(self, run: RunState, task: TaskState) -> None:
         """Append what follows from the task's state, unless a decision is under way."""
@@ -82,8 +80,7 @@ class Dispatcher:
             self._post(task, "retried" if isinstance(decision, TaskRetried) else "escalated", decision)
         elif status == "backoff":
             if task.free_at <= self._port.now():
-                self._enqueue(task)
-                self.place(task.agent)
+                self._admit(task)
             else:
                 self._timers.set(("free", task.run_id, task.n), task.free_at)
         elif status == "resolved":
@@ -132,61 +129,62 @@ class Dispatcher:
     # --- admission ---
 
     def _admit(self, task: TaskState) -> None:
-        registry = self.world.registry
-        if task.agent not in registry.handlers:
+        team = self.world.registry.teams.get(task.agent)
+        if team is None:
             self._wait_for_stranger(task)
-            return
-        found = registry.find_handler(task.agent, task.handler)
-        if found is None:
-            known = ", ".join(sorted(registry.handlers[task.agent]))
-            named = f"agent {task.agent!r} has no handler {task.handler!r}"
-            self._reject(
-                task, named if task.handler else f"agent {task.agent!r} has several handlers", f"name one of: {known}"
-            )
-            return
-        name, spec = found
-        if task.compensates is None:
-            wrong = self._find_input_error(task, name, spec)
-            if wrong:
-                self._reject(
-                    task, f"input of {task.agent}.{name}: {wrong}", "send input that fits the handler's schema"
-                )
-                return
-        self._place_now(task)
+        elif self._find_takers(task, team):
+            self._place_now(task, team)
 
-    def _place_now(self, task: TaskState) -> None:
+    def _find_takers(self, task: TaskState, team: Team) -> bool:
+        """Note on a task who can take it; False when it is refused, or waits outside the queue."""
+        present = team.present
+        if len(present) == 1 and not find_objection(present[0], task):
+            task.takers = None  # the normal case: everybody has the same handlers
+            return True
+        admission = admit(task, team, self._port.now())
+        if admission.reason:
+            self._refuse(task, admission)
+        elif admission.until:
+            self._wait_outside(task, admission.until)
+        else:
+            task.takers = admission.takers
+            return True
+        return False
+
+    def _place_now(self, task: TaskState, team: Team) -> None:
         """Give the task to an instance, unless others wait for the agent or nobody can take it: then it waits."""
-        if not self._queues.get(task.agent):
-            choice = self.world.placement.choose(task, self.world.registry.by_agent.get(task.agent, {}).values())
+        queue = self._queues.get(task.agent)
+        if not queue:
+            choice = self._choose(task, team)
             if choice is not None:
                 self._assign(task, *choice)
                 return
-        self._enqueue(task)
+            if queue is None:
+                queue = self._queues[task.agent] = Queue(team.revision)
+        queue.add(task)
         self.place(task.agent)
 
-    def _find_input_error(self, task: TaskState, name: str, spec: HandlerSpec) -> str:
-        registry = self.world.registry
-        if self._validators_from != registry.schema_changes:
-            self._validators.clear()
-            self._validators_from = registry.schema_changes
-        validator = self._validators.get((task.agent, name))
-        if validator is None:
-            try:
-                validator = self._validators[task.agent, name] = compile_schema(spec.input_schema)
-            except ConfigurationError as error:
-                return str(error)
-        return "" if validator.is_valid(task.input) else describe_error(validator, task.input)
+    def _refuse(self, task: TaskState, admission: Admission) -> None:
+        self._forget_stranger(task)
+        if task.attempt:  # something was done already, so a person decides
+            self._post(task, "escalated", TaskEscalated(reason=admission.reason[:MAX_REASON]))
+        else:
+            self._reject(task, admission.reason, admission.remedy)
 
     def _wait_for_stranger(self, task: TaskState) -> None:
         due = task.requested_at + int(UNKNOWN_AGENT_GRACE_S * 1_000_000)
         if self._port.now() < due:
-            self._strangers.setdefault(task.agent, {})[task.run_id, task.n] = task
-            self._timers.set(("stranger", task.run_id, task.n), due)
+            self._wait_outside(task, due)
             return
-        known = sorted(self.world.registry.handlers)
+        known = sorted(self.world.registry.teams)
         near = difflib.get_close_matches(task.agent, known, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known agents: {', '.join(known) or 'none'}"
-        self._reject(task, f"no agent {task.agent!r} has ever registered", remedy)
+        reason = f"no agent {task.agent!r} has ever registered"
+        self._refuse(task, Admission(reason=reason, remedy=remedy))
+
+    def _wait_outside(self, task: TaskState, due: int) -> None:
+        self._strangers.setdefault(task.agent, {})[task.run_id, task.n] = task
+        self._timers.set(("stranger", task.run_id, task.n), due)
 
     def _forget_stranger(self, task: TaskState) -> None:
         waiting = self._strangers.get(task.agent)
@@ -200,37 +198,47 @@ class Dispatcher:
 
     # --- placement ---
 
-    def _enqueue(self, task: TaskState) -> None:
-        queue = self._queues.get(task.agent)
-        if queue is None:
-            queue = self._queues[task.agent] = Queue()
-        queue.add(task)
-
     def place(self, agent: str) -> None:
         """Give waiting tasks of an agent to its instances, as many as fit."""
         queue = self._queues.get(agent)
         if not queue:
             return
-        instances = self.world.registry.by_agent.get(agent, {})
-        choose = self.world.placement.choose
+        team = self.world.registry.teams[agent]
+        if queue.revision != team.revision:
+            self._look_again(queue, team)
 
         def choice_for(task: TaskState) -> Choice | None:
-            return choose(task, instances.values())
+            return self._choose(task, team)
 
         while taken := queue.take(choice_for):
             task, (instance, reason) = taken
             self._assign(task, instance, reason)
 
+    def _look_again(self, queue: Queue, team: Team) -> None:
+        """Other variants are there than when these tasks were put in the queue."""
+        queue.revision = team.revision
+        for task in queue.clear():
+            if self._find_takers(task, team):
+                queue.add(task)
+
+    def _choose(self, task: TaskState, team: Team) -> Choice | None:
+        world, takers = self.world, task.takers
+        instances = world.registry.by_agent[task.agent].values()
+        if takers is None:
+            return world.placement.choose(task, instances)
+        choice = world.placement.choose(task, [one for one in instances if one.variant in takers])
+        if choice is not None:
+            choice[1]["only"] = team.names(one for one in team.present if one in takers)
+        return choice
+
     def _assign(self, task: TaskState, instance: InstanceState, reason: dict[str, Any]) -> None:
-        found = self.world.registry.find_handler(task.agent, task.handler)
-        if found is None:  # the agent's latest registration dropped the handler while the task waited
-            self._reject(task, f"agent {task.agent!r} no longer has handler {task.handler!r}", "request it anew")
-            return
+        found = instance.variant.find(task.handler) if instance.variant is not None else None
+        assert found is not None, "placed only where the handler is"
         name, spec = found
         event = TaskAssigned(
             handler=name,
             attempt=task.attempt + 1,
-            timeout_s=task.timeout_s or spec.timeout_s,
+            timeout_s=task.asked_timeout_s or spec.timeout_s,
             input=task.input,
             reason=reason,
             compensates=task.compensates,
@@ -240,7 +248,7 @@ class Dispatcher:
 
     def instances_changed(self, agent: str) -> None:
         """An instance registered, recovered or left: look at what waits for its agent."""
-        if agent in self.world.registry.handlers and agent in self._strangers:
+        if agent in self._strangers and agent in self.world.registry.teams:
             for task in self._strangers.pop(agent).values():
                 self._timers.cancel(("stranger", task.run_id, task.n))
                 run = self.world.runs.get(task.run_id)
@@ -262,8 +270,14 @@ class Dispatcher:
             return ""
         if task.status == "backoff" and task.free_at > self._port.now():
             return f"the next attempt is in {(task.free_at - self._port.now()) / 1e6:.1f} s"
-        instances = self.world.registry.by_agent.get(task.agent, {})
-        return why(task, instances.values(), max(len(self._queues.get(task.agent, ())) - 1, 0))
+        registry = self.world.registry
+        instances = registry.by_agent.get(task.agent, {}).values()
+        ahead = max(len(self._queues.get(task.agent, ())) - 1, 0)
+        team = registry.teams.get(task.agent)
+        if team is None or admit(task, team, self._port.now()).takers is None:
+            return why(task, instances, ahead)
+        text, able = only(task, team)
+        return why(task, [one for one in instances if one.variant in able], ahead, text)
 
     def depths(self) -> dict[str, int]:
         """How many tasks wait for each agent."""
@@ -275,10 +289,17 @@ class Dispatcher:
     # --- after a person's decision ---
 
     def _policy(self, task: TaskState) -> RetryPolicy:
+        """Of the instance that failed it; where that is forgotten, of whoever has the handler."""
         if task.retry is not None:
             return task.retry
-        found = self.world.registry.find_handler(task.agent, task.handler)
-        return found[1].retry if found is not None else RetryPolicy()
+        registry = self.world.registry
+        instance = registry.instances.get((task.agent, task.instance))
+        team = registry.teams.get(task.agent)
+        variants = [instance.variant] if instance is not None and instance.variant is not None else []
+        for variant in (*variants, *reversed(team.variants if team is not None else [])):
+            if found := variant.find(task.handler):
+                return found[1].retry
+        return RetryPolicy()
 
     def _resolve(self, task: TaskState) -> None:
         resolution = task.resolution
@@ -289,8 +310,10 @@ class Dispatcher:
             reason = resolution.note or f"given up by {resolution.by or 'a person'}"
             self._post(task, "aborted", TaskAborted(reason=reason, error=task.error))
         else:
-            found = self.world.registry.find_handler(task.agent, task.handler)
-            wrong = find_error(found[1].output_schema, resolution.output) if found and task.compensates is None else ""
+            team = self.world.registry.teams.get(task.agent)
+            wrong = ""
+            if team is not None and task.compensates is None:
+                wrong = team.find_output_error(task.handler, resolution.output)
             if wrong:
                 self._post(task, "escalated", TaskEscalated(reason=f"the supplied result does not fit: {wrong}"))
             else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from cuebook.actors.orchestrator.registry import PLACEABLE, InstanceState
 from cuebook.actors.orchestrator.state import TaskState
+from cuebook.actors.orchestrator.variants import Variant
 
 __all__ = ["Choice", "Placement", "Queue", "why"]
 
@@ -20,13 +21,15 @@ REMEMBERED_AFFINITIES = 100_000
 
 
 class Queue:
-    """Tasks of one agent that wait for an instance: one heap for each set of required labels.
+    """Tasks of one agent that wait for an instance: one heap for each set of required labels, and of able variants.
 
     So a task whose labels nobody free has does not stand in the way of others, and costs nothing while it waits.
+    `revision` is that of the agent's team for which the tasks' `takers` were found.
     """
 
-    def __init__(self) -> None:
-        self._heaps: dict[frozenset[tuple[str, str]], list[tuple[int, int, str, int, TaskState]]] = {}
+    def __init__(self, revision: int = 0) -> None:
+        self.revision = revision
+        self._heaps: dict[_Key, list[tuple[int, int, str, int, TaskState]]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))
@@ -39,7 +42,8 @@ class Queue:
         if task.queued:
             return
         task.queued = True
-        key = frozenset(task.labels.items()) if task.labels else _NO_LABELS
+        labels = frozenset(task.labels.items()) if task.labels else _NO_LABELS
+        key: _Key = labels if task.takers is None else (labels, task.takers)
         heap = self._heaps.get(key)
         if heap is None:
             heap = self._heaps[key] = []
@@ -53,7 +57,7 @@ class Queue:
                 heapq.heappop(heap)[4].queued = False
             if heap:
                 tops.append(heap)
-            elif key:
+            elif key is not _NO_LABELS:
                 del self._heaps[key]
         if len(tops) > 1:
             tops.sort(key=lambda heap: heap[0])
@@ -66,8 +70,18 @@ class Queue:
                 return task, choice
         return None
 
+    def clear(self) -> list[TaskState]:
+        """Take out all; returns those that still wait."""
+        tasks = [entry[4] for heap in self._heaps.values() for entry in heap]
+        self._heaps.clear()
+        for task in tasks:
+            task.queued = False
+        return [task for task in tasks if task.ready]
 
-_NO_LABELS: frozenset[tuple[str, str]] = frozenset()
+
+_Labels: TypeAlias = frozenset[tuple[str, str]]
+_Key: TypeAlias = _Labels | tuple[_Labels, frozenset[Variant]]
+_NO_LABELS: _Labels = frozenset()
 Choice = tuple[InstanceState, dict[str, Any]]
 
 
@@ -123,20 +137,28 @@ class Placement:
         self._preferred = OrderedDict(((agent, key), instance) for agent, key, instance in data)
 
 
-def why(task: TaskState, instances: Iterable[InstanceState], ahead: int) -> str:
-    """Why a task waits, for people."""
+def why(task: TaskState, instances: Iterable[InstanceState], ahead: int, only: str = "") -> str:
+    """Why a task waits, for people. `only`: `instances` are those of the variants that alone can take it."""
     known = [one for one in instances if one.health not in ("stopped", "unregistered")]
     if not known:
-        return f"no instance of agent {task.agent!r} is running"
+        return f"{only}, and no instance of that is running" if only else f"no instance of {_of(task)} is running"
     healthy = [one for one in known if one.health == PLACEABLE]
     if not healthy:
         states = ", ".join(sorted({one.health for one in known}))
-        return f"no instance of agent {task.agent!r} is healthy ({len(known)} {states})"
+        if only:
+            return f"{only}, and no instance of that is healthy ({len(known)} {states})"
+        return f"no instance of {_of(task)} is healthy ({len(known)} {states})"
+    whose = f"{only}, and " if only else ""
+    of = "of that" if only else f"of {task.agent!r}"
     if task.labels:
         fitting = [one for one in healthy if task.labels.items() <= one.labels.items()]
         if not fitting:
             wanted = ", ".join(f"{key}={value}" for key, value in task.labels.items())
-            return f"none of the {len(healthy)} healthy instances of {task.agent!r} has the labels {wanted}"
+            return f"{whose}none of the {len(healthy)} healthy instances {of} has the labels {wanted}"
         healthy = fitting
     slots = sum(one.slots for one in healthy)
-    return f"all {slots} slots of {len(healthy)} instances of {task.agent!r} are taken; {ahead} more wait"
+    return f"{whose}all {slots} slots of {len(healthy)} instances {of} are taken; {ahead} more wait"
+
+
+def _of(task: TaskState) -> str:
+    return f"agent {task.agent!r}"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import TypeAdapter
-
-from cuebook.events.catalogue import to_data
+from cuebook.actors.orchestrator.variants import Team, Variant, dump_team, load_team
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
     AgentDraining,
@@ -20,7 +18,6 @@ from cuebook.events.facts import (
     AgentStopped,
     AgentSuspected,
     DrainRequested,
-    HandlerSpec,
 )
 
 __all__ = ["InstanceState", "Registry", "dump_registry", "load_registry"]
@@ -34,7 +31,7 @@ class InstanceState:
     """One agent instance. `health`: healthy, suspect, lost, draining or stopped.
 
     `tasks` holds (run id, n) of what it was given and has not answered, including assignments still under way;
-    `newest` is the sequence of the last assignment to it.
+    `newest` is the sequence of the last assignment to it; `variant` the handlers it registered.
     """
 
     __slots__ = (
@@ -55,6 +52,7 @@ class InstanceState:
         "registered_sequence",
         "slots",
         "tasks",
+        "variant",
         "version",
         "wants_drain",
     )  # fmt: skip
@@ -69,6 +67,7 @@ class InstanceState:
         self.registered_at = self.changed_at = self.last_sequence = self.registered_sequence = self.newest = 0
         self.wants_drain = False
         self.tasks: set[tuple[str, int]] = set()
+        self.variant: Variant | None = None
         self.pending = ""
 
     @property
@@ -114,27 +113,31 @@ class InstanceState:
 
 
 class Registry:
-    """All instances, and per agent the handlers as its latest registration described them."""
+    """All instances, and per agent the variants of it that they are of."""
 
     def __init__(self) -> None:
         self.instances: dict[tuple[str, str], InstanceState] = {}
         self.by_agent: dict[str, dict[str, InstanceState]] = {}
-        self.handlers: dict[str, dict[str, HandlerSpec]] = {}
-        self.schema_changes = 0
-        """Grows when an agent registers other handlers than before; what was compiled from them is stale then."""
+        self.teams: dict[str, Team] = {}
+        """By agent; those that ever registered."""
 
     def apply(self, envelope: Envelope) -> InstanceState:
         """Fold one event under `agent.>`; returns the instance it was about."""
         address = envelope.address
         instance = self.instance(address.agent, address.instance)
+        variant, version, stopped = instance.variant, instance.version, instance.health == "stopped"
         instance.apply(envelope)
         event = envelope.event
         if isinstance(event, AgentRegistered):
-            if self.handlers.get(address.agent) != event.handlers:
-                self.handlers[address.agent] = event.handlers
-                self.schema_changes += 1
+            if not stopped:
+                team = self.teams.setdefault(address.agent, Team())
+                instance.variant = team.join(event.handlers, event.version)
+                if variant is not None:
+                    team.leave(variant, version, envelope.sequence, envelope.recorded_at)
         elif instance.health in ("stopped", "lost"):
-            self._forget_oldest()
+            if instance.health == "stopped" and not stopped:
+                self._leave(instance, envelope)
+            self._forget_oldest(envelope)
         return instance
 
     def instance(self, agent: str, instance: str) -> InstanceState:
@@ -145,43 +148,51 @@ class Registry:
             self.by_agent.setdefault(agent, {})[instance] = found
         return found
 
-    def find_handler(self, agent: str, name: str) -> tuple[str, HandlerSpec] | None:
-        """The handler by name; an empty name means the only one. None when there is no such handler."""
-        handlers = self.handlers.get(agent, {})
-        if not name and len(handlers) == 1:
-            name = next(iter(handlers))
-        spec = handlers.get(name)
-        return (name, spec) if spec is not None else None
+    def _leave(self, instance: InstanceState, envelope: Envelope) -> None:
+        if instance.variant is not None:
+            team = self.teams[instance.agent]
+            team.leave(instance.variant, instance.version, envelope.sequence, envelope.recorded_at)
 
-    def _forget_oldest(self) -> None:
+    def _forget_oldest(self, envelope: Envelope) -> None:
         gone = [one for one in self.instances.values() if one.health in ("stopped", "lost") and not one.tasks]
         if len(gone) > _REMEMBERED_GONE:
             for one in sorted(gone, key=lambda one: one.changed_at)[: len(gone) - _REMEMBERED_GONE]:
                 del self.instances[one.agent, one.instance]
                 del self.by_agent[one.agent][one.instance]
+                if one.health == "lost":
+                    self._leave(one, envelope)
 
 
-_SAVED = tuple(name for name in InstanceState.__slots__ if name not in ("pending", "tasks"))
-_load_handlers = TypeAdapter(dict[str, dict[str, HandlerSpec]]).validate_python
+_SAVED = tuple(name for name in InstanceState.__slots__ if name not in ("pending", "tasks", "variant"))
 
 
 def dump_registry(registry: Registry) -> dict[str, Any]:
     """The registry as plain data. Tasks are not in it: they are folded into the runs."""
     return {
-        "instances": [{name: getattr(one, name) for name in _SAVED} for one in registry.instances.values()],
-        "handlers": {
-            agent: {name: to_data(spec) for name, spec in handlers.items()}
-            for agent, handlers in registry.handlers.items()
-        },
+        "instances": [
+            {name: getattr(one, name) for name in _SAVED} | {"variant": _place_of(one, registry)}
+            for one in registry.instances.values()
+        ],
+        "teams": {agent: dump_team(team) for agent, team in registry.teams.items()},
     }
 
 
 def load_registry(data: dict[str, Any]) -> Registry:
     """The inverse of `dump_registry`."""
     registry = Registry()
+    registry.teams = {agent: load_team(saved) for agent, saved in data["teams"].items()}
     for saved in data["instances"]:
         instance = registry.instance(saved["agent"], saved["instance"])
-        for name, value in saved.items():
-            setattr(instance, name, value)
-    registry.handlers = _load_handlers(data["handlers"])
+        for name in _SAVED:
+            setattr(instance, name, saved[name])
+        if saved["variant"] is not None:
+            instance.variant = registry.teams[instance.agent].variants[saved["variant"]]
     return registry
+
+
+def _place_of(instance: InstanceState, registry: Registry) -> int | None:
+    """Where its variant stands among those of its agent; None when it has none, or one that is forgotten."""
+    if instance.variant is None:
+        return None
+    variants = registry.teams[instance.agent].variants
+    return next((n for n, one in enumerate(variants) if one is instance.variant), None)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import TypeAdapter
 
+from cuebook.actors.orchestrator.variants import Variant
 from cuebook.actors.schemas import find_error
 from cuebook.events.catalogue import to_data
 from cuebook.events.envelope import Envelope
@@ -87,6 +88,8 @@ class TaskState:
     affinity: str | None = None
     labels: dict[str, str] | None = None
     timeout_s: float | None = None
+    """Of the latest attempt; before there was one, what was asked for."""
+    asked_timeout_s: float | None = None
     retry: RetryPolicy | None = None
     compensation: bool = False
     compensates: int | None = None
@@ -111,6 +114,8 @@ class TaskState:
     queued: bool = False
     gone: bool = False
     """Its run has ended, whatever became of the task."""
+    takers: frozenset[Variant] | None = None
+    """While it is queued: the variants of its agent that can take it; None when all can that are there."""
 
     def __init__(self, run_id: str, n: int) -> None:
         self.run_id, self.n = run_id, n
@@ -183,7 +188,8 @@ class TaskState:
         self.status, self.agent = "waiting", envelope.address.agent
         self.handler, self.input, self.priority = event.handler, event.input, event.priority
         self.affinity, self.labels = event.affinity, event.labels
-        self.timeout_s, self.retry = event.timeout_s, event.retry
+        self.timeout_s = self.asked_timeout_s = event.timeout_s
+        self.retry = event.retry
         self.compensation, self.compensates = event.compensation, event.compensates
         self.correlation_id, self.causation_id = envelope.correlation_id, envelope.id
         self.traceparent = envelope.traceparent
@@ -477,7 +483,7 @@ def _canonical(number: str) -> str:
 
 # --- saving and restoring ------------------------------------------------------------------------------------------
 
-_BESIDE = frozenset({"kind", "pending", "queued", "gone", "winding"})
+_BESIDE = frozenset({"kind", "pending", "queued", "gone", "takers", "winding"})
 _FOLDED: dict[type, dict[str, Any]] = {
     cls: {name: getattr(cls, name) for name in cls.__annotations__ if name not in _BESIDE}
     for cls in (TaskState, StepState, RunState)

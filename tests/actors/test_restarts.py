@@ -17,6 +17,7 @@ from nats.js import api
 from cuebook.actors import Agent, Run, Task, handler, hours, saga
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.service import OrchestratorService
+from cuebook.actors.orchestrator.snapshot import FORMAT
 from cuebook.actors.orchestrator.state import RunState, TaskState
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import connect
@@ -356,12 +357,14 @@ async def test_starting_from_a_snapshot_gives_what_starting_from_nothing_gives(
 
 DAMAGED = {
     "noise": b"\x00noise",
-    "cut": zlib.compress(msgpack.packb({"format": 2, "world": {"runs": [1] * 1000}}))[:-9],
+    "cut": zlib.compress(msgpack.packb({"format": FORMAT, "world": {"runs": [1] * 1000}}))[:-9],
     "no map": zlib.compress(msgpack.packb([1, 2])),
     "no message pack": zlib.compress(b"\xc1"),
-    "no world": zlib.compress(msgpack.packb({"format": 2})),
-    "an empty world": zlib.compress(msgpack.packb({"format": 2, "world": {}})),
-    "half a world": zlib.compress(msgpack.packb({"format": 2, "world": {"sequence": 1, "event_id": "", "runs": 3}})),
+    "no world": zlib.compress(msgpack.packb({"format": FORMAT})),
+    "an empty world": zlib.compress(msgpack.packb({"format": FORMAT, "world": {}})),
+    "half a world": zlib.compress(
+        msgpack.packb({"format": FORMAT, "world": {"sequence": 1, "event_id": "", "runs": 3}})
+    ),
     "another format": zlib.compress(msgpack.packb({"format": 1, "world": {"sequence": 9_000, "event_id": "x"}})),
 }
 
