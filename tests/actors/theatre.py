@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
+from pydantic import ValidationError
 
 from cuebook.actors import Agent, Saga
 from cuebook.actors.orchestrator.conductor import matches
@@ -283,7 +284,7 @@ class Troupe:
     performed: set[str] = field(default_factory=set)
     undone: list[str] = field(default_factory=list)
     jobs: list[_Job] = field(default_factory=list)
-    instances: dict[str, str] = field(default_factory=dict)
+    instances: dict[str, type[Agent]] = field(default_factory=dict)
     _read: int = 0
 
     def join(self, cls: type[Agent], instance: str) -> None:
@@ -292,18 +293,19 @@ class Troupe:
             slots=cls.concurrency,
             handlers={name: handler.spec() for name, handler in cls.handlers().items()},
             labels=dict(cls.labels),
+            version=cls.version,
         )
         self.book.write(self.book.subjects.agent(cls.name, instance, "registered"), registered)
-        self.instances[instance] = cls.name
+        self.instances[instance] = cls
 
     def lose(self, instance: str) -> None:
         """An instance falls silent: its work goes to others, but it does not know and works on."""
-        name = self.instances[instance]
+        name = self.instances[instance].name
         self.book.write(self.book.subjects.agent(name, instance, "lost"), AgentLost(silent_s=6.0))
 
     def leave(self, instance: str) -> None:
         """An instance is gone, and so is what it was doing."""
-        name = self.instances.pop(instance)
+        name = self.instances.pop(instance).name
         self.jobs = [job for job in self.jobs if job.assigned.address.instance != instance]
         self.book.write(self.book.subjects.agent(name, instance, "stopped"), AgentStopped())
 
@@ -334,7 +336,7 @@ class Troupe:
         if job.cancelled:
             fact, answer = "cancelled", TaskCancelled(reason="cancelled")
         else:
-            fact, answer = self._attempt(f"{address.agent}.{event.handler}", key, event)
+            fact, answer = self._attempt(self.instances[address.instance], key, event)
         subjects = self.book.subjects
         scope = subjects.task_scope(address.run_id, address.n)
         expected = job.assigned.sequence
@@ -352,8 +354,11 @@ class Troupe:
                 return
             expected = mine[-1].sequence
 
-    def _attempt(self, name: str, key: str, event: TaskAssigned) -> tuple[str, Event]:
+    def _attempt(self, cls: type[Agent], key: str, event: TaskAssigned) -> tuple[str, Event]:
         self.attempts[key] += 1
+        name = f"{cls.name}.{event.handler}"
+        if wrong := _find_mistake(cls, event):
+            return "failed", TaskFailed(error=Error(type="Mistaken", message=wrong), attempt=event.attempt)
         if event.compensates is not None:
             self.undone.append(f"{key.partition('/')[0]}/{event.compensates}")
             return "completed", TaskCompleted(attempt=event.attempt)
@@ -363,6 +368,20 @@ class Troupe:
             return "failed", TaskFailed(error=Error(type="Refused", message=str(error)), attempt=event.attempt)
         self.performed.add(key)
         return "completed", TaskCompleted(output=output, attempt=event.attempt)
+
+
+def _find_mistake(cls: type[Agent], event: TaskAssigned) -> str:
+    """Why an instance of this class cannot do what it was given."""
+    found = cls.handlers().get(event.handler)
+    if found is None:
+        return f"version {cls.version} has no handler {event.handler!r}"
+    if event.compensates is not None:
+        return "" if found.undo is not None else f"version {cls.version} cannot undo {event.handler!r}"
+    try:
+        found.input_type.validate_python(event.input)
+    except ValidationError as error:
+        return f"version {cls.version}: {error}"
+    return ""
 
 
 STRAY_FACTS = frozenset({"requested", "cancel_requested", "resolved", "reverted"})

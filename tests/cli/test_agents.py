@@ -7,7 +7,7 @@ import pytest
 from cuebook.actors.client import Client
 from cuebook.actors.runtime import AgentHost
 from cuebook.cli.agents import schema_words
-from cuebook.events.facts import AgentRegistered, HandlerSpec
+from cuebook.events.facts import AgentRegistered, AgentStopped, HandlerSpec
 from cuebook.events.log import EventLog
 from tests.cli.conftest import Cli
 
@@ -60,6 +60,46 @@ async def test_without_an_orchestrator_the_log_still_tells(cli: Cli, client: Cli
     assert "no orchestrator answers" in result.stderr
     assert "several handlers" in await cli.fails(2, "run", "submit", "--agent", "loner", "1")
     assert "still running after 0.05 s: i1" in await cli.fails(6, "agent", "drain", "loner", "--wait-s", "0.05")
+
+
+async def test_two_releases_are_shown_with_what_differs(cli: Cli, log: EventLog) -> None:
+    number, text = {"type": "integer"}, {"type": "string"}
+    old = {"do": HandlerSpec(input_schema=number), "same": HandlerSpec(), "gone": HandlerSpec()}
+    new = {"do": HandlerSpec(input_schema=text, timeout_s=5), "same": HandlerSpec(), "come": HandlerSpec()}
+    for instance, version, handlers in [("i1", "1", old), ("i2", "2", new), ("i3", "1", old)]:
+        event = AgentRegistered(slots=2, handlers=handlers, version=version)
+        await log.append(log.subjects.agent("pair", instance, "registered"), event)
+    listed = await cli.json("agent", "list", "pair")
+    assert [(one["version"], one["handlers"]) for one in listed] == [
+        ("1", ["do", "gone", "same"]),
+        ("2", ["come", "do", "same"]),
+        ("1", ["do", "gone", "same"]),
+    ]
+    shown = (await cli.json("agent", "show", "pair"))["handlers"]
+    assert {name: (one["versions"], one["everywhere"]) for name, one in shown.items()} == {
+        "come": (["version 2"], False),
+        "do": (["version 2"], False),
+        "gone": (["version 1"], False),
+        "same": (["version 1", "version 2"], True),
+    }
+    assert (shown["do"]["input_schema"], shown["do"]["timeout_s"]) == (text, 5)
+    [other] = shown["do"]["others"]
+    assert (other["versions"], other["differs"]) == (["version 1"], ["timeout_s", "input_schema"])
+    text_ = (await cli.ok("agent", "show", "pair")).splitlines()
+    assert [line.strip() for line in text_ if "version" in line and "INSTANCE" not in line] == [
+        "only in        version 2",
+        "as in          version 2",
+        "handler do of version 1, what differs",
+        "only in        version 1",
+    ]
+    for handler, data in (("do", "1"), ("do", '"a"'), ("come", "1"), ("gone", "1")):
+        await cli.ok("run", "submit", "--agent", "pair", "--handler", handler, data)
+    wrong = await cli.fails(2, "run", "submit", "--agent", "pair", "--handler", "do", "[]")
+    assert 'version 1: [] is not of type "integer"; version 2: [] is not of type "string"' in wrong
+    assert "did you mean 'come'?" in await cli.fails(3, "run", "submit", "--agent", "pair", "--handler", "comb", "1")
+    await log.append(log.subjects.agent("pair", "i2", "stopped"), AgentStopped())
+    assert list((await cli.json("agent", "show", "pair"))["handlers"]) == ["do", "gone", "same"]
+    assert "no handler 'come'" in await cli.fails(3, "run", "submit", "--agent", "pair", "--handler", "come", "1")
 
 
 @pytest.mark.usefixtures("client")

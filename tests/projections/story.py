@@ -91,8 +91,16 @@ class Story:
         """Any other fact about a run."""
         return self.tell(self.subjects.run(run_id, _fact(event)), event)
 
-    def register(self, agent: str = "refund", instance: str = "i1", *, slots: int = 4) -> Envelope:
-        event = AgentRegistered(slots=slots, handlers={"issue": HandlerSpec(timeout_s=30)}, version="1.2", host="h")
+    def register(
+        self,
+        agent: str = "refund",
+        instance: str = "i1",
+        *,
+        slots: int = 4,
+        version: str = "1.2",
+        handler: str = "issue",
+    ) -> Envelope:
+        event = AgentRegistered(slots=slots, handlers={handler: HandlerSpec(timeout_s=30)}, version=version, host="h")
         return self.tell(self.subjects.agent(agent, instance, "registered"), event)
 
     def agent(self, event: Event, agent: str = "refund", instance: str = "i1") -> Envelope:

@@ -30,6 +30,19 @@ async def test_a_registration_says_what_the_instance_can_do(tables: Tables) -> N
     ) == ("refund", "i1", "1.2", 16, "30.0", "healthy", "h", True, False, 1)
 
 
+async def test_each_instance_has_the_version_and_the_handlers_that_it_registered(tables: Tables) -> None:
+    story = Story()
+    story.register(instance="i1", version="1")
+    story.register(instance="i2", version="2", handler="pay")
+    story.register(instance="i3", version="1")
+    await tables.apply(story.items)
+    assert await tables.rows("SELECT instance, version, jsonb_object_keys(handlers) FROM agents ORDER BY instance") == [
+        ("i1", "1", "issue"),
+        ("i2", "2", "pay"),
+        ("i3", "1", "issue"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("facts", "history"),
     [
