@@ -12,7 +12,7 @@ from cuebook.projections.run_fold import fold_run, fold_task_into_run
 from cuebook.projections.statements import load_statements
 from cuebook.projections.task_fold import fold_task
 
-__all__ = ["Runs"]
+__all__ = ["Runs", "fold_batch"]
 
 _SQL = load_statements("runs.sql")
 _KINDS: Final = frozenset({"run", "task"})
@@ -40,7 +40,7 @@ class Runs(Projection):
             tx, {(event.address.run_id, event.address.n) for event in events if event.address.kind == "task"}
         )
         known_runs, known_tasks = frozenset(runs), frozenset(tasks)
-        changed_runs, changed_tasks = _fold(events, runs, tasks)
+        changed_runs, changed_tasks = fold_batch(events, runs, tasks)
         await self._merge_runs.write(
             tx,
             new=[runs[key] for key in changed_runs if key not in known_runs],
@@ -53,10 +53,13 @@ class Runs(Projection):
         )
 
 
-def _fold(
+def fold_batch(
     events: list[Envelope], runs: dict[str, Row], tasks: dict[_TaskKey, Row]
 ) -> tuple[dict[str, None], dict[_TaskKey, None]]:
-    """Fold events into rows; returns the keys of the rows that changed, each once, in the order of the log."""
+    """Fold events of runs and tasks into rows; returns the keys of those that changed, each once, in the log's order.
+
+    Pure and total, and the same however the events are cut into batches.
+    """
     changed_runs: dict[str, None] = {}
     changed_tasks: dict[_TaskKey, None] = {}
     for envelope in events:

@@ -17,6 +17,7 @@ from nats.js.errors import Error as JetStreamError
 
 from cuebook.actors.orchestrator.conductor import matches
 from cuebook.actors.orchestrator.core import Orchestrator
+from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
@@ -39,11 +40,8 @@ RETRY_S = 0.5
 CLOCK_EVERY_S = 30.0
 LOOK_BACKS = 16
 """Searches for events that came before they were waited for, at a time."""
-_GUARD = b"\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
-_GUARD_SCOPE = b"\r\nNats-Expected-Last-Subject-Sequence-Subject: %b\r\n"
 _FROM_SAGAS = (RunCompleted, RunStuck, TaskRequested, StepWaiting, StepAsked)
 """Events that carry what a saga's code has made; all other data here comes from the log."""
-_GUARD_NAME = b"Nats-Expected-Last-Subject-Sequence:"
 
 logger = logging.getLogger(__name__)
 
@@ -140,16 +138,9 @@ class OrchestratorService:
             self.core.receive(self._own_envelope(*own, subject, sequence, recorded_at))
             return
         item = self.log.decode(subject, body, sequence, recorded_at, headers)
-        self.core.receive(item, guarded=isinstance(item, Envelope) and self._is_guarded(item, headers or b""))
+        self.core.receive(item, guarded=is_guarded(item, headers))
         if not self.caught_up.is_set() and sequence >= self._target:
             self.caught_up.set()
-
-    def _is_guarded(self, item: Envelope, headers: bytes) -> bool:
-        """Whether the server has taken it only because nothing else was stored under its run."""
-        if item.address.fact not in ("requested", "started") or _GUARD not in headers:
-            return False
-        scope = self.log.subjects.everything_of(item.address.run_id).encode()
-        return headers.count(_GUARD_NAME) == 1 and _GUARD_SCOPE % scope in headers
 
     def _own_envelope(
         self,

@@ -175,12 +175,9 @@ def test_each_release_gets_the_input_that_it_accepts() -> None:
 
 def test_what_no_release_takes_is_rejected_and_names_those_that_were_asked() -> None:
     play, director = theatre((Old, "1"), (New, "2"))
-    for run_id, options in {
-        "unknown": {"handler": "lend"},
-        "input": {"handler": "sell", "data": {"n": "x"}},
-        "unnamed": {},
-    }.items():
-        play.ask("shop", run_id, options.pop("data", OLD_INPUT), **options)
+    play.ask("shop", "unknown", OLD_INPUT, handler="lend")
+    play.ask("shop", "input", {"n": "x"}, handler="sell")
+    play.ask("shop", "unnamed", OLD_INPUT)
     director.settle()
     reasons = {run_id: last(play, run_id, "rejected") for run_id in ("unknown", "input", "unnamed")}
     assert reasons["unknown"].reason == "agent 'shop' has no handler 'lend' (version 1 and version 2)"

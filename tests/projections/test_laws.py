@@ -12,7 +12,7 @@ from cuebook.actors.orchestrator.state import fold_run
 from cuebook.events.envelope import Envelope
 from cuebook.projections.projection import Item
 from cuebook.projections.rows import TRUE, Row
-from cuebook.projections.runs import _fold as fold
+from cuebook.projections.runs import fold_batch as fold
 from tests.projections.story import agent_stories, run_stories
 from tests.projections.tables import Tables, cut
 
