@@ -231,10 +231,10 @@ class Director:
         else:
             self.acks.append(lambda: post.done(0, outcome))
 
-    def fail_one(self) -> None:
-        """An append fails, its outcome unknown: stored or not."""
+    def fail_one(self, *, stored: bool | None = None) -> None:
+        """An append fails, its outcome unknown: stored or not, as chance has it unless the test says so."""
         post = self.posted.popleft()
-        if self._troupe.chance.random() < 0.5:
+        if self._troupe.chance.random() < 0.5 if stored is None else stored:
             self.book.append(post.subject, post.body, scope=post.scope, expected=post.expected)
         self.acks.append(lambda: post.done(0, UnavailableError("no answer")))
 
