@@ -188,6 +188,7 @@ class Instance:
     async def _leave(self, reason: str, within_s: float) -> None:
         await self._say("draining", AgentDraining(reason=reason))
         await _wait(self._drain_known, min(DRAIN_SIGNAL_S, within_s))
+        self._last_receipt = time.monotonic()  # what was assigned just before that is still on its way
         await self._until_idle()
         if self._work:
             logger.warning("handing back %d tasks", len(self._work), extra={"instance": self.id})

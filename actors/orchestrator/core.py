@@ -208,8 +208,7 @@ class Orchestrator:
             return
         for key in list(self.timers.expired(self._port.now())):
             self._try(self._fire, key)
-        for instance in self.liveness.check(time.monotonic()):
-            self._try(self._decide_instance, instance)
+        self.liveness.check(time.monotonic())
 
     def _fire(self, key: Any) -> None:
         kind, *rest = key

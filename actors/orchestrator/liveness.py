@@ -6,8 +6,6 @@ what guarantees that a task has one outcome is the expected sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.world import World
@@ -59,8 +57,8 @@ class Liveness:
             self._post(state, "recovered", AgentRecovered())
         self._check_inbox(state, received, now)
 
-    def check(self, now: float) -> Iterator[InstanceState]:
-        """Record who has fallen silent; yields those already known as lost or stopped that still hold tasks."""
+    def check(self, now: float) -> None:
+        """Record who has fallen silent."""
         pause_s = now - self._checked_at
         self._checked_at = now
         if pause_s > OWN_PAUSE_S:  # it was us who did not listen: nobody was silent in that time
@@ -75,8 +73,6 @@ class Liveness:
                 self._post(instance, "lost", AgentLost(silent_s=round(silent_s, 1)))
             elif instance.health in ("healthy", "draining") and silent_s > beat_s * SUSPECT_AFTER_BEATS:
                 self._post(instance, "suspected", AgentSuspected(silent_s=round(silent_s, 1)))
-            elif instance.health == "lost" and instance.tasks:
-                yield instance
 
     def _check_inbox(self, instance: InstanceState, received: int, now: float) -> None:
         """Assignments that do not reach a live instance mean that its consumer is gone: open it again."""

@@ -436,7 +436,7 @@ def test_no_stray_under_an_instance_keeps_it_from_being_lost() -> None:
     liveness.start(0.0)
     for now in range(1, 12):
         director.core.liveness.expect(world.registry.instances["bank", "i0"], 0.0)
-        list(liveness.check(float(now)))
+        liveness.check(float(now))
         settle(play, director)
     assert world.registry.instances["bank", "i0"].health == "lost"
 

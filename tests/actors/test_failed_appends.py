@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,3 +155,62 @@ def test_a_stuck_run_goes_on_although_its_resumption_fails_at_first() -> None:
     director.fail_one(stored=False)
     play.play(until=play.owes_nothing)
     assert play.book.run("r").status == "completed"
+
+
+def test_a_decision_that_was_overtaken_is_made_anew_as_soon_as_that_is_known() -> None:
+    """The other's fact was read before the refusal came, and nothing else will come."""
+    play = Theatre([], [Bank], {"bank.add": add})
+    director = play.hire()
+    play.ask("bank", "t", {"n": 1}, handler="add")
+    director.read_one()
+    play.book.write("play.run.t.task.0.cancel_requested", b"{}")
+    director.read_one()
+    director.store_one()
+    director.settle()
+    assert play.book.facts("t")[-1] == "task.0.cancelled"
+
+
+# --- answers from a replica that is behind ---
+
+
+def forgetful(director: Director) -> list[str]:
+    """The next question for the first message of a scope is answered as if there was none; returns what was asked."""
+    asked: list[str] = []
+    look = director.first_sequence
+
+    def first_sequence(scope: str, answer: Callable[[int], None]) -> None:
+        asked.append(scope)
+        if len(asked) == 1:
+            director.answers.append(lambda: answer(0))
+        else:
+            look(scope, answer)
+
+    director.first_sequence = first_sequence  # type: ignore[method-assign]
+    return asked
+
+
+def test_a_request_that_the_replica_asked_does_not_have_yet_is_looked_for_again() -> None:
+    play = Theatre([], [Bank], {"bank.add": add})
+    asked = forgetful(play.hire())
+    play.book.write("play.run.t.task.0.requested.bank", PLAIN)
+    play.play(until=play.owes_nothing)
+    assert play.book.run("t").outcome() == "completed"
+    assert asked == ["play.run.t.>"] * 2
+
+
+def test_a_start_in_which_another_was_faster_is_not_refused_because_the_replica_asked_does_not_have_it_yet() -> None:
+    play = Theatre([chain], [Bank], {"bank.add": add})
+    first, second = play.hire(), play.hire()
+    asked = forgetful(second)
+    play.publish("chain.asked", {"n": 4})
+    while first.read < len(play.book) or second.read < len(play.book):
+        for director in (first, second):
+            director.read_one()
+    first.store_one()
+    second.store_one()
+    while second.acks or second.answers:  # before it reads the other's start
+        (second.acks or second.answers).popleft()()
+    assert asked
+    play.play(until=play.owes_nothing)
+    assert play.book.run("chain-4").status == "completed"
+    assert not [item for item in play.book.all() if item.address.kind == "rejected"]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from cuebook.actors import Agent, Retry, Task, handler
 from cuebook.actors.instance import Instance
-from cuebook.actors.orchestrator import liveness
+from cuebook.actors.orchestrator import core, liveness
 from cuebook.actors.orchestrator.liveness import Liveness
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.world import World
@@ -38,6 +39,7 @@ from cuebook.events.facts import (
 from cuebook.events.subjects import Subjects
 from tests.actors.cast import Number, lines, note
 from tests.actors.desk import Desk
+from tests.actors.theatre import Director, Theatre
 from tests.commands import started
 from tests.waiting import eventually
 
@@ -325,7 +327,7 @@ class Ward:
     def look(self, until: float, since: float) -> None:
         """Check ten times a second."""
         for tenth in range(int(since * 10) + 1, int(until * 10) + 1):
-            list(self.liveness.check(tenth / 10))
+            self.liveness.check(tenth / 10)
 
     def says(self) -> list[str]:
         """The facts that it wanted to append, each of which then comes through the log."""
@@ -369,7 +371,7 @@ def test_heartbeats_keep_it_healthy_and_a_standby_says_nothing() -> None:
 def test_an_orchestrator_that_stood_still_itself_blames_nobody() -> None:
     ward = Ward()
     ward.look(1.0, 0.0)
-    list(ward.liveness.check(500.0))
+    ward.liveness.check(500.0)
     assert ward.says() == []
     ward.look(501.9, 500.0)
     assert ward.says() == []
@@ -435,6 +437,32 @@ def test_an_inbox_that_stays_behind_is_opened_anew_from_where_it_stopped() -> No
     ward.liveness.heard("nurse", "i1", 10, 8.0, active=True)
     ward.liveness.heard("nurse", "i1", 10, 20.0, active=True)
     assert len(ward.notes.opened) == 1
+
+
+def test_the_inbox_of_an_instance_that_has_received_nothing_begins_where_it_registered() -> None:
+    ward = Ward()
+    ward.instance.registered_sequence, ward.instance.newest = 40, 50
+    for second in (0.0, 4.0):
+        ward.liveness.heard("nurse", "i1", 0, second, active=True)
+    assert ward.notes.opened == [("i1", 40, True)]
+
+
+def test_who_takes_over_after_hours_as_a_standby_notices_silence_as_soon_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(core, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    play = Theatre([], [Adder], {})
+    standby = Director(play.book, {}, play.troupe)
+    standby.settle()
+    standby.core.liveness.heard("adder", "i0", 0, clock[0], active=False)
+    clock[0] += 3600
+    standby.core.activate()
+    for _ in range(65):
+        clock[0] += 0.1
+        standby.core.tick()
+        standby.settle()
+    assert [item.address.fact for item in play.book.all()] == ["registered", "suspected", "lost"]
 
 
 # --- what an instance says it has received ---

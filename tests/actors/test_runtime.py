@@ -689,6 +689,56 @@ async def test_an_instance_that_is_asked_to_drain_finishes_what_it_has_and_takes
         assert crew.host.instances == []
 
 
+async def test_a_draining_instance_does_what_it_is_given_until_the_orchestrator_knows(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far behind that one is: here it reads nothing until the instance has been idle for long.
+
+    And what it assigned just before it knew comes a little later than the word that it knows.
+    """
+    monkeypatch.setattr(instance, "DRAIN_SIGNAL_S", 60.0)
+    monkeypatch.setattr(instance, "LINGER_S", 0.4)
+    beats: list[bytes] = []
+    deliver = instance.Instance._on_assigned
+
+    def deliver_late(self: instance.Instance, *message: Any) -> None:
+        asyncio.get_running_loop().call_later(0.1, deliver, self, *message)
+
+    monkeypatch.setattr(instance.Instance, "_on_assigned", deliver_late)
+
+    class Waiting(Agent):
+        name = "waiting"
+        heartbeat_s = 0.2
+
+        @handler()
+        async def wait(self, number: Number) -> Number:
+            return number
+
+    async with Desk(nats_url, space, agents=[Waiting]) as desk:
+        crew = desk.crews[0]
+        leaving = crew.host.instances[0].id
+        core = desk.stage.service.core
+        receive, held = core.receive, list[tuple[Any, dict[str, Any]]]()
+        monkeypatch.setattr(core, "receive", lambda item, **options: held.append((item, options)))
+        await desk.client.submit_task("waiting", {"n": 1}, run_id="r")
+        stopping = asyncio.create_task(crew.stop())
+        await eventually(lambda: any(item.address.fact == "draining" for item, _ in held))
+        heartbeat = desk.client.log.subjects.heartbeat("waiting", leaving)
+        listener = await desk.client.log.connection.listen(heartbeat, lambda *message: beats.append(message[0]))
+        await eventually(lambda: len(beats) > 4)  # longer than it lingers when nothing comes
+        await listener.close()
+        monkeypatch.setattr(core, "receive", receive)
+        for item, options in held:
+            receive(item, **options)
+        assert (await desk.client.wait("r", timeout_s=20)).status == "completed"
+        await stopping
+        assert await desk.facts("r") == [
+            "run.r.task.0.requested.waiting",
+            f"run.r.task.0.assigned.waiting.{leaving}",
+            "run.r.task.0.completed",
+        ]
+
+
 async def test_a_handler_that_does_not_let_go_is_left_behind_and_its_task_done_by_another(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
