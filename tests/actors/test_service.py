@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cuebook.actors import Agent, Run, Task, handler, saga
+from cuebook.actors.orchestrator import lease
 from cuebook.actors.orchestrator import service as service_module
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.events.connection import connect
@@ -173,6 +174,41 @@ async def test_a_standby_takes_over_when_the_one_that_decides_falls_silent(nats_
         assert (await desk.client.wait(run_id, timeout_s=15)).result == {"n": 5}
 
 
+async def test_who_loses_the_lease_rests_until_it_gets_it_back(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 1.5)
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    async with Desk(nats_url, space, agents=[Bank]) as desk:
+        service = desk.stage.service
+        bucket = await desk.client.log.connection.jetstream().key_value(f"{space}_leases")
+        await bucket.put("orchestrator", b"somebody else")
+        await desk.sees(lambda: not service.deciding.is_set())
+        assert not service.core.active
+        await desk.client.submit_task("bank", {"n": 1}, handler="add", run_id="r")
+        await desk.sees(lambda: "r" in service.core.world.runs)
+        assert not service.core.world.runs["r"].items[0].pending
+        await desk.sees(service.deciding.is_set)  # what the somebody does not renew expires
+        assert (await desk.client.wait("r", timeout_s=10)).result == {"n": 2}
+
+
+async def test_who_is_being_stopped_decides_nothing_more(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Desk(nats_url, space, agents=[Bank]) as desk:
+        service = desk.stage.service
+        flushed = service.log.appender.flushed
+
+        async def task_comes_meanwhile() -> None:
+            await desk.client.submit_task("bank", {"n": 1}, handler="add", run_id="late")
+            await eventually(lambda: "late" in service.core.world.runs)
+            await flushed()
+
+        monkeypatch.setattr(service.log.appender, "flushed", task_comes_meanwhile)
+        await desk.stage.stop()
+        assert await desk.facts("late") == ["run.late.task.0.requested.bank"]
+
+
 async def test_two_that_decide_at_once_decide_nothing_twice(nats_url: str, space: str) -> None:
     async with Desk(nats_url, space, sagas=[chain, fan, approved]) as desk:
         for _ in range(2):
@@ -258,6 +294,26 @@ async def test_an_orchestrator_whose_clock_is_wrong_keeps_the_logs_time(
         assert outcome.status == "completed"
         assert time.monotonic() - began < 8
         assert "failed" not in " ".join(await desk.facts())
+
+
+class SuspendedClock(WrongClock):
+    """The module `time` of a machine that was suspended meanwhile: its seconds have stood still for so long."""
+
+    suspended_s = 0.0
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns() - int(self.suspended_s * 1e9)
+
+
+async def test_an_orchestrator_whose_machine_was_suspended_asks_what_time_it_is(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SuspendedClock(0.0)
+    monkeypatch.setattr(service_module, "time", clock)
+    monkeypatch.setattr(service_module, "CLOCK_EVERY_S", 0.1)
+    async with Desk(nats_url, space, sagas=[chain], agents=[Bank]) as desk:
+        clock.suspended_s = 3600.0
+        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)).result == {"n": 4}
 
 
 # --- what a run carries along ---
