@@ -129,30 +129,16 @@ class Dispatcher:
     # --- admission ---
 
     def _admit(self, task: TaskState) -> None:
+        """Give a task to an instance, unless others wait for the agent or nobody can take it: then it waits."""
         team = self.world.registry.teams.get(task.agent)
         if team is None:
             self._wait_for_stranger(task)
-        elif self._find_takers(task, team):
-            self._place_now(task, team)
-
-    def _find_takers(self, task: TaskState, team: Team) -> bool:
-        """Note on a task who can take it; False when it is refused, or waits outside the queue."""
+            return
         present = team.present
         if len(present) == 1 and not find_objection(present[0], task):
             task.takers = None  # the normal case: everybody has the same handlers
-            return True
-        admission = admit(task, team, self._port.now())
-        if admission.reason:
-            self._refuse(task, admission)
-        elif admission.until:
-            self._wait_outside(task, admission.until)
-        else:
-            task.takers = admission.takers
-            return True
-        return False
-
-    def _place_now(self, task: TaskState, team: Team) -> None:
-        """Give the task to an instance, unless others wait for the agent or nobody can take it: then it waits."""
+        elif not self._find_takers(task, team):
+            return
         queue = self._queues.get(task.agent)
         if not queue:
             choice = self._choose(task, team)
@@ -163,6 +149,18 @@ class Dispatcher:
                 queue = self._queues[task.agent] = Queue(team.revision)
         queue.add(task)
         self.place(task.agent)
+
+    def _find_takers(self, task: TaskState, team: Team) -> bool:
+        """Note on a task who can take it; False when it is refused, or waits outside the queue."""
+        admission = admit(task, team, self._port.now())
+        if admission.reason:
+            self._refuse(task, admission)
+        elif admission.until:
+            self._wait_outside(task, admission.until)
+        else:
+            task.takers = admission.takers
+            return True
+        return False
 
     def _refuse(self, task: TaskState, admission: Admission) -> None:
         self._forget_stranger(task)
