@@ -221,7 +221,7 @@ class Dispatcher:
 
     def _choose(self, task: TaskState, team: Team) -> Choice | None:
         world, takers = self.world, task.takers
-        instances = world.registry.by_agent[task.agent].values()
+        instances = world.registry.by_agent.get(task.agent, {}).values()
         if takers is None:
             return world.placement.choose(task, instances)
         choice = world.placement.choose(task, [one for one in instances if one.variant in takers])

@@ -346,6 +346,21 @@ def test_an_agent_that_is_scaled_to_nothing_and_back_takes_up_what_came_meanwhil
     assert ends == {"before": "completed", "after": "completed", "wrong": "rejected", "typo": "rejected"}
 
 
+def test_an_agent_is_known_although_all_its_instances_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REMEMBERED_GONE", 0)
+    play, director = theatre((New, "2"))
+    play.troupe.leave("2")
+    director.settle()
+    director = _succeeded(play, director)
+    assert not director.core.world.registry.instances
+    play.ask("shop", "t", {"n": 1}, handler="pack")
+    director.settle()
+    assert why(director, "t") == "no instance of agent 'shop' is running"
+    play.troupe.join(New, "2b")
+    play.play(until=play.owes_nothing)
+    assert play.book.run("t").outcome() == "completed"
+
+
 def test_a_task_that_was_tried_and_that_nobody_can_take_any_more_goes_to_a_person() -> None:
     play, director = theatre((Old, "1"))
     play.ask("shop", "t", OLD_INPUT, handler="haggle")
