@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cuebook.actors.schemas import compile_schema, describe_error, find_error
+from cuebook.actors.schemas import CompiledSchema, compile_schema, find_error
 from cuebook.events.catalogue import to_data
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.facts import HandlerSpec
@@ -36,7 +36,7 @@ class Variant:
         self.version = ""
         self.versions: Counter[str] = Counter()
         self.left_at = self.left_sequence = 0
-        self._validators: dict[str, Any] = {}
+        self._validators: dict[str, CompiledSchema] = {}
 
     def find(self, name: str) -> tuple[str, HandlerSpec] | None:
         """The handler by name; an empty name means the only one. None when there is no such handler."""
@@ -55,7 +55,7 @@ class Variant:
             except ConfigurationError as error:
                 return str(error)
             self._validators[name] = validator
-        return "" if validator.is_valid(data) else describe_error(validator, data)
+        return validator.find_error(data)
 
 
 class Team:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from cuebook.actors import schemas
-from cuebook.actors.schemas import compile_schema, describe_error, find_error
+from cuebook.actors.schemas import compile_schema, find_error
 from cuebook.events.errors import ConfigurationError
 
 JSON = st.recursive(
@@ -58,7 +58,7 @@ def test_data_that_fits_has_no_error() -> None:
 )
 def test_an_error_says_where_and_what(data: Any, error: str) -> None:
     assert find_error(SCHEMA, data) == error
-    assert describe_error(compile_schema(SCHEMA), data) == error
+    assert compile_schema(SCHEMA).find_error(data) == error
 
 
 def test_an_error_that_quotes_the_data_is_cut() -> None:
