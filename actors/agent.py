@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints, overload
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter
 
+from cuebook.actors.schemas import compile_schema
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.facts import HandlerSpec, RetryPolicy, RetryRule
 from cuebook.events.subjects import check_token
@@ -225,12 +226,16 @@ class Handler(Generic[In, Out]):
             )
 
     def spec(self) -> HandlerSpec:
-        """What the registration event says about this handler."""
+        """What the registration event says about this handler. Raises ConfigurationError for types without a schema."""
         try:
             input_schema = self.input_type.json_schema()
             output_schema = self.output_type.json_schema(mode="serialization")
         except PydanticUserError as error:
             raise ConfigurationError(f"handler {self.function.__qualname__} has no JSON Schema: {error}") from error
+        try:
+            compile_schema(input_schema)  # else each of its tasks would be refused
+        except ConfigurationError as error:
+            raise ConfigurationError(f"input of handler {self.function.__qualname__}: {error}") from error
         return HandlerSpec(
             input_schema=input_schema,
             output_schema=output_schema,
@@ -327,7 +332,7 @@ class Agent:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(function)
+        return get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"the annotations of {function.__qualname__} cannot be read: {error}",

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from cuebook.actors.agent import Handler, Retry
+from cuebook.actors.schemas import compile_schema
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.facts import Error
 from cuebook.events.subjects import MAX_TOPIC_LENGTH, check_token
@@ -244,8 +245,10 @@ class Run:
         Raises StepExpiredError, when awaited, after `timeout` seconds.
         """
         adapter = TypeAdapter(model)
+        schema = adapter.json_schema()
+        compile_schema(schema)  # else no answer would ever fit
         shown = _plain(context, "context")
-        request = Ask(question=question, schema=adapter.json_schema(), context=shown, timeout_s=_span(timeout))
+        request = Ask(question=question, schema=schema, context=shown, timeout_s=_span(timeout))
         return self._step(request, adapter)
 
     @overload
@@ -326,7 +329,7 @@ class Saga(Generic[In, Out]):
 
     def _adapters(self) -> tuple[TypeAdapter[In], TypeAdapter[Out]]:
         if self._types is None:
-            hints = get_type_hints(self.function)
+            hints = get_type_hints(self.function, include_extras=True)
             parameters = list(inspect.signature(self.function).parameters)
             if len(parameters) != 2 or parameters[1] not in hints:
                 raise ConfigurationError(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import jsonschema_rs
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, WithJsonSchema, create_model
 
+from cuebook.actors import Agent, Run, handler, saga
+from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.schema_cost import MAX_CHECKS, SchemaCost, _places
 from cuebook.actors.schemas import compile_schema, find_error
 from cuebook.events.errors import ConfigurationError
+from cuebook.events.facts import AgentRegistered, AnswerRefused, HandlerSpec, StepAnswered, StepAsked
+from tests.actors.theatre import Theatre
 
 TOO_COSTLY = "the schema is too costly"
 DEEPEST = 18
@@ -149,6 +154,62 @@ def test_references_within_a_schema_are_followed_as_the_validator_does(schema: A
     assert find_error(schema, "x") == '"x" is not of type "integer"'
 
 
+# --- where they come from ---
+
+
+@saga()
+async def quiet(run: Run, word: str) -> str:
+    return await run.wait_for("never", str)
+
+
+def test_a_registration_whose_schema_is_too_costly_gets_its_tasks_rejected() -> None:
+    play = Theatre([], [], {})
+    director = play.hire()
+    spec = HandlerSpec(input_schema=doubling("anyOf"), output_schema=doubling("allOf"))
+    play.book.write("play.agent.mill.i9.registered", AgentRegistered(slots=1, handlers={"grind": spec}))
+    play.ask("mill", "t", {"n": 1})
+    play.ask("mill", "u", {"n": 1})
+    director.settle()
+    for run_id in ("t", "u"):
+        task = play.book.run(run_id).items[0]
+        assert task.status == "rejected"
+        assert isinstance(task, TaskState)
+        assert task.error is not None
+        assert task.error.message.startswith(f"input of mill.grind: {TOO_COSTLY}")
+
+
+def test_an_answer_to_a_question_whose_schema_is_too_costly_is_refused_by_whoever_folds_it() -> None:
+    play = Theatre([quiet], [], {})
+    director = play.hire()
+    play.request("quiet", "r", "x")
+    director.settle()
+    schema = {"properties": {"a": doubling("oneOf")}}
+    schema["$defs"] = schema["properties"]["a"].pop("$defs")
+    play.book.write("play.run.r.step.7.asked", StepAsked(question="?", schema=schema))
+    answer = play.book.write("play.run.r.step.7.answered", StepAnswered(value={"a": "x"}))
+    director.settle()
+    refused = [item.event for item in play.book.all() if isinstance(item.event, AnswerRefused)]
+    assert [one.sequence for one in refused] == [answer]
+    assert refused[0].reason.startswith(TOO_COSTLY)
+    assert play.book.run("r").items[7].status == "open"
+
+
+Ruled = Annotated[str, WithJsonSchema({"$dynamicRef": "#x"})]
+
+
+def test_models_whose_schema_cannot_be_checked_are_refused_where_they_are_used() -> None:
+    class Mill(Agent):
+        name = "mill"
+
+        @handler()
+        async def grind(self, ruled: Ruled) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"grind: .* has \$dynamicRef"):
+        Mill.handlers()["grind"].spec()
+    with pytest.raises(ConfigurationError, match=r"has \$dynamicRef"):
+        Run("r", datetime.now(UTC)).ask_human("?", Ruled)
+
+
 # --- what people write ---
 
 
@@ -193,8 +254,10 @@ def test_a_recursive_model_with_large_and_deep_data_fits() -> None:
 
 
 def test_a_large_model_with_large_data_fits() -> None:
-    inner: Any = create_model("Inner", **{f"f{n}": (str | int | None, None) for n in range(100)})
-    outer: Any = create_model("Outer", **{f"part_{n}": (list[inner] | None, None) for n in range(100)})
+    fields: Any = {f"f{n}": (str | int | None, None) for n in range(100)}
+    inner: Any = create_model("Inner", **fields)
+    parts: Any = {f"part_{n}": (list[inner] | None, None) for n in range(100)}
+    outer = create_model("Outer", **parts)
     schema = outer.model_json_schema()
     assert SchemaCost(schema)._flat > 10_000
     data = {f"part_{n}": [{f"f{m}": m for m in range(100)}] * 4 for n in range(0, 100, 2)}
