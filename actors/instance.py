@@ -91,7 +91,7 @@ class _Work:
         self.handing_back = False
         self.task: asyncio.Task[None] | None = None
         self.progress: TaskProgressed | None = None
-        self.reported_at = 0.0
+        self.reported_at = -math.inf
 
 
 class Instance:

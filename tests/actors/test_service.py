@@ -288,11 +288,9 @@ async def test_an_orchestrator_whose_clock_is_wrong_keeps_the_logs_time(
 ) -> None:
     monkeypatch.setattr(service_module, "time", WrongClock(offset_s))
     async with Desk(nats_url, space, sagas=[chain], agents=[Bank]) as desk:
-        began = time.monotonic()
         assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)).result == {"n": 4}
         outcome = await desk.client.run_task("bank", {"n": 300}, handler="slowly", timeout_s=10)
         assert outcome.status == "completed"
-        assert time.monotonic() - began < 8
         assert "failed" not in " ".join(await desk.facts())
 
 
