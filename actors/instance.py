@@ -15,10 +15,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
 from cuebook.actors.attempt import MAX_MESSAGE, InvalidOutputError, NotFinishedError, PreparedHandler, error_of
 from cuebook.actors.deadlines import Deadlines
+from cuebook.actors.orchestrator.state import TaskState, fold_run
 from cuebook.events.envelope import Envelope, to_datetime
 from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
 from cuebook.events.facts import (
@@ -313,6 +316,8 @@ class Instance:
             if handler is None:
                 named = f"{self.agent_class.name} {self.agent_class.version}"
                 raise PermanentError(f"{named} has no handler {event.handler!r}")  # noqa: TRY301 - as the author's
+            if event.compensates is not None and event.input is None:
+                event = replace(event, input=await self._done_before(work, event.compensates))
             output = await handler.call(event, self._context, work)
         except asyncio.CancelledError:
             if work.handing_back:
@@ -335,6 +340,18 @@ class Instance:
                 TaskCompleted(output=output, attempt=event.attempt, duration_s=duration_s, by=self.id),
             )
         self._offer(work, fact, answer, work.assigned)
+
+    async def _done_before(self, work: _Work, n: int) -> dict[str, Any]:
+        """Input and output of the step to undo, together too large for one event; read from where they are recorded."""
+        run_id = work.envelope.address.run_id
+        scope = self._log.subjects.task_scope(run_id, n)
+        by = time.monotonic() + work.event.timeout_s
+        while time.monotonic() < by:
+            step = fold_run(run_id, await self._log.scope_history(scope)).items.get(n)
+            if isinstance(step, TaskState) and step.status == "completed":
+                return {"input": step.input, "output": step.output}
+            await asyncio.sleep(OFFER_AGAIN_S)  # from a replica that is behind
+        raise UnavailableError(f"the log does not show step {n} of {run_id} as completed")
 
     def _context(self, work: _Work, *, reverting: bool = False) -> Task:
         address, envelope = work.envelope.address, work.envelope

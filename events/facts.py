@@ -245,7 +245,8 @@ class TaskRequested(Event):
 
     `handler` may be empty where the agent has just one. `labels` must all be present on the instance. Tasks with the
     same `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the
-    step can be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of it.
+    step can be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of it,
+    or absent where both together are too large for an event: then the log has them, under that step.
     """
 
     event_type: ClassVar[str] = "task.requested.v1"
@@ -264,7 +265,8 @@ class TaskRequested(Event):
 class TaskAssigned(Event):
     """The instance named in the subject was given the task. `reason`: why this one, for people.
 
-    The attempt is over `timeout_s` after the event was recorded, whatever the agent does.
+    The attempt is over `timeout_s` after the event was recorded, whatever the agent does. `input` of a task that
+    `compensates` a step may be absent, as in its request.
     """
 
     event_type: ClassVar[str] = "task.assigned.v1"

@@ -424,32 +424,32 @@ class Conductor:
             return
         subjects = self.world.subjects
         number = next(free for free in itertools.count(n + 1) if free not in run.items)
-        event = TaskRequested(
-            handler=step.handler,
-            input={"input": step.input, "output": step.output},
-            priority=step.priority,
-            affinity=step.affinity,
-            compensates=n,
-        )
 
         def done(_: int, error: CuebookError | None) -> None:
             self._requested(run, number, error)
 
-        try:
-            self._port.post(
-                subjects.task(run.run_id, number, "requested", step.agent),
-                event,
-                scope=subjects.task_scope(run.run_id, number),
-                expected=run.last_stray("task", number),
-                correlation_id=run.correlation_id,
-                causation_id=run.opened_id,
-                traceparent=run.traceparent,
-                done=done,
+        refusal = ""
+        for carried in ({"input": step.input, "output": step.output}, None):  # None: the agent reads it from the log
+            event = TaskRequested(
+                handler=step.handler, input=carried, priority=step.priority, affinity=step.affinity, compensates=n
             )
-        except PoisonMessageError as error:
-            self._post(run, "stuck", RunStuck(reason=f"step {n} cannot be undone: {error}"[:2000], step=n))
-        else:
-            self._requesting.setdefault(run.run_id, set()).add(number)
+            try:
+                self._port.post(
+                    subjects.task(run.run_id, number, "requested", step.agent),
+                    event,
+                    scope=subjects.task_scope(run.run_id, number),
+                    expected=run.last_stray("task", number),
+                    correlation_id=run.correlation_id,
+                    causation_id=run.opened_id,
+                    traceparent=run.traceparent,
+                    done=done,
+                )
+            except PoisonMessageError as error:
+                refusal = str(error)
+            else:
+                self._requesting.setdefault(run.run_id, set()).add(number)
+                return
+        self._post(run, "stuck", RunStuck(reason=f"step {n} cannot be undone: {refusal}"[:2000], step=n))
 
     def _stick(self, run: RunState, drift: Drift) -> None:
         execution = self._executions.pop(run.run_id, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from dataclasses import replace
 from typing import Any
 
 from cuebook.actors.orchestrator import retry
@@ -344,6 +345,9 @@ class Dispatcher:
                 done=done,
             )
         except PoisonMessageError as error:
+            if isinstance(event, TaskAssigned) and event.compensates is not None and event.input is not None:
+                self._post(task, fact, replace(event, input=None), instance)  # the agent reads it from the log
+                return
             if reserved is not None:
                 reserved.tasks.discard((task.run_id, task.n))
             if fact == "rejected":

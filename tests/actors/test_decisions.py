@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from cuebook.actors import Agent, Run, Saga, Task, handler, saga
 from cuebook.actors.orchestrator.dispatcher import UNKNOWN_AGENT_GRACE_S
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
+from cuebook.actors.orchestrator.state import TaskState
 from cuebook.events.errors import PoisonMessageError
 from cuebook.events.facts import (
     MessageRejected,
@@ -19,6 +20,7 @@ from cuebook.events.facts import (
     RunRetryRequested,
     RunStarted,
     RunStuck,
+    TaskAssigned,
     TaskCancelled,
     TaskCancelRequested,
     TaskFailed,
@@ -235,17 +237,43 @@ def test_a_result_that_cannot_be_recorded_undoes_the_run() -> None:
     assert "completed cannot be stored" in last(play, "r", "compensated").reason
 
 
-def test_a_step_too_large_to_be_undone_makes_its_run_stuck_and_not_compensated() -> None:
+def assigned_to_undo(play: Theatre, run_id: str) -> Any:
+    events = [item.event for item in play.book.all() if item.address.run_id == run_id]
+    (found,) = [one for one in events if isinstance(one, TaskAssigned) and one.compensates is not None]
+    return found
+
+
+def test_a_step_with_more_data_than_fits_one_event_is_undone_by_reference() -> None:
     play = theatre(failing)
     play.hire()
     play.request("failing", "r", {"text": "x" * 140_000})
-    for _ in range(30):
-        while play.take_turn():
-            pass
-        play.tick()
+    play.play(until=play.owes_nothing)
     run = play.book.run("r")
-    assert run.status == "stuck"
-    assert run.reason.startswith("step 0 cannot be undone")
+    assert (run.status, play.troupe.undone) == ("compensated", ["r/0"])
+    undo = run.items[1]
+    assert isinstance(undo, TaskState)
+    assert (undo.compensates, undo.input, assigned_to_undo(play, "r").input) == (0, None, None)
+
+
+def test_what_fits_the_request_to_undo_and_not_its_assignment_is_assigned_by_reference() -> None:
+    play = theatre(failing)
+    play.hire()
+    play.request("failing", "r", {"text": "x" * 130_960})
+    play.play(until=play.owes_nothing)
+    run = play.book.run("r")
+    assert (run.status, play.troupe.undone) == ("compensated", ["r/0"])
+    undo = run.items[1]
+    assert isinstance(undo, TaskState)
+    assert undo.input == {"input": {"text": "x" * 130_960}, "output": {"text": "x" * 130_960}}
+    assert assigned_to_undo(play, "r").input is None
+
+
+def test_a_step_that_is_undone_with_little_data_gets_it_with_the_assignment() -> None:
+    play = theatre(failing)
+    play.hire()
+    play.request("failing", "r", {"text": "x"})
+    play.play(until=play.owes_nothing)
+    assert assigned_to_undo(play, "r").input == {"input": {"text": "x"}, "output": {"text": "x"}}
 
 
 def test_a_supplied_result_that_cannot_be_recorded_leaves_the_task_with_the_person() -> None:

@@ -394,6 +394,40 @@ async def test_steps_are_undone_in_reverse_order_of_their_completion_each_as_a_t
         ]
 
 
+class Archive(Agent):
+    """Keeps large texts, and throws them away at the second attempt."""
+
+    name = "archive"
+    thrown: ClassVar[list[tuple[int, str, int]]] = []
+
+    @handler(retry=Retry(attempts=3, backoff_s=0.01))
+    async def keep(self, word: Word) -> Word:
+        return Word(text="y" * len(word.text))
+
+    @keep.compensation
+    async def throw(self, word: Word, kept: Word, task: Task) -> None:
+        if task.attempt == 1:
+            raise OSError("the lid is stuck")
+        self.thrown.append((len(word.text), set(kept.text).pop(), len(kept.text)))
+
+
+@saga()
+async def archiving(run: Run, word: Word) -> None:
+    await run.call(Archive.keep, word)
+    await run.call(Archive.keep, Word(text="x" * 3))
+    raise run.abort("no room")
+
+
+@pytest.mark.parametrize("size", [130_960, 250_000])
+async def test_a_step_is_undone_however_large_its_input_and_output(nats_url: str, space: str, size: int) -> None:
+    Archive.thrown = []
+    async with Desk(nats_url, space, sagas=[archiving], agents=[Archive]) as desk:
+        outcome = await perform(desk, "archiving", "x" * size)
+        assert outcome.status == "compensated"
+        assert Archive.thrown == [(3, "y", 3), (size, "y", size)]
+        assert [status for _, status in await undone(desk)] == ["completed", "completed"]
+
+
 async def test_a_run_whose_undoing_fails_is_stuck_until_it_has_succeeded(play: Play) -> None:
     async with play(undoing) as desk:
         Shop.full = True
