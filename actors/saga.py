@@ -9,6 +9,9 @@ The function is driven by replaying what the log has recorded, so it must ask fo
 no randomness, no I/O in it. Those belong in agents; `run.now` is the log's time. Every `run.call`, `sleep`, `wait_for`
 and `ask_human` takes the next step number when it is *called*, and starts then; awaiting it gives the result. A step
 that is never awaited is still waited for before the run completes.
+
+A saga must come to an end: its run is stuck after 10,000 steps, 4,000 steps that can be undone, or 2 s of computing
+between two awaits.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from cuebook.events.subjects import MAX_TOPIC_LENGTH, check_token
 __all__ = [
     "Ask",
     "Call",
+    "EndlessSagaError",
     "NotDeterministicError",
     "Run",
     "RunAbortedError",
@@ -48,6 +52,11 @@ __all__ = [
     "minutes",
     "saga",
 ]
+
+MAX_STEPS = 10_000
+"""Of one run. All of it is in the orchestrator's memory, and is gone through again after each restart."""
+MAX_UNDOABLE = 4_000
+"""Calls of one run that can be undone; one event names them all."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -91,6 +100,10 @@ class RunAbortedError(CuebookError):
 
 class NotDeterministicError(CuebookError):
     """The saga awaited something that the log cannot record."""
+
+
+class EndlessSagaError(BaseException):
+    """The saga goes on without end. Not for the author: no `except Exception` of his keeps the run from being stuck."""
 
 
 # What a step asks for: compared with the log when the saga is replayed.
@@ -178,6 +191,7 @@ class Run:
     def __init__(self, run_id: str, now: datetime, correlation_id: str = "") -> None:
         self.id, self.now, self.correlation_id = run_id, now, correlation_id
         self.steps: list[Step[Any]] = []
+        self._undoable = 0
         self.logger = logging.LoggerAdapter(logging.getLogger("cuebook.saga"), {"run_id": run_id})
 
     def call(
@@ -276,6 +290,11 @@ class Run:
         return RunAbortedError(reason)
 
     def _step(self, request: Call | Sleep | Wait | Ask, type_: TypeAdapter[Any] | None) -> Step[Any]:
+        self._undoable += isinstance(request, Call) and request.compensation
+        if len(self.steps) >= MAX_STEPS:
+            raise EndlessSagaError(f"it asked for more than {MAX_STEPS} steps")
+        if self._undoable > MAX_UNDOABLE:
+            raise EndlessSagaError(f"it asked for more than {MAX_UNDOABLE} steps that can be undone")
         step: Step[Any] = Step(len(self.steps), request, type_)
         self.steps.append(step)
         return step

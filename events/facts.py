@@ -199,7 +199,7 @@ class RunCancelled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStuck(Event):
-    """The run waits for a person: the saga's code and its history disagree, or a compensation was given up.
+    """The run waits for a person: its saga and its history disagree, or it has no end, or a compensation was given up.
 
     `recorded` is what the log says about step `step`, `asked` what the saga's present code asks for.
     """

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
+from cuebook.actors.orchestrator.watchdog import watched
 from cuebook.actors.saga import (
     Ask,
     Call,
+    EndlessSagaError,
     NotDeterministicError,
     Run,
     Saga,
@@ -32,6 +34,8 @@ from cuebook.events.subjects import task_id
 __all__ = ["Drift", "Execution", "Raised", "Returned", "describe", "error_of"]
 
 Request = Call | Sleep | Wait | Ask
+MAX_AWAITS = 100_000
+"""Of one run. A step may be awaited again and again, and has its result at once then."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +73,14 @@ class Execution:
         self._clock = state.started_at
         self._coroutine = saga.function(self.run, saga.input_type.validate_python(state.input))
         self._waiting: Step[Any] | None = None
-        self._compared = 0
+        self._compared = self._awaits = 0
         self.outcome: Returned | Raised | Drift | None = None
 
     def close(self) -> None:
         """Drop the suspended function, whatever it does about that."""
         try:
-            self._coroutine.close()
-        except Exception:  # it awaits or raises in a `finally`
+            watched(self._coroutine.close)
+        except (Exception, EndlessSagaError):  # it awaits or raises in a `finally`, or does not come to its end
             logger.warning("the saga does not let itself be closed", extra={"run_id": self.run.id}, exc_info=True)
 
     def advance(self, state: RunState) -> None:
@@ -111,8 +115,16 @@ class Execution:
         return None
 
     def _step(self, items: Mapping[int, TaskState | StepState]) -> None:
+        self._awaits += 1
         try:
+            if self._awaits > MAX_AWAITS:
+                raise EndlessSagaError(f"it awaited more than {MAX_AWAITS} times")  # noqa: TRY301 - as from the saga
             yielded = _send(self._coroutine)
+        except EndlessSagaError as error:
+            self._waiting = None
+            self.close()
+            self.outcome = Drift(None, None, None, f"the saga does not come to an end: {error}")
+            return
         except StopIteration as stop:
             self._waiting = None
             self.outcome = self._compare_new(items) or self._extra(items) or self._returned(stop.value)
@@ -192,11 +204,11 @@ def _send(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except RuntimeError:  # no event loop: somebody replays a history
         task = None
     if task is None:
-        return coroutine.send(None)
+        return watched(coroutine.send, None)
     loop = asyncio.get_running_loop()
     asyncio.tasks._leave_task(loop, task)  # noqa: SLF001 - there is no other way
     try:
-        return coroutine.send(None)
+        return watched(coroutine.send, None)
     finally:
         asyncio.tasks._enter_task(loop, task)  # noqa: SLF001
 

@@ -246,7 +246,7 @@ def test_a_recursive_model_with_large_and_deep_data_fits() -> None:
     deep: Any = leaf(0)
     for n in range(6):
         deep = {"kind": "or", "parts": [leaf(n), {"kind": "not", "part": deep}]}
-    data = {"where": {"kind": "or", "parts": [wide, deep]}, "tags": {f"t{n}": leaf(n) for n in range(500)}}
+    data: Any = {"where": {"kind": "or", "parts": [wide, deep]}, "tags": {f"t{n}": leaf(n) for n in range(500)}}
     Query.model_validate(data)
     assert find_error(Query.model_json_schema(), data) == ""
     data["where"]["parts"][0]["parts"][700]["field"] = 3
