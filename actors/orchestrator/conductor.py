@@ -242,13 +242,13 @@ class Conductor:
     def offer(self, envelope: Envelope) -> None:
         """An outside event: give it to the steps that wait for it."""
         assert isinstance(envelope.event, OutsideEvent)
-        for run_id, n in list(self.world.waits.get(envelope.address.topic, ())):
+        waits = self.world.waits.get(envelope.address.topic)
+        for run_id, n in waits.waiting_for(envelope.event.data) if waits is not None else ():
             run = self.world.runs.get(run_id)
             step = run.items.get(n) if run is not None else None
             if not isinstance(step, StepState) or step.status != "open" or step.pending:
                 continue  # where an append is under way and fails, the step looks back by itself
-            if matches(step.match or {}, envelope.event.data):
-                self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
+            self._post_step(step, "matched", StepMatched(sequence=envelope.sequence, data=envelope.event.data))
 
     def forget(self, run: RunState) -> None:
         """The run is closed."""
@@ -523,11 +523,6 @@ class Conductor:
 
     def _again(self, key: tuple[str | int, ...]) -> None:
         self._timers.set(key, self._port.now() + REPEAT_AFTER_US)
-
-
-def matches(wanted: Mapping[str, Any], data: Any) -> bool:
-    """Whether `data` is an object that has all of `wanted`, value by value."""
-    return isinstance(data, dict) and all(name in data and data[name] == value for name, value in wanted.items())
 
 
 def _brief(data: Any) -> Any:

@@ -8,18 +8,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
 import nats.errors
 from nats.js.errors import Error as JetStreamError
 
-from cuebook.actors.orchestrator.conductor import matches
 from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
+from cuebook.actors.orchestrator.lookback import LookBack
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
@@ -38,8 +37,6 @@ SNAPSHOT_EVERY_S = 60.0
 SNAPSHOT_MIN_EVENTS = 10_000
 RETRY_S = 0.5
 CLOCK_EVERY_S = 30.0
-LOOK_BACKS = 16
-"""Searches for events that came before they were waited for, at a time."""
 _FROM_SAGAS = (RunCompleted, RunStuck, TaskRequested, StepWaiting, StepAsked)
 """Events that carry what a saga's code has made; all other data here comes from the log."""
 
@@ -64,7 +61,7 @@ class OrchestratorService:
         self._snapshot_at = 0
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
-        self._looking_back = asyncio.Semaphore(LOOK_BACKS)
+        self._look_back = LookBack(self.log, self._errand)
         self._clock_us = 0
         self._own: dict[int, tuple[str, Event, str, str, str]] = {}
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
@@ -303,16 +300,7 @@ class OrchestratorService:
         self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
     ) -> None:
         """See Port."""
-
-        async def look() -> None:
-            filters = [self.log.subjects.event(topic)]
-            async with self._looking_back, aclosing(self.log.read(after=after, until=until, filters=filters)) as items:
-                async for item in items:
-                    if isinstance(item, Envelope) and matches(match, item.data):
-                        answer(item.sequence, item.data)
-                        return
-
-        self._errand(look)
+        self._look_back.find(topic, match, after, until, answer)
 
     def now(self) -> int:
         """See Port."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cuebook.actors.orchestrator.matching import MatchIndex
 from cuebook.actors.orchestrator.placement import Placement
 from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_registry, load_registry
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run, place_of
@@ -80,7 +81,8 @@ class World:
         """Requests stored without naming an expected sequence, by sequence: their run may have existed before."""
         self.owed: list[int] = []
         """Sequences of new refusals, triggers and unchecked requests, for whoever decides to take up and clear."""
-        self.waits: dict[str, set[tuple[str, int]]] = {}
+        self.waits: dict[str, MatchIndex[tuple[str, int]]] = {}
+        """Open waits, as run id and number, by the topic they wait for."""
         self._sagas_on: dict[str, list[str]] = {}
         for name, saga in sagas.items():
             if saga.on:
@@ -183,10 +185,14 @@ class World:
         return isinstance(envelope.event, TaskRequested) and item is not None and item.status != "new"
 
     def _index_wait(self, item: StepState) -> None:
-        waiting = self.waits.setdefault(item.topic, set())
         if item.status == "open":
-            waiting.add((item.run_id, item.n))
+            self.waits.setdefault(item.topic, MatchIndex()).add((item.run_id, item.n), item.match or {})
         else:
+            self._forget_wait(item)
+
+    def _forget_wait(self, item: StepState) -> None:
+        waiting = self.waits.get(item.topic)
+        if waiting is not None:
             waiting.discard((item.run_id, item.n))
             if not waiting:
                 del self.waits[item.topic]
@@ -285,10 +291,8 @@ class World:
                 item.gone = True
                 if item.status == "assigned":
                     self.registry.instance(item.agent, item.instance).tasks.discard((item.run_id, item.n))
-            elif item.type == "wait" and (waiting := self.waits.get(item.topic)):
-                waiting.discard((item.run_id, item.n))
-                if not waiting:
-                    del self.waits[item.topic]
+            elif item.type == "wait":
+                self._forget_wait(item)
 
     # --- snapshots ---
 

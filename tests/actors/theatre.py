@@ -16,8 +16,8 @@ import msgpack
 from pydantic import ValidationError
 
 from cuebook.actors import Agent, Saga
-from cuebook.actors.orchestrator.conductor import matches
 from cuebook.actors.orchestrator.core import Orchestrator
+from cuebook.actors.orchestrator.matching import matches
 from cuebook.actors.orchestrator.state import RunState, fold_run
 from cuebook.events.append import Done
 from cuebook.events.codec import decode, encode
