@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints, overload
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter
+from pydantic import BaseModel, PydanticUserError
 
+from cuebook.actors.datatype import DataType
 from cuebook.actors.schemas import compile_schema
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.facts import HandlerSpec, RetryPolicy, RetryRule
@@ -144,7 +145,7 @@ class Handler(Generic[In, Out]):
         self.function, self.timeout_s, self.retry, self.owner = function, timeout_s, retry, owner
         self.name = function.__name__.replace("__", "-").strip("_")
         self.undo: Callable[..., Any] | None = None
-        self._types: tuple[TypeAdapter[Any], TypeAdapter[Any]] | None = None
+        self._types: tuple[DataType[Any], DataType[Any]] | None = None
         check_token(self.name, "handler name")
 
     def __set_name__(self, owner: type[Agent], name: str) -> None:
@@ -177,16 +178,16 @@ class Handler(Generic[In, Out]):
         return self.owner.name
 
     @property
-    def input_type(self) -> TypeAdapter[Any]:
-        """Validates what comes in. Raises ConfigurationError for a function that is no handler."""
-        return self._adapters()[0]
+    def input_type(self) -> DataType[Any]:
+        """What comes in. Raises ConfigurationError for a function that is no handler."""
+        return self._data_types()[0]
 
     @property
-    def output_type(self) -> TypeAdapter[Any]:
-        """Validates what comes out. Raises ConfigurationError for a function that is no handler."""
-        return self._adapters()[1]
+    def output_type(self) -> DataType[Any]:
+        """What comes out. Raises ConfigurationError for a function that is no handler."""
+        return self._data_types()[1]
 
-    def _adapters(self) -> tuple[TypeAdapter[Any], TypeAdapter[Any]]:
+    def _data_types(self) -> tuple[DataType[Any], DataType[Any]]:
         if self._types is None:
             name, hints = self.function.__qualname__, _hints(self.function)
             parameters = _parameters(self.function)
@@ -203,7 +204,7 @@ class Handler(Generic[In, Out]):
                     f"handler {name} must look like (self, input: Model, task: Task) -> Model",
                     remedy="annotate both types; the task may be left out; what has no result returns None",
                 )
-            self._types = _adapter(hints[parameters[0]], name), _adapter(hints["return"], name)
+            self._types = _data_type(hints[parameters[0]], "input", name), _data_type(hints["return"], "output", name)
         return self._types
 
     @property
@@ -218,7 +219,7 @@ class Handler(Generic[In, Out]):
 
     def check(self) -> None:
         """Raise ConfigurationError for a handler or a compensation that could not be called."""
-        self._adapters()
+        self._data_types()
         if self.undo is not None and not 2 <= len(_parameters(self.undo)) <= 3:
             raise ConfigurationError(
                 f"compensation {self.undo.__qualname__} must look like (self, input, output, task)",
@@ -228,8 +229,8 @@ class Handler(Generic[In, Out]):
     def spec(self) -> HandlerSpec:
         """What the registration event says about this handler. Raises ConfigurationError for types without a schema."""
         try:
-            input_schema = self.input_type.json_schema()
-            output_schema = self.output_type.json_schema(mode="serialization")
+            input_schema = self.input_type.schema()
+            output_schema = self.output_type.schema("serialization")
         except PydanticUserError as error:
             raise ConfigurationError(f"handler {self.function.__qualname__} has no JSON Schema: {error}") from error
         try:
@@ -348,8 +349,10 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return [one.name for one in found]
 
 
-def _adapter(hint: Any, name: str) -> TypeAdapter[Any]:
+def _data_type(hint: Any, which: str, name: str) -> DataType[Any]:
     try:
-        return TypeAdapter(hint)
+        found: DataType[Any] = DataType(hint)
     except PydanticUserError as error:
         raise ConfigurationError(f"handler {name} cannot take or give {hint!r}: {error}") from error
+    found.check_round_trip(f"the {which} of handler {name}")
+    return found

@@ -41,13 +41,14 @@ class PreparedHandler:
     """A handler of one agent object, prepared for calling."""
 
     __slots__ = (
+        "_check_output",
         "_deadlines",
-        "_dump",
         "_function",
+        "_plain",
+        "_read_input",
+        "_read_output",
         "_undo",
         "_undo_wants_task",
-        "_validate",
-        "_validate_output",
         "_wants_task",
         "name",
     )
@@ -58,9 +59,8 @@ class PreparedHandler:
         self._wants_task, self._undo_wants_task = handler.wants_task, handler.undo_wants_task
         undo = handler.undo
         self._undo = _as_async(getattr(agent, undo.__name__, undo.__get__(agent))) if undo is not None else None
-        self._validate = handler.input_type.validate_python
-        self._validate_output = handler.output_type.validate_python
-        self._dump = handler.output_type.dump_python
+        self._read_input, self._read_output = handler.input_type.read, handler.output_type.read
+        self._check_output, self._plain = handler.output_type.check, handler.output_type.plain
 
     @property
     def can_undo(self) -> bool:
@@ -82,14 +82,14 @@ class PreparedHandler:
             await self.undo(given, output, event.timeout_s, lambda: make_task(work))
             return None
         try:
-            value = self._validate(event.input)
+            value = self._read_input(event.input)
         except ValidationError as error:
             raise InvalidInputError(str(error)) from error
         arguments = (value, make_task(work)) if self._wants_task else (value,)
         with self._deadlines.within(event.timeout_s):
             result = await self._function(*arguments)
         try:
-            return self._dump(self._validate_output(result), mode="json", by_alias=True)
+            return self._plain(self._check_output(result))
         except Exception as error:  # pydantic raises several classes of its own here
             raise InvalidOutputError(_text(error)) from error
 
@@ -97,7 +97,7 @@ class PreparedHandler:
         """Call the compensation for a step's input and output, as plain data. Raises as `call`."""
         assert self._undo is not None, "asked of a handler that can undo"
         try:
-            done = self._validate(given), self._validate_output(output)
+            done = self._read_input(given), self._read_output(output)
         except ValidationError as error:
             raise InvalidInputError(str(error)) from error
         context = (task(),) if self._undo_wants_task else ()

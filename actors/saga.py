@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, get_type_hints, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from cuebook.actors.agent import Handler, Retry
+from cuebook.actors.datatype import DataType
 from cuebook.actors.schemas import compile_schema
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.facts import Error
@@ -155,7 +156,7 @@ class Step(Generic[Out]):
 
     __slots__ = ("awaited", "error", "n", "request", "result", "settled", "type")
 
-    def __init__(self, n: int, request: Call | Sleep | Wait | Ask, type_: TypeAdapter[Out] | None) -> None:
+    def __init__(self, n: int, request: Call | Sleep | Wait | Ask, type_: DataType[Out] | None) -> None:
         self.n, self.request, self.type = n, request, type_
         self.settled = self.awaited = False
         self.result: Any = None
@@ -174,7 +175,7 @@ class Step(Generic[Out]):
         """Give the recorded result. A result that no longer fits the model is an error of the step."""
         if self.type is not None:
             try:
-                value = self.type.validate_python(value)
+                value = self.type.read(value)
             except ValidationError as error:
                 self.fail(TaskFailedError(f"the recorded result does not fit: {error}", task=str(self.n)))
                 return
@@ -216,7 +217,7 @@ class Run:
                 remedy="pass the method of the agent class, decorated with @handler()",
             )
         try:
-            data = handler.input_type.dump_python(handler.input_type.validate_python(input), mode="json", by_alias=True)
+            data = handler.input_type.plain(handler.input_type.check(input))
         except ValidationError as error:
             raise TaskFailedError(f"input of {handler.agent_name}.{handler.name}: {error}", task=self.id) from error
         request = Call(
@@ -249,7 +250,7 @@ class Run:
         if len(topic) > MAX_TOPIC_LENGTH:
             raise ConfigurationError(f"topic {topic[:40]!r}... is longer than {MAX_TOPIC_LENGTH} characters")
         wanted = _plain(dict(match or {}), "match")
-        return self._step(Wait(topic=topic, match=wanted, timeout_s=_span(timeout)), TypeAdapter(model))
+        return self._step(Wait(topic=topic, match=wanted, timeout_s=_span(timeout)), DataType(model))
 
     def ask_human(
         self, question: str, model: type[Out], *, context: Any = None, timeout: float | None = None
@@ -258,12 +259,12 @@ class Run:
 
         Raises StepExpiredError, when awaited, after `timeout` seconds.
         """
-        adapter = TypeAdapter(model)
-        schema = adapter.json_schema()
+        answer: DataType[Out] = DataType(model)
+        schema = answer.schema()
         compile_schema(schema)  # else no answer would ever fit
         shown = _plain(context, "context")
         request = Ask(question=question, schema=schema, context=shown, timeout_s=_span(timeout))
-        return self._step(request, adapter)
+        return self._step(request, answer)
 
     @overload
     async def gather(self, a: Step[T1], b: Step[T2], /) -> tuple[T1, T2]: ...
@@ -289,7 +290,7 @@ class Run:
         """The error to raise to end the run on purpose: `raise run.abort("refund declined")`."""
         return RunAbortedError(reason)
 
-    def _step(self, request: Call | Sleep | Wait | Ask, type_: TypeAdapter[Any] | None) -> Step[Any]:
+    def _step(self, request: Call | Sleep | Wait | Ask, type_: DataType[Any] | None) -> Step[Any]:
         self._undoable += isinstance(request, Call) and request.compensation
         if len(self.steps) >= MAX_STEPS:
             raise EndlessSagaError(f"it asked for more than {MAX_STEPS} steps")
@@ -330,23 +331,23 @@ class Saga(Generic[In, Out]):
         self, function: Callable[[Run, In], Coroutine[Any, Any, Out]], on: str, key: str, version: str, name: str
     ) -> None:
         self.function, self.on, self.key, self.version, self.name = function, on, key, version, name
-        self._types: tuple[TypeAdapter[In], TypeAdapter[Out]] | None = None
+        self._types: tuple[DataType[In], DataType[Out]] | None = None
 
     def __call__(self, run: Run, input: In) -> Coroutine[Any, Any, Out]:  # noqa: A002 - as in Run.call
         """The author's coroutine for one run, not begun."""
         return self.function(run, input)
 
     @property
-    def input_type(self) -> TypeAdapter[In]:
+    def input_type(self) -> DataType[In]:
         """Validates what starts a run."""
-        return self._adapters()[0]
+        return self._data_types()[0]
 
     @property
-    def output_type(self) -> TypeAdapter[Out]:
+    def output_type(self) -> DataType[Out]:
         """Turns the saga's result into plain data."""
-        return self._adapters()[1]
+        return self._data_types()[1]
 
-    def _adapters(self) -> tuple[TypeAdapter[In], TypeAdapter[Out]]:
+    def _data_types(self) -> tuple[DataType[In], DataType[Out]]:
         if self._types is None:
             hints = get_type_hints(self.function, include_extras=True)
             parameters = list(inspect.signature(self.function).parameters)
@@ -354,7 +355,7 @@ class Saga(Generic[In, Out]):
                 raise ConfigurationError(
                     f"saga {self.name} must look like async def {self.name}(run: Run, input: Model) -> Model"
                 )
-            self._types = TypeAdapter(hints[parameters[1]]), TypeAdapter(hints.get("return", Any))
+            self._types = DataType(hints[parameters[1]]), DataType(hints.get("return", Any))
         return self._types
 
     def run_id(self, data: Any, event_id: str) -> str:

@@ -533,7 +533,7 @@ def _brief(data: Any) -> Any:
 
 def _find_input_error(saga: Saga[Any, Any], data: Any) -> str:
     try:
-        saga.input_type.validate_python(data)
+        saga.input_type.read(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])

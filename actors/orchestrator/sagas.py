@@ -71,7 +71,7 @@ class Execution:
         self.saga = saga
         self.run = Run(state.run_id, to_datetime(state.started_at), state.correlation_id)
         self._clock = state.started_at
-        self._coroutine = saga.function(self.run, saga.input_type.validate_python(state.input))
+        self._coroutine = saga.function(self.run, saga.input_type.read(state.input))
         self._waiting: Step[Any] | None = None
         self._compared = self._awaits = 0
         self.outcome: Returned | Raised | Drift | None = None
@@ -149,7 +149,7 @@ class Execution:
 
     def _returned(self, value: Any) -> Returned | Raised:
         try:
-            return Returned(self.saga.output_type.dump_python(value, mode="json", by_alias=True, warnings=False))
+            return Returned(self.saga.output_type.plain(value, warnings=False))
         except Exception as error:  # noqa: BLE001 - pydantic raises several classes of its own here
             return Raised(NotDeterministicError(f"the saga's result cannot be stored: {error}"))
 
