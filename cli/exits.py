@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +92,10 @@ _STATUSES: tuple[tuple[type[Exception], Exit], ...] = (
 
 @contextmanager
 def reported_errors(*, as_json: bool = False) -> Iterator[Interruption]:
-    """Report a CuebookError, a timeout or an interruption, and exit with its status. All else is a defect of ours."""
+    """Report a CuebookError, a timeout or an interruption, and exit with its status. All else is a defect of ours.
+
+    Raises BrokenPipeError, by itself, when nobody reads our output any more; typer ends the process in silence then.
+    """
     interruption = Interruption()
     try:
         yield interruption
@@ -101,6 +106,8 @@ def reported_errors(*, as_json: bool = False) -> Iterator[Interruption]:
     except Exception as raised:
         error = _cause(raised)
         if error is None:
+            if _reader_gone(raised):  # out of a group, so that whoever calls us sees what it is
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
             raise
         print_error(str(error) or type(error).__name__, getattr(error, "remedy", ""), as_json=as_json)
         raise typer.Exit(_status(error)) from raised
@@ -114,6 +121,13 @@ def print_error(message: str, fix: str, *, as_json: bool) -> None:
         lines = [f"error: {message}", *([f"fix: {fix}"] if fix else [])]
     for line in lines:
         typer.echo(line, file=sys.stderr)
+
+
+def _reader_gone(raised: BaseException) -> bool:
+    """Whether all that went wrong is that nobody reads our output any more, as after `| head`."""
+    if isinstance(raised, BaseExceptionGroup):
+        return all(_reader_gone(inner) for inner in raised.exceptions)
+    return isinstance(raised, BrokenPipeError)
 
 
 def _cause(raised: BaseException) -> Exception | None:
