@@ -21,7 +21,7 @@ COMMANDS = [
     ["--help"],
     ["run", "list", "-o", "json"],
     ["run", "tail", "r0"],
-    ["run", "submit", "--agent", "echo", '{"text": "a"}', "--wait"],
+    ["run", "submit", "--agent", "echo", '{"n": 1}', "--wait"],
     ["agent", "list"],
     ["events", "tail", "--follow"],
     ["replay", "r0", "--state"],
@@ -56,7 +56,7 @@ async def piped(
 async def test_a_command_whose_reader_is_gone_ends_in_silence(
     cli: Cli, client: Client, agents: AgentHost, tmp_path: Path, words: list[str]
 ) -> None:
-    await client.run_task("echo", {"text": "a"}, run_id="r0", timeout_s=20)
+    await client.run_task("echo", {"n": 1}, run_id="r0", timeout_s=20)
     status, errors = await piped(words, cli.env, tmp_path)
     assert (status, errors) == (READER_GONE, "")
 
