@@ -378,7 +378,7 @@ def _find_mistake(cls: type[Agent], event: TaskAssigned) -> str:
     if event.compensates is not None:
         return "" if found.undo is not None else f"version {cls.version} cannot undo {event.handler!r}"
     try:
-        found.input_type.validate_python(event.input)
+        found.input_type.read(event.input)
     except ValidationError as error:
         return f"version {cls.version}: {error}"
     return ""
