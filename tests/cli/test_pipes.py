@@ -21,7 +21,7 @@ COMMANDS = [
     ["--help"],
     ["run", "list", "-o", "json"],
     ["run", "tail", "r0"],
-    ["run", "submit", "--agent", "echo", '{"n": 1}', "--wait"],
+    ["events", "publish", "x", "{}"],
     ["agent", "list"],
     ["events", "tail", "--follow"],
     ["replay", "r0", "--state"],
