@@ -49,7 +49,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
             return
         await report_durability(connection, settings.monitor_url)
         facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
-        running = Running(run=service.run(), stop=service.stop, ready=service.caught_up, facts=facts)
+        running = Running(run=service.run(), stop=service.stop, ready=service.in_place, facts=facts)
         await serving.serve(running, connection)
 
 

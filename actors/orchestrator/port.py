@@ -54,6 +54,10 @@ class Port(Protocol):
         """Find the first outside event in (after, until] whose data has all of `match`; no answer if there is none."""
         ...
 
+    def ready(self) -> None:
+        """From here on the log says of every saga from when its events count. May be called again."""
+        ...
+
     def now(self) -> int:
         """Microseconds since 1970."""
         ...

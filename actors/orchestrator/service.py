@@ -20,6 +20,7 @@ from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
+from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
@@ -55,9 +56,13 @@ class OrchestratorService:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
         self.log = EventLog(connection, space, source="orchestrator")
-        self.core = Orchestrator(self.log.subjects, _by_name(sagas), self)
+        self._sagas = _by_name(sagas)
+        self.core = Orchestrator(self.log.subjects, self._sagas, self)
         self.caught_up = asyncio.Event()
         self.deciding = asyncio.Event()
+        """It decides, and the log says from when the events of its sagas count."""
+        self.in_place = asyncio.Event()
+        """It is deciding, or stands by for another."""
         self._stopping = asyncio.Event()
         self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
@@ -75,39 +80,53 @@ class OrchestratorService:
         Raises ConfigurationError for a stream that could lose events, HistoryRegressedError.
         """
         async with self.log:
-            await self.log.ensure(replicas=self._replicas)
+            began = (await self.log.ensure(replicas=self._replicas)).last_sequence
+            self.core.world.listening.process_began = began
             await self._restore()
-            await self._set_clock()
-            facts = await self.log.verify()
-            self._target = facts.last_sequence  # before the feed, which delivers at once
-            heartbeats = await self._connection.listen(
-                self.log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), self._on_heartbeat
-            )
-            feed = self.log.feed(self._on_message, after=self.core.world.position.sequence)
-            async with feed:
+            try:
+                await self._serve()
+            except SnapshotGapError as error:
+                logger.info("the snapshot cannot be used, reading the whole log: %s", error)
+                self._forget(began)
+                await self._serve()
+
+    async def _serve(self) -> None:
+        await self._set_clock()
+        facts = await self.log.verify()
+        self._target = facts.last_sequence  # before the feed, which delivers at once
+        heartbeats = await self._connection.listen(
+            self.log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), self._on_heartbeat
+        )
+        try:
+            async with self.log.feed(self._on_message, after=self.core.world.position.sequence) as feed:
                 await self._catch_up(feed.failure)
-                questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
-                lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        tasks = [
-                            group.create_task(lease.keep()),
-                            group.create_task(self._follow_lease(lease)),
-                            group.create_task(self._tick()),
-                            group.create_task(self._follow_clock()),
-                            group.create_task(self._save_snapshots()),
-                            group.create_task(_raise_when_done(feed.failure)),
-                        ]
-                        await self._stopping.wait()
-                        self.core.deactivate()
-                        await self.log.appender.flushed()
-                        await ended(*tasks)  # cancelled until they are: a call of nats-py may swallow one
-                finally:
-                    for errand in self._errands:
-                        errand.cancel()
-                    await questions.close()
-                    await heartbeats.close()
-            await self._save_snapshot()
+                await self._take_part(feed.failure)
+        finally:
+            await heartbeats.close()
+        await self._save_snapshot()
+
+    async def _take_part(self, failure: asyncio.Future[None]) -> None:
+        """Decide whenever the lease is held, until told to stop."""
+        questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
+        lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(lease.keep()),
+                    group.create_task(self._follow_lease(lease)),
+                    group.create_task(self._tick()),
+                    group.create_task(self._follow_clock()),
+                    group.create_task(self._save_snapshots()),
+                    group.create_task(_raise_when_done(failure)),
+                ]
+                await self._stopping.wait()
+                self.core.deactivate()
+                await self.log.appender.flushed()
+                await ended(*tasks)  # cancelled until they are: a call of nats-py may swallow one
+        finally:
+            for errand in self._errands:
+                errand.cancel()
+            await questions.close()
 
     def stop(self) -> None:
         """End `run()` in good order.
@@ -118,12 +137,22 @@ class OrchestratorService:
 
     # --- the fold ---
 
+    def _forget(self, began: int) -> None:
+        """Begin with nothing, as without a snapshot."""
+        self.core = Orchestrator(self.log.subjects, self._sagas, self)
+        self.core.world.listening.process_began = began
+        self._snapshot_at = 0
+        self.caught_up.clear()
+
     async def _restore(self) -> None:
         data = await self._snapshots.load()
         if data is None:
             return
         try:
             self.core.world.load(data)
+        except SnapshotGapError as error:
+            logger.info("the snapshot cannot be used, reading the whole log: %s", error)
+            return
         except ValueError as error:
             logger.warning("the snapshot cannot be used, reading the whole log: %s", error)
             return
@@ -186,13 +215,16 @@ class OrchestratorService:
     # --- the loops ---
 
     async def _follow_lease(self, lease: Lease) -> None:
+        await lease.asked.wait()
+        if not lease.held.is_set():
+            self.in_place.set()
         while True:
             await lease.held.wait()
             self.core.activate()
-            self.deciding.set()
             await lease.lost.wait()
             self.core.deactivate()
             self.deciding.clear()
+            self.in_place.set()
 
     async def _tick(self) -> None:
         while True:
@@ -240,7 +272,7 @@ class OrchestratorService:
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
     def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        if reply and self.core.active:  # a standby leaves the answer to the one that decides
+        if reply and self.deciding.is_set():  # a standby leaves the answer to the one that decides
             noun = subject.decode("utf-8", "replace").rpartition(".")[2]
             answer = answer_query(self.core, noun, payload)
             self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
@@ -313,6 +345,11 @@ class OrchestratorService:
                         return
 
         self._errand(look)
+
+    def ready(self) -> None:
+        """See Port."""
+        self.deciding.set()
+        self.in_place.set()
 
     def now(self) -> int:
         """See Port."""

@@ -284,6 +284,7 @@ class Notes:
     def find_event(
         self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
     ) -> None: ...
+    def ready(self) -> None: ...
     def now(self) -> int:
         return 0
 

@@ -153,7 +153,9 @@ class Director:
     def __init__(self, book: Book, sagas: Mapping[str, Saga[Any, Any]], troupe: Troupe, snapshot: bytes = b"") -> None:
         self.book, self._troupe = book, troupe
         self.core = _Strict(book.subjects, sagas, self)
+        self.core.world.listening.process_began = len(book)
         self.read = 0
+        self.is_ready = False
         if snapshot:
             self.core.world.load(msgpack.unpackb(snapshot, strict_map_key=False))
             self.read = self.core.world.position.sequence
@@ -211,6 +213,9 @@ class Director:
 
         self.answers.append(look)
 
+    def ready(self) -> None:
+        self.is_ready = True
+
     def now(self) -> int:
         return self.book.now
 
@@ -221,6 +226,11 @@ class Director:
         self.read += 1
         item, whole = self.book.read(self.read)
         self.core.receive(item, guarded=whole)
+
+    def catch_up(self) -> None:
+        """Receive what is stored."""
+        while self.read < len(self.book):
+            self.read_one()
 
     def store_one(self) -> None:
         """An append reaches the log; its acknowledgement is on the way."""
@@ -407,11 +417,17 @@ class Theatre:
             self.troupe.join(cls, f"i{number}")
 
     def hire(self, snapshot: bytes = b"") -> Director:
-        """Another orchestrator, which has to catch up and decides from then on."""
-        director = Director(self.book, self.sagas, self.troupe, snapshot)
-        while director.read < len(self.book):
-            director.read_one()
+        """Another orchestrator, which has caught up and is ready: it decides from then on."""
+        director = self.engage(snapshot)
+        director.catch_up()
         director.core.activate()
+        while not director.is_ready:
+            director.turns()[0]()
+        return director
+
+    def engage(self, snapshot: bytes = b"") -> Director:
+        """Another orchestrator, whose process begins now. It stands by."""
+        director = Director(self.book, self.sagas, self.troupe, snapshot)
         self.directors.append(director)
         return director
 
