@@ -158,6 +158,8 @@ class Orchestrator:
             if instance.health == "stopped":
                 self._port.close_inbox(instance.agent, instance.instance)
                 self.liveness.forget(instance)
+            else:
+                self._port.forget_inbox(instance.agent, instance.instance)
             self.dispatcher.instance_gone(instance)
         elif instance.health != "unregistered":
             self._port.open_inbox(instance.agent, instance.instance, instance.registered_sequence)

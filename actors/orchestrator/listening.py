@@ -66,8 +66,8 @@ class Listening:
         self._began: set[str] = set()
         """Sagas that events had started runs of before there was any fact about them; also those not served here."""
         self._last: dict[str, int] = {}
-        self._seen_from: dict[str, int] = {}
-        """Sagas that the snapshot did not know: up to here their events were not seen."""
+        self.blind: dict[str, int] = {}
+        """Sagas that the snapshot did not know, and up to where their events were not seen."""
         self.process_began = 0
         """Not folded: where the stream ended when this process began. What came later must not be lost."""
 
@@ -107,7 +107,7 @@ class Listening:
         if saga in self._last:
             return ()
         self._began.add(saga)
-        if saga in self._seen_from and trigger <= self._seen_from[saga]:
+        if saga in self.blind and trigger <= self.blind[saga]:
             raise _gap(saga)
         found = self.candidates.get(saga)
         if found is None or trigger not in found.events:
@@ -125,7 +125,7 @@ class Listening:
                     candidates.events[sequence] = replace(candidates.events[sequence], refused=rejected)
 
     def _count(self, name: str, after: int) -> list[Trigger]:
-        if name in self._seen_from and after < self._seen_from.pop(name):
+        if name in self.blind and after < self.blind.pop(name):
             raise _gap(name)
         candidates = self.candidates.pop(name, None)
         if candidates is None:
@@ -161,7 +161,7 @@ class Listening:
         return {
             "served": [[name, topic, after] for (name, topic), after in self.served.items()],
             "complete": [
-                [name, topic, self._since[name]] for name, topic in self._topics.items() if name not in self._seen_from
+                [name, topic, self._since[name]] for name, topic in self._topics.items() if name not in self.blind
             ],
             "implied": dict(self._implied),
             "began": sorted(self._began),
@@ -185,7 +185,7 @@ class Listening:
             name: _Candidates({one["sequence"]: Trigger(**one) for one in triggers}, given_up)
             for name, given_up, triggers in data["candidates"]
         }
-        seen_from, on, candidates = {}, dict[str, list[str]](), {}
+        blind, on, candidates = {}, dict[str, list[str]](), {}
         for name, topic in self._topics.items():
             known = complete.get(name)
             counts = (name, topic) in served or name in implied
@@ -197,8 +197,8 @@ class Listening:
             elif counts or name in began or self._since[name] == "beginning" or position > self.process_began:
                 raise _gap(name)
             else:
-                seen_from[name], candidates[name] = position, _Candidates()
-        self.served, self._began, self._last, self._seen_from = served, began, last, seen_from
+                blind[name], candidates[name] = position, _Candidates()
+        self.served, self._began, self._last, self.blind = served, began, last, blind
         self._implied = {name: after for name, after in implied.items() if name in self._topics}
         self.on, self.candidates = on, candidates
 

@@ -40,6 +40,10 @@ class Port(Protocol):
         """
         ...
 
+    def forget_inbox(self, agent: str, instance: str) -> None:
+        """The instance is silent: when it comes back, its inbox has to be opened again."""
+        ...
+
     def close_inbox(self, agent: str, instance: str) -> None:
         """The instance is gone."""
         ...

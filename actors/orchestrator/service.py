@@ -223,6 +223,7 @@ class OrchestratorService:
             self.core.activate()
             await lease.lost.wait()
             self.core.deactivate()
+            self._inboxes.forget_all()
             self.deciding.clear()
             self.in_place.set()
 
@@ -317,10 +318,16 @@ class OrchestratorService:
 
     def open_inbox(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
         """See Port."""
-        self._errand(lambda: self._inboxes.open(agent, instance, after, anew=anew))
+        if self._inboxes.want(agent, instance) or anew:
+            self._errand(lambda: self._inboxes.open(agent, instance, after, anew=anew))
+
+    def forget_inbox(self, agent: str, instance: str) -> None:
+        """See Port."""
+        self._inboxes.forget(agent, instance)
 
     def close_inbox(self, agent: str, instance: str) -> None:
         """See Port."""
+        self._inboxes.forget(agent, instance)
         self._errand(lambda: self._inboxes.close(agent, instance))
 
     def first_sequence(self, scope: str, answer: Callable[[int], None]) -> None:

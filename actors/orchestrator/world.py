@@ -159,7 +159,8 @@ class World:
         opened = self.unchecked.get(run.opened_sequence)
         if opened is None or envelope.sequence == opened.sequence or envelope.sequence in self.refusals:
             return
-        if envelope.address.fact in _FROM_PEOPLE:
+        address = envelope.address
+        if address.fact in _FROM_PEOPLE or (address.kind, address.fact) in _OPENING:
             opened.wishes.append(_refusal(envelope, f"run {run.run_id} is not open", _LOOK_AT_RUN))
 
     def _begin(self, event: RunStarted, *, by_event: bool) -> None:
