@@ -16,7 +16,7 @@ from cuebook.events.envelope import Envelope
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.facts import MessageRejected, RunStarted, SagaServed
 from tests.actors.cast import Number
-from tests.actors.theatre import Book, Theatre
+from tests.actors.theatre import Book, Director, Theatre
 
 TOPIC = "order.placed"
 
@@ -64,6 +64,10 @@ def finish(play: Theatre) -> None:
     play.play(until=lambda: play.owes_nothing() and all(one.is_ready for one in play.directors if one.core.active))
 
 
+def is_ready(director: Director) -> bool:
+    return director.is_ready
+
+
 # --- a saga that is served for the first time ---
 
 
@@ -106,9 +110,9 @@ def test_what_is_published_while_the_first_orchestrator_of_a_space_starts_is_not
     placed.append(place(play, 2))
     director.core.activate()
     placed.append(place(play, 3))
-    assert not director.is_ready
+    assert not is_ready(director)
     finish(play)
-    assert director.is_ready
+    assert is_ready(director)
     assert play.begun() == placed
     assert served(play.book) == [("pack", TOPIC, 0)]
 
@@ -136,10 +140,10 @@ def test_it_is_ready_when_the_log_says_so_for_all_its_sagas() -> None:
     director.catch_up()
     director.core.activate()
     for _ in range(2):
-        assert not director.is_ready
+        assert not is_ready(director)
         director.store_one()
         director.read_one()
-    assert director.is_ready
+    assert is_ready(director)
     assert [name for name, *_ in served(play.book)] == ["pack", "bill"]
 
 
@@ -147,7 +151,7 @@ def test_one_with_nothing_to_say_is_ready_at_once() -> None:
     play = theatre(idle)
     director = play.engage()
     director.core.activate()
-    assert director.is_ready
+    assert is_ready(director)
 
 
 def test_what_came_while_nobody_ran_counts_once_a_saga_has_been_served() -> None:
@@ -417,7 +421,7 @@ def test_what_several_sagas_cannot_begin_with_is_refused_for_each_even_if_they_c
     director = play.hire(sagas=[pack, count])
     finish(play)
     refused = [item.event for item in play.book.all() if isinstance(item.event, MessageRejected)]
-    assert [event.sagas for event in refused if isinstance(event, MessageRejected)] == [["pack"], ["count"]]
+    assert [event.sagas for event in refused] == [["pack"], ["count"]]
     assert {item.address.n for item in play.book.all() if item.address.kind == "rejected"} == {bad}
     assert director.core.world.dump() == director.refolded()
 
@@ -453,12 +457,11 @@ def test_a_burst_of_events_with_one_key_is_answered_without_time_passing(order: 
 
 
 def test_a_burst_survives_an_append_without_an_answer() -> None:
-    for stored in (False, True):
-        play = theatre(answer)
+    for seed in range(8):  # in some of them it was stored
+        play = Theatre([answer], [], {}, seed=seed)
         director = play.hire()
         rung = [play.publish("bell.rung", {"door": "front", "n": n}) for n in range(20)]
         director.catch_up()
-        play.chance.random = lambda stored=stored: 0.0 if stored else 1.0  # type: ignore[method-assign]
         director.fail_one()
         finish(play)
         assert len(play.begun()) == 1

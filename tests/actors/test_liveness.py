@@ -467,6 +467,15 @@ def test_who_takes_over_after_hours_as_a_standby_notices_silence_as_soon_as_ever
     assert [item.address.fact for item in play.book.all()] == ["registered", "suspected", "lost"]
 
 
+@pytest.mark.parametrize("health", ["unregistered", "stopped", "lost"])
+def test_no_inbox_is_opened_for_one_that_is_not_there(health: str) -> None:
+    ward = Ward()
+    ward.instance.newest, ward.instance.health = 10, health
+    ward.liveness.heard("nurse", "i1", 7, 0.0, active=True)
+    ward.liveness.heard("nurse", "i1", 7, 9.0, active=True)
+    assert ward.notes.opened == []
+
+
 # --- what an instance says it has received ---
 
 
