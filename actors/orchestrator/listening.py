@@ -6,6 +6,7 @@ them. What comes of them follows from the log and from what the sagas say (name,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,6 +20,8 @@ __all__ = ["MOST_CANDIDATES", "Listening", "SnapshotGapError", "Trigger"]
 
 MOST_CANDIDATES = 10_000
 """Of a saga that nobody serves yet the newest so many events are kept, unless it counts from the beginning."""
+
+logger = logging.getLogger(__name__)
 
 
 class SnapshotGapError(CuebookError):
@@ -145,9 +148,15 @@ class Listening:
                 elif self._since[name] == "beginning":
                     after = 0
                 else:
-                    after = max(self.process_began, self.candidates[name].given_up)
+                    after = self._now(name)
                 missing.append((name, SagaServed(on=topic, after=after), self._last.get(name, 0)))
         return missing
+
+    def _now(self, name: str) -> int:
+        given_up = self.candidates[name].given_up
+        if given_up > self.process_began:
+            logger.warning("a new saga stood by for too long, its oldest events do not count", extra={"saga": name})
+        return max(self.process_began, given_up)
 
     @property
     def all_recorded(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuebook.actors import Run, saga
+from cuebook.actors import Run, Saga, saga
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import PoisonMessageError
 from cuebook.events.facts import (
@@ -44,7 +44,7 @@ async def historian(run: Run, asked: dict[str, Any]) -> str:
     return str(asked)
 
 
-LATER = [[*SAGAS, follower], [*SAGAS, historian, follower]]
+LATER: list[list[Saga[Any, Any]]] = [[*SAGAS, follower], [*SAGAS, historian, follower]]
 PLAIN = b'{"handler": "add", "input": {"n": 5}}'
 STEP_ENDS = {"matched", "answered", "expired", "cancelled"}
 
