@@ -39,6 +39,8 @@ SNAPSHOT_EVERY_S = 60.0
 SNAPSHOT_MIN_EVENTS = 10_000
 RETRY_S = 0.5
 CLOCK_EVERY_S = 30.0
+CLOCK_LOOKS = 3
+"""The quickest answer tells the time best."""
 LOOK_BACKS = 16
 """Searches for events that came before they were waited for, at a time."""
 _FROM_SAGAS = (RunCompleted, RunStuck, TaskRequested, StepWaiting, StepAsked)
@@ -48,10 +50,19 @@ logger = logging.getLogger(__name__)
 
 
 class OrchestratorService:
-    """One orchestrator process of a space. `run()` until cancelled or `stop()`; a standby until it gets the lease."""
+    """One orchestrator process of a space. `run()` until cancelled or `stop()`; a standby until it gets the lease.
+
+    `age_s`: for how many seconds the process has run already. A saga that is new counts the events since it began.
+    """
 
     def __init__(
-        self, connection: Connection, space: str, sagas: Sequence[Saga[Any, Any]], *, replicas: int = 1
+        self,
+        connection: Connection,
+        space: str,
+        sagas: Sequence[Saga[Any, Any]],
+        *,
+        replicas: int = 1,
+        age_s: float = 0.0,
     ) -> None:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
@@ -70,7 +81,8 @@ class OrchestratorService:
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
         self._looking_back = asyncio.Semaphore(LOOK_BACKS)
-        self._clock_us = 0
+        self._clock_us = self._clock_error_us = 0
+        self._age_s, self._made_s = age_s, time.monotonic()
         self._own: dict[int, tuple[str, Event, str, str, str]] = {}
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
 
@@ -81,6 +93,8 @@ class OrchestratorService:
         """
         async with self.log:
             began = (await self.log.ensure(replicas=self._replicas)).last_sequence
+            if began and self._age_s:
+                began = await self._find_beginning()
             self.core.world.listening.process_began = began
             await self._restore()
             try:
@@ -90,8 +104,17 @@ class OrchestratorService:
                 self._forget(began)
                 await self._serve()
 
+    async def _find_beginning(self) -> int:
+        """Where the stream ended when this process began: the last sequence that was certainly stored before."""
+        clocks = []
+        for _ in range(CLOCK_LOOKS):
+            await self._set_clock()
+            clocks.append((self._clock_error_us, self._clock_us))
+        self._clock_error_us, self._clock_us = min(clocks)
+        age_us = int((self._age_s + time.monotonic() - self._made_s) * 1_000_000)
+        return await self.log.sequence_at(self.now() - age_us - self._clock_error_us)
+
     async def _serve(self) -> None:
-        await self._set_clock()
         facts = await self.log.verify()
         self._target = facts.last_sequence  # before the feed, which delivers at once
         heartbeats = await self._connection.listen(
@@ -247,7 +270,9 @@ class OrchestratorService:
         told = datetime.fromisoformat(info["ts"][:19] + "+00:00").timestamp() + float(
             "0." + info["ts"][20:26].strip("Z")
         )
-        self._clock_us = int(told * 1_000_000) - (began + time.monotonic_ns()) // 2_000
+        took = time.monotonic_ns() - began
+        self._clock_us = int(told * 1_000_000) - (began + took // 2) // 1_000
+        self._clock_error_us = took // 2_000 + 1
 
     async def _save_snapshots(self) -> None:
         while True:

@@ -386,6 +386,22 @@ def test_a_saga_that_was_served_goes_on_without_a_gap(one: Saga[Any, Any], after
     assert served(play.book) == [(one.name, TOPIC, after)]
 
 
+def test_a_run_of_the_release_before_that_began_with_an_event_before_the_snapshot_makes_one_read_the_whole_log() -> (
+    None
+):
+    """Both releases were at work for a while."""
+    play = theatre(idle)
+    other = play.hire()
+    first, second = place(play, 1), place(play, 2)
+    other.catch_up()
+    new = play.engage(other.snapshot(), [pack])
+    assert new.read > 0
+    begin(play.book, "pack", first)
+    new.catch_up()
+    assert list(new.core.world.triggers) == [(second, "pack")]
+    assert new.core.world.dump() == new.refolded()
+
+
 def test_a_run_that_somebody_asked_for_by_name_says_nothing_about_events() -> None:
     play = theatre(pack)
     place(play, 0)

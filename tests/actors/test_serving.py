@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,39 @@ async def test_what_is_published_once_a_process_says_it_is_ready_starts_runs_who
         await eventually(lambda: _started(client, "chain-2"), within_s=30)
         assert not await _started(client, "chain-1")
     await connection.close()
+
+
+async def test_what_is_published_while_a_process_is_only_just_starting_is_not_lost(
+    nats_url: str, space: str, tmp_path: Path
+) -> None:
+    connection = await connect(nats_url, name="tests")
+    async with Cast(nats_url, space, tmp_path) as cast, Client(connection, space) as client:
+        await client.log.ensure()
+        await client.publish("chain.asked", {"n": 1})
+        earlier = await cast.orchestrator("approved")
+        await earlier.says("ready")
+        await earlier.stop()
+        process = await cast.orchestrator("chain")
+        await client.publish("chain.asked", {"n": 2})
+        assert process.errors == ""  # it has not even begun to look at the stream
+        await eventually(lambda: _started(client, "chain-2"), within_s=30)
+        assert not await _started(client, "chain-1")
+    await connection.close()
+
+
+@pytest.mark.parametrize(("age_s", "counted"), [(0.0, []), (3600.0, ["chain-1"])])
+async def test_a_new_saga_counts_from_when_its_process_began(
+    nats_url: str, space: str, age_s: float, counted: list[str]
+) -> None:
+    async with Desk(nats_url, space) as desk:
+        await desk.stage.stop()
+        await desk.client.publish("chain.asked", {"n": 1})
+        service = functools.partial(OrchestratorService, age_s=age_s)
+        stage = await desk.prepare(chain, service=service)
+        await asyncio.wait_for(stage.service.in_place.wait(), 10)
+        await desk.client.publish("chain.asked", {"n": 2})
+        await desk.saw("chain-2", "started")
+        assert await begun(desk) == [*counted, "chain-2"]
 
 
 async def _started(client: Client, run_id: str) -> bool:
