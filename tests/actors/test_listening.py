@@ -208,6 +208,8 @@ def test_only_the_first_fact_about_a_topic_counts() -> None:
     placed_then = place(play, 2)
     finish(play)
     assert play.begun() == [placed, placed_then]
+    assert set(served(play.book)) == {("pack", TOPIC, 0), ("pack", TOPIC, 999)}
+    assert play.directors[0].core.world.listening.served == {("pack", TOPIC): 0}
 
 
 @pytest.mark.parametrize("after", [10**15, -5])
@@ -347,6 +349,20 @@ def test_a_snapshot_of_another_that_is_newer_than_the_process_is_not_used_for_a_
         world.load(msgpack.unpackb(old.snapshot(), strict_map_key=False))
 
 
+def test_a_snapshot_in_which_a_saga_was_to_count_from_now_is_not_used_when_it_wants_history(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listening, "MOST_CANDIDATES", 5)
+    play = theatre(idle)
+    standby = play.engage(sagas=[pack])
+    placed = [place(play, n) for n in range(8)]
+    standby.catch_up()
+    play.hire(standby.snapshot(), [saga(name="pack", on=TOPIC, since="beginning")(pack.function)])
+    play.directors.remove(standby)
+    finish(play)
+    assert play.begun() == placed
+
+
 # --- logs of the release that did not say so ---
 
 
@@ -386,9 +402,7 @@ def test_a_saga_that_was_served_goes_on_without_a_gap(one: Saga[Any, Any], after
     assert served(play.book) == [(one.name, TOPIC, after)]
 
 
-def test_a_run_of_the_release_before_that_began_with_an_event_before_the_snapshot_makes_one_read_the_whole_log() -> (
-    None
-):
+def test_a_run_that_began_with_an_event_from_before_the_snapshot_makes_one_read_the_whole_log() -> None:
     """Both releases were at work for a while."""
     play = theatre(idle)
     other = play.hire()
