@@ -93,9 +93,7 @@ class Listening:
         if (name, event.on) in self.served:
             return ()
         here = self._topics.get(name) == event.on
-        after = self.served[name, event.on] = (
-            self._implied.pop(name) if here and name in self._implied else max(0, min(event.after, envelope.sequence))
-        )
+        after = self.served[name, event.on] = self._implied.pop(name) if here and name in self._implied else event.after
         return self._count(name, after) if here else ()
 
     def skip(self, saga: str, sequence: int) -> None:

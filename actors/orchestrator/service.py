@@ -115,6 +115,7 @@ class OrchestratorService:
         return await self.log.sequence_at(self.now() - age_us - self._clock_error_us)
 
     async def _serve(self) -> None:
+        await self._set_clock()
         facts = await self.log.verify()
         self._target = facts.last_sequence  # before the feed, which delivers at once
         heartbeats = await self._connection.listen(
