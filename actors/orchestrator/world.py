@@ -287,7 +287,7 @@ class World:
             if not event.sagas or trigger.saga in event.sagas:
                 del self.triggers[sequence, trigger.saga]
             else:
-                self._count([replace(trigger, refused=envelope.sequence)])
+                self.triggers[sequence, trigger.saga] = replace(trigger, refused=envelope.sequence)
         self.listening.refuse(sequence, envelope.sequence, event.sagas)
         unchecked = self.unchecked.pop(sequence, None)
         if unchecked is not None:

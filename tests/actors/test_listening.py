@@ -459,6 +459,25 @@ def test_what_several_sagas_cannot_begin_with_is_refused_for_each_even_if_they_c
     assert director.core.world.dump() == director.refolded()
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_refused_for_one_saga_is_still_open_for_others(restart: bool) -> None:
+    """Refused by an orchestrator that does not know them, before theirs had a turn."""
+    play = theatre(pack)
+    one, two = play.hire(), play.hire(sagas=[pack, bill, count])
+    two.core.deactivate()
+    bad = place(play, "x")
+    one.settle()
+    two.catch_up()
+    if restart:
+        play.fire(two)
+        two = play.engage(two.snapshot(), [pack, bill, count])
+    two.core.activate()
+    finish(play)
+    refused = [item.event.sagas for item in play.book.all() if isinstance(item.event, MessageRejected)]
+    assert refused == [["pack"], ["count"]]
+    assert play.begun("bill") == [bad]
+
+
 # --- many events that would start the same run ---
 
 
