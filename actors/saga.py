@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar, TypeVarTuple, cast, get_type_hints, overload
+from typing import Any, Generic, Literal, TypeVar, TypeVarTuple, cast, get_args, get_type_hints, overload
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -324,13 +324,24 @@ def _plain(value: Any, name: str) -> Any:
         raise ConfigurationError(f"{name} holds what no event can hold: {error}") from error
 
 
+Since = Literal["now", "beginning"]
+"""Which events a saga counts that is served for the first time: those from then on, or all that the log has."""
+
+
 class Saga(Generic[In, Out]):
     """A workflow. Made by the `saga` decorator; `function` is the author's own."""
 
     def __init__(
-        self, function: Callable[[Run, In], Coroutine[Any, Any, Out]], on: str, key: str, version: str, name: str
+        self,
+        function: Callable[[Run, In], Coroutine[Any, Any, Out]],
+        on: str,
+        key: str,
+        version: str,
+        name: str,
+        since: Since = "now",
     ) -> None:
         self.function, self.on, self.key, self.version, self.name = function, on, key, version, name
+        self.since: Since = since
         self._types: tuple[DataType[In], DataType[Out]] | None = None
 
     def __call__(self, run: Run, input: In) -> Coroutine[Any, Any, Out]:  # noqa: A002 - as in Run.call
@@ -371,18 +382,26 @@ class Saga(Generic[In, Out]):
 
 
 def saga(
-    *, on: str = "", key: str = "", version: str = "1", name: str = ""
+    *, on: str = "", key: str = "", version: str = "1", name: str = "", since: Since = "now"
 ) -> Callable[[Callable[[Run, In], Coroutine[Any, Any, Out]]], Saga[In, Out]]:
     """Make an async function a saga. An event on topic `on` starts a run; without `on` it is started by name only.
 
     `key`: the field of the input that identifies the run, so that a second event with the same value starts nothing.
+    `since` matters once, when a saga of this name is first served on this topic: with "now" older events start nothing,
+    with "beginning" every event that the log has starts its run. From then on all count, also those that came while
+    no orchestrator ran.
     """
+    if since not in get_args(Since):
+        raise ConfigurationError(f"since={since!r} is none of: {', '.join(get_args(Since))}")
+    if since == "beginning" and not on:
+        raise ConfigurationError("since= is about the events of a topic", remedy="name the topic with on=")
 
     def decorate(function: Callable[[Run, In], Coroutine[Any, Any, Out]]) -> Saga[In, Out]:
         if not inspect.iscoroutinefunction(function):
             raise ConfigurationError(f"saga {function.__name__} must be an async def")
         for token in on.split(".") if on else ():
             check_token(token, "topic part")
-        return Saga(function, on, key, version, check_token(name or function.__name__.strip("_").lower(), "saga"))
+        saga_name = check_token(name or function.__name__.strip("_").lower(), "saga")
+        return Saga(function, on, key, version, saga_name, since)
 
     return decorate

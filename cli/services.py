@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cuebook.cli.durability import report_durability
 from cuebook.cli.loading import load_agents, load_sagas
+from cuebook.cli.processes import process_age_s
 from cuebook.cli.serving import Running, Serving
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
@@ -43,13 +44,13 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
     if connection is None:
         return
     async with connection:
-        service = OrchestratorService(connection, space, sagas, replicas=replicas)
+        service = OrchestratorService(connection, space, sagas, replicas=replicas, age_s=process_age_s())
         if not await serving.stream(service.log, replicas=replicas):
             service.run().close()
             return
         await report_durability(connection, settings.monitor_url)
         facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
-        running = Running(run=service.run(), stop=service.stop, ready=service.caught_up, facts=facts)
+        running = Running(run=service.run(), stop=service.stop, ready=service.in_place, facts=facts)
         await serving.serve(running, connection)
 
 

@@ -36,6 +36,7 @@ from cuebook.events.facts import (
     RunRetryRequested,
     RunStarted,
     RunStuck,
+    SagaServed,
     StepAnswered,
     StepAsked,
     StepCancelled,
@@ -68,6 +69,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     TaskCancelRequested, TaskCancelled, TaskRejected, TaskReverted, TaskProgressed,
     StepSlept, StepWaiting, StepMatched, StepAsked, StepAnswered, AnswerRefused, StepExpired, StepCancelled,
     AgentRegistered, AgentSuspected, AgentLost, AgentRecovered, DrainRequested, AgentDraining, AgentStopped,
+    SagaServed,
     MessageRejected,
 )  # fmt: skip
 

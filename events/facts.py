@@ -43,6 +43,7 @@ __all__ = [
     "RunRetryRequested",
     "RunStarted",
     "RunStuck",
+    "SagaServed",
     "StepAnswered",
     "StepAsked",
     "StepCancelled",
@@ -537,17 +538,36 @@ class AgentStopped(Event):
     handled: int = 0
 
 
+# --- sagas as such ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaServed(Event):
+    """The saga named in the subject is served for the first time on topic `on`.
+
+    Outside events on that topic start runs of it from here on: those with a stream sequence greater than `after`.
+    """
+
+    event_type: ClassVar[str] = "saga.served.v1"
+    on: str
+    after: int = 0
+
+
 # --- others -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageRejected(Event):
-    """The message at the stream sequence named in the subject was refused and has no effect."""
+    """The message at the stream sequence named in the subject was refused and has no effect.
+
+    With `sagas` that is so for these only: an outside event that others may have begun a run with.
+    """
 
     event_type: ClassVar[str] = "rejected.rejected.v1"
     subject: str
     reason: str
     remedy: str = ""
+    sagas: _ListOf[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@
     <space>.run.<run_id>.step.<n>.<fact>                             a timer, a wait or a question inside it
     <space>.progress.<run_id>.<n>                                    what a handler says while it works
     <space>.agent.<agent>.<instance>.<fact>                          life of an agent instance
+    <space>.saga.<saga>.<fact>                                       from when its events count
     <space>.event.<topic>                                            facts from anybody; a topic may have dots
     <space>.rejected.<sequence>                                      the message at that sequence was refused
     live.<space>.>                                                   all of it again, once it is durable
@@ -26,7 +27,7 @@ __all__ = ["MAX_TOPIC_LENGTH", "Address", "Kind", "Subjects", "check_token", "pa
 MAX_TOPIC_LENGTH = 255
 """Characters, dots included: with it every subject stays far below the server's `max_control_line` of 4 KiB."""
 
-Kind = Literal["run", "task", "step", "progress", "agent", "event", "rejected"]
+Kind = Literal["run", "task", "step", "progress", "agent", "saga", "event", "rejected"]
 
 _ID = "[a-z0-9][a-z0-9_-]{0,63}"
 _NUMBER_PATTERN = "0|[1-9][0-9]{0,8}"
@@ -51,7 +52,7 @@ class Address(NamedTuple):
     run_id: str = ""
     n: int = -1
     agent: str = ""
-    """The agent; for `run.<id>.requested.<saga>` the saga."""
+    """The agent; for `run.<id>.requested.<saga>` and `saga.<saga>.<fact>` the saga."""
     instance: str = ""
     topic: str = ""
 
@@ -129,6 +130,10 @@ class Subjects:
         agent, instance = check_token(agent, "agent"), check_token(instance, "instance")
         return f"{self.space}.agent.{agent}.{instance}.{check_token(fact, 'fact')}"
 
+    def saga(self, saga: str, fact: str) -> str:
+        """A fact about a saga as such, not about one of its runs."""
+        return f"{self.space}.saga.{check_token(saga, 'saga')}.{check_token(fact, 'fact')}"
+
     def event(self, topic: str) -> str:
         """A fact from anybody; `topic` is tokens with dots between them, at most `MAX_TOPIC_LENGTH` characters."""
         if len(topic) > MAX_TOPIC_LENGTH:
@@ -160,6 +165,10 @@ class Subjects:
     def agent_scope(self, agent: str, instance: str) -> str:
         """All facts about one instance."""
         return f"{self.space}.agent.{check_token(agent, 'agent')}.{check_token(instance, 'instance')}.>"
+
+    def saga_scope(self, saga: str) -> str:
+        """All facts about one saga as such."""
+        return f"{self.space}.saga.{check_token(saga, 'saga')}.>"
 
     def everything_of(self, run_id: str) -> str:
         """The run with all its tasks and steps."""
@@ -230,6 +239,8 @@ def _parse(tokens: list[str]) -> Address | None:
             return Address("progress", "progress", tokens[1], int(tokens[2]))
         case "agent" if size == 4:
             return Address("agent", tokens[3], agent=tokens[1], instance=tokens[2])
+        case "saga" if size == 3:
+            return Address("saga", tokens[2], agent=tokens[1])
         case "event" if size >= 2:
             topic = ".".join(tokens[1:])
             return Address("event", "event", topic=topic) if len(topic) <= MAX_TOPIC_LENGTH else None

@@ -37,9 +37,9 @@ COMMENT ON COLUMN audit.recorded_at IS 'When the server stored it, by the server
 COMMENT ON COLUMN audit.time IS 'When it happened, by its author''s clock.';
 COMMENT ON COLUMN audit.event_id IS 'Id given by the author; NULL where the message could not be read.';
 COMMENT ON COLUMN audit.event_type IS '<family>.<fact>.v<n>, or what an outside author calls it.';
-COMMENT ON COLUMN audit.kind IS 'run, task, step, progress, agent, event or rejected.';
+COMMENT ON COLUMN audit.kind IS 'run, task, step, progress, agent, saga, event or rejected.';
 COMMENT ON COLUMN audit.n IS 'Number of the task or step in its run; for kind rejected the sequence of the refused message.';
-COMMENT ON COLUMN audit.agent IS 'The agent named in the subject; for a request of a run the saga.';
+COMMENT ON COLUMN audit.agent IS 'The agent named in the subject; for a request of a run and for kind saga the saga.';
 COMMENT ON COLUMN audit.topic IS 'For kind event: what stands after <space>.event.';
 COMMENT ON COLUMN audit.source IS 'Who wrote it.';
 COMMENT ON COLUMN audit.correlation_id IS 'Id of the message that began the conversation.';

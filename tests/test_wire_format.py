@@ -106,7 +106,7 @@ def test_the_python_program_does_what_the_page_says(example: Command) -> None:
         check=True,
     )
     printed = shown(program.stdout).splitlines()
-    expected = shown(block(PAGE, "text", "7 live.")).splitlines()
+    expected = shown(block(PAGE, "text", "8 live.")).splitlines()
     cut = expected.index("...")
     assert printed[:cut] == expected[:cut]
     rest = expected[cut + 1 :]

@@ -18,7 +18,7 @@ from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
-from cuebook.actors.orchestrator.world import Touched, World
+from cuebook.actors.orchestrator.world import Touched, Unchecked, World
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import RunStarted
@@ -62,12 +62,10 @@ class Orchestrator:
             self._try(self._decide_instance, instance)
         for run in list(self.world.runs.values()):
             self._try(self._decide_all, run)
-        self.world.owed = [
-            *self.world.refusals,
-            *(sequence for sequence, _ in self.world.triggers),
-            *self.world.unchecked,
-        ]
+        begun_with = dict.fromkeys(sequence for sequence, _ in self.world.triggers)
+        self.world.owed = [*self.world.refusals, *begun_with, *self.world.unchecked]
         self._try(self._settle_owed)
+        self._try(self._announce)
 
     def deactivate(self) -> None:
         """Stop deciding; the fold goes on."""
@@ -95,23 +93,26 @@ class Orchestrator:
             self.dispatcher.instances_changed(instance.agent)
         elif touched.event is not None:
             self.conductor.offer(touched.event)
+        elif touched.saga:
+            self._announce()
         if self.world.owed:
             self._settle_owed()
 
     def _react_to_run(self, item: Envelope | Unreadable, run: RunState, touched: Touched) -> None:
         part = touched.item
         if part is None:
-            if run.opened_sequence in self.world.unchecked:
+            if self._is_doubtful(run):
                 return
             if isinstance(item, Envelope) and isinstance(item.event, RunStarted):
                 self.conductor.settle(item.event.trigger)
+                self.conductor.started(run.run_id)
             if run.closed:
                 self.conductor.forget(run)
             else:
                 self.conductor.decide(run)
                 self._decide_open(run)
             return
-        if run.opened_sequence in self.world.unchecked:
+        if self._is_doubtful(run):
             return
         if isinstance(part, TaskState):
             self.dispatcher.decide(run, part)
@@ -139,8 +140,12 @@ class Orchestrator:
             if part.type == "wait" and part.status == "open" and not part.pending:
                 self.conductor.look_back(run, part)
 
+    def _is_doubtful(self, run: RunState) -> bool:
+        """Whether it may be over: nothing is decided about it before it was looked up."""
+        return run.opened_sequence in self.world.unchecked and not run.verified
+
     def _decide_all(self, run: RunState) -> None:
-        if run.opened_sequence in self.world.unchecked:
+        if self._is_doubtful(run):
             return
         for part in list(run.items.values()):
             self._decide_part(run, part)
@@ -153,6 +158,8 @@ class Orchestrator:
             if instance.health == "stopped":
                 self._port.close_inbox(instance.agent, instance.instance)
                 self.liveness.forget(instance)
+            else:
+                self._port.forget_inbox(instance.agent, instance.instance)
             self.dispatcher.instance_gone(instance)
         elif instance.health != "unregistered":
             self._port.open_inbox(instance.agent, instance.instance, instance.registered_sequence)
@@ -174,27 +181,35 @@ class Orchestrator:
             self.conductor.reject_message(
                 sequence, refusal.subject, refusal.reason, refusal.remedy, correlation_id=refusal.correlation_id
             )
-        elif (run_id := world.unchecked.get(sequence)) is not None:
-            self._check(sequence, run_id)
+        elif (unchecked := world.unchecked.get(sequence)) is not None:
+            self._check(unchecked)
         else:
             for trigger in world.triggers_at(sequence):
                 self.conductor.start_from(trigger)
 
-    def _check(self, sequence: int, run_id: str) -> None:
+    def _announce(self) -> None:
+        if self.world.listening.all_recorded:
+            self._port.ready()
+        else:
+            self.conductor.announce()
+
+    def _check(self, request: Unchecked) -> None:
         """A request came without an expected sequence: it counts only if it is the first under its run."""
-        world = self.world
+        world, sequence, run_id = self.world, request.sequence, request.run_id
         scope = world.subjects.everything_of(run_id)
 
         def answer(first: int) -> None:
-            if sequence not in world.unchecked:
+            if sequence not in world.unchecked or not self.active:
                 return
-            run = world.runs.get(run_id)
-            if first == sequence and run is not None:
-                del world.unchecked[sequence]
+            if first == sequence:
+                run = world.runs[run_id]
+                run.verified = True
                 self._decide_all(run)
-            elif first:
-                world.refuse_unchecked(sequence)
-                self._settle_owed()
+            elif first:  # what people want of this run is answered when the refusal has been read
+                reason = f"{run_id} was requested before and is over"
+                self.conductor.reject_message(
+                    sequence, request.subject, reason, "use another run id", correlation_id=request.correlation_id
+                )
             else:  # from a replica that is behind
                 self.timers.set(("refusal", sequence), self._port.now() + REPEAT_AFTER_US)
 
@@ -219,6 +234,9 @@ class Orchestrator:
             return
         if kind == "refusal":
             self._settle(rest[0])
+            return
+        if kind == "saga":
+            self._announce()
             return
         run = self.world.runs.get(rest[0])
         if run is None:

@@ -25,19 +25,36 @@ class Inboxes:
 
     def __init__(self, connection: Connection, subjects: Subjects) -> None:
         self._connection, self._subjects = connection, subjects
-        self._opened: set[tuple[str, str]] = set()
+        self._wanted: set[tuple[str, str]] = set()
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def want(self, agent: str, instance: str) -> bool:
+        """Whether the consumer has to be made: nobody has wanted it before."""
+        key = (agent, instance)
+        if key in self._wanted:
+            return False
+        self._wanted.add(key)
+        return True
+
+    def forget(self, agent: str, instance: str) -> None:
+        """The instance is silent or gone. Its consumer may stay: the server removes it when nobody listens for long."""
+        self._wanted.discard((agent, instance))
+
+    def forget_all(self) -> None:
+        """Somebody else takes care of them now."""
+        self._wanted.clear()
 
     async def open(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
-        """Make the consumer unless it is there; with `anew`, in place of the one that is there.
+        """Make the consumer if it is still wanted and not there; with `anew`, in place of the one that is there.
 
-        Raises UnavailableError, ConfigurationError.
+        Raises UnavailableError; ConfigurationError, and then it may be wanted again.
         """
-        key = (agent, instance)
+        if (agent, instance) not in self._wanted:
+            return
         if anew:
             await self.close(agent, instance)
-        elif key in self._opened:
-            return
-        self._opened.add(key)
         stream, name = self._subjects.stream, f"{agent}__{instance}"
         config: dict[str, Any] = {
             "durable_name": name,
@@ -53,16 +70,13 @@ class Inboxes:
         request = {"stream_name": stream, "config": config}
         try:
             await js_request(self._connection, f"CONSUMER.DURABLE.CREATE.{stream}.{name}", request)
-        except UnavailableError:
-            self._opened.discard(key)
-            raise
         except ConfigurationError as error:
             if not _is_there_already(error):
+                self.forget(agent, instance)
                 raise
 
     async def close(self, agent: str, instance: str) -> None:
         """Delete the consumer; it may be gone already. Raises UnavailableError."""
-        self._opened.discard((agent, instance))
         try:
             await self._connection.request(
                 f"$JS.API.CONSUMER.DELETE.{self._subjects.stream}.{agent}__{instance}", b"", timeout=5

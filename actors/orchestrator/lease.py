@@ -39,6 +39,8 @@ class Lease:
         self._replicas = replicas
         self._revision = 0
         self._until = 0.0
+        self.asked = asyncio.Event()
+        """Set once it is known who has it, this process or another."""
         self.held = asyncio.Event()
         self.lost = asyncio.Event()
         self.lost.set()
@@ -78,12 +80,14 @@ class Lease:
                 self._revision = await bucket.create(_KEY, self._holder.encode())
         except (KeyWrongLastSequenceError, APIError):
             self._expire(at_once=True)
+            self.asked.set()
             return
         self._until = began + LEASE_S
         if not self.held.is_set():
             logger.info("this orchestrator decides now", extra={"holder": self._holder})
             self.lost.clear()
             self.held.set()
+        self.asked.set()
 
     def _expire(self, *, at_once: bool = False) -> None:
         if self.held.is_set() and (at_once or time.monotonic() >= self._until):

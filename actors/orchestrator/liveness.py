@@ -55,7 +55,8 @@ class Liveness:
             return
         if state.health in ("suspect", "lost"):
             self._post(state, "recovered", AgentRecovered())
-        self._check_inbox(state, received, now)
+        if state.health in ("healthy", "suspect", "draining"):
+            self._check_inbox(state, received, now)
 
     def check(self, now: float) -> None:
         """Record who has fallen silent."""
@@ -67,6 +68,7 @@ class Liveness:
             instance = self._world.registry.instances.get(key)
             if instance is None or instance.health in ("stopped", "unregistered"):
                 del self._heard[key]
+                self._behind_since.pop(key, None)
                 continue
             silent_s, beat_s = now - last, max(instance.heartbeat_s, MINIMUM_BEAT_S)
             if instance.health != "lost" and silent_s > beat_s * LOST_AFTER_BEATS:

@@ -40,6 +40,10 @@ class Port(Protocol):
         """
         ...
 
+    def forget_inbox(self, agent: str, instance: str) -> None:
+        """The instance is silent: when it comes back, its inbox has to be opened again."""
+        ...
+
     def close_inbox(self, agent: str, instance: str) -> None:
         """The instance is gone."""
         ...
@@ -52,6 +56,10 @@ class Port(Protocol):
         self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
     ) -> None:
         """Find the first outside event in (after, until] whose data has all of `match`; no answer if there is none."""
+        ...
+
+    def ready(self) -> None:
+        """From here on the log says of every saga from when its events count. May be called again."""
         ...
 
     def now(self) -> int:

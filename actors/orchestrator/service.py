@@ -18,6 +18,7 @@ from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
+from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.lookback import LookBack
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
@@ -37,6 +38,8 @@ SNAPSHOT_EVERY_S = 60.0
 SNAPSHOT_MIN_EVENTS = 10_000
 RETRY_S = 0.5
 CLOCK_EVERY_S = 30.0
+CLOCK_LOOKS = 3
+"""The quickest answer tells the time best."""
 _FROM_SAGAS = (RunCompleted, RunStuck, TaskRequested, StepWaiting, StepAsked)
 """Events that carry what a saga's code has made; all other data here comes from the log."""
 
@@ -44,17 +47,30 @@ logger = logging.getLogger(__name__)
 
 
 class OrchestratorService:
-    """One orchestrator process of a space. `run()` until cancelled or `stop()`; a standby until it gets the lease."""
+    """One orchestrator process of a space. `run()` until cancelled or `stop()`; a standby until it gets the lease.
+
+    `age_s`: for how many seconds the process has run already. A saga that is new counts the events since it began.
+    """
 
     def __init__(
-        self, connection: Connection, space: str, sagas: Sequence[Saga[Any, Any]], *, replicas: int = 1
+        self,
+        connection: Connection,
+        space: str,
+        sagas: Sequence[Saga[Any, Any]],
+        *,
+        replicas: int = 1,
+        age_s: float = 0.0,
     ) -> None:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
         self.log = EventLog(connection, space, source="orchestrator")
-        self.core = Orchestrator(self.log.subjects, _by_name(sagas), self)
+        self._sagas = _by_name(sagas)
+        self.core = Orchestrator(self.log.subjects, self._sagas, self)
         self.caught_up = asyncio.Event()
         self.deciding = asyncio.Event()
+        """It decides, and the log says from when the events of its sagas count."""
+        self.in_place = asyncio.Event()
+        """It is deciding, or stands by for another."""
         self._stopping = asyncio.Event()
         self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
@@ -62,7 +78,8 @@ class OrchestratorService:
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
         self._look_back = LookBack(self.log, self._errand)
-        self._clock_us = 0
+        self._clock_us = self._clock_error_us = 0
+        self._age_s, self._made_s = age_s, time.monotonic()
         self._own: dict[int, tuple[str, Event, str, str, str]] = {}
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
 
@@ -72,39 +89,65 @@ class OrchestratorService:
         Raises ConfigurationError for a stream that could lose events, HistoryRegressedError.
         """
         async with self.log:
-            await self.log.ensure(replicas=self._replicas)
+            began = (await self.log.ensure(replicas=self._replicas)).last_sequence
+            if began and self._age_s:
+                began = await self._find_beginning()
+            self.core.world.listening.process_began = began
             await self._restore()
+            try:
+                await self._serve()
+            except SnapshotGapError as error:
+                logger.info("the snapshot cannot be used, reading the whole log: %s", error)
+                self._forget(began)
+                await self._serve()
+
+    async def _find_beginning(self) -> int:
+        """Where the stream ended when this process began: the last sequence that was certainly stored before."""
+        clocks = []
+        for _ in range(CLOCK_LOOKS):
             await self._set_clock()
-            facts = await self.log.verify()
-            self._target = facts.last_sequence  # before the feed, which delivers at once
-            heartbeats = await self._connection.listen(
-                self.log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), self._on_heartbeat
-            )
-            feed = self.log.feed(self._on_message, after=self.core.world.position.sequence)
-            async with feed:
+            clocks.append((self._clock_error_us, self._clock_us))
+        self._clock_error_us, self._clock_us = min(clocks)
+        age_us = int((self._age_s + time.monotonic() - self._made_s) * 1_000_000)
+        return await self.log.sequence_at(self.now() - age_us - self._clock_error_us)
+
+    async def _serve(self) -> None:
+        await self._set_clock()
+        facts = await self.log.verify()
+        self._target = facts.last_sequence  # before the feed, which delivers at once
+        heartbeats = await self._connection.listen(
+            self.log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), self._on_heartbeat
+        )
+        try:
+            async with self.log.feed(self._on_message, after=self.core.world.position.sequence) as feed:
                 await self._catch_up(feed.failure)
-                questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
-                lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        tasks = [
-                            group.create_task(lease.keep()),
-                            group.create_task(self._follow_lease(lease)),
-                            group.create_task(self._tick()),
-                            group.create_task(self._follow_clock()),
-                            group.create_task(self._save_snapshots()),
-                            group.create_task(_raise_when_done(feed.failure)),
-                        ]
-                        await self._stopping.wait()
-                        self.core.deactivate()
-                        await self.log.appender.flushed()
-                        await ended(*tasks)  # cancelled until they are: a call of nats-py may swallow one
-                finally:
-                    for errand in self._errands:
-                        errand.cancel()
-                    await questions.close()
-                    await heartbeats.close()
-            await self._save_snapshot()
+                await self._take_part(feed.failure)
+        finally:
+            await heartbeats.close()
+        await self._save_snapshot()
+
+    async def _take_part(self, failure: asyncio.Future[None]) -> None:
+        """Decide whenever the lease is held, until told to stop."""
+        questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
+        lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(lease.keep()),
+                    group.create_task(self._follow_lease(lease)),
+                    group.create_task(self._tick()),
+                    group.create_task(self._follow_clock()),
+                    group.create_task(self._save_snapshots()),
+                    group.create_task(_raise_when_done(failure)),
+                ]
+                await self._stopping.wait()
+                self.core.deactivate()
+                await self.log.appender.flushed()
+                await ended(*tasks)  # cancelled until they are: a call of nats-py may swallow one
+        finally:
+            for errand in self._errands:
+                errand.cancel()
+            await questions.close()
 
     def stop(self) -> None:
         """End `run()` in good order.
@@ -115,12 +158,22 @@ class OrchestratorService:
 
     # --- the fold ---
 
+    def _forget(self, began: int) -> None:
+        """Begin with nothing, as without a snapshot."""
+        self.core = Orchestrator(self.log.subjects, self._sagas, self)
+        self.core.world.listening.process_began = began
+        self._snapshot_at = 0
+        self.caught_up.clear()
+
     async def _restore(self) -> None:
         data = await self._snapshots.load()
         if data is None:
             return
         try:
             self.core.world.load(data)
+        except SnapshotGapError as error:
+            logger.info("the snapshot cannot be used, reading the whole log: %s", error)
+            return
         except ValueError as error:
             logger.warning("the snapshot cannot be used, reading the whole log: %s", error)
             return
@@ -183,13 +236,17 @@ class OrchestratorService:
     # --- the loops ---
 
     async def _follow_lease(self, lease: Lease) -> None:
+        await lease.asked.wait()
+        if not lease.held.is_set():
+            self.in_place.set()
         while True:
             await lease.held.wait()
             self.core.activate()
-            self.deciding.set()
             await lease.lost.wait()
             self.core.deactivate()
+            self._inboxes.forget_all()
             self.deciding.clear()
+            self.in_place.set()
 
     async def _tick(self) -> None:
         while True:
@@ -211,7 +268,9 @@ class OrchestratorService:
         told = datetime.fromisoformat(info["ts"][:19] + "+00:00").timestamp() + float(
             "0." + info["ts"][20:26].strip("Z")
         )
-        self._clock_us = int(told * 1_000_000) - (began + time.monotonic_ns()) // 2_000
+        took = time.monotonic_ns() - began
+        self._clock_us = int(told * 1_000_000) - (began + took // 2) // 1_000
+        self._clock_error_us = took // 2_000 + 1
 
     async def _save_snapshots(self) -> None:
         while True:
@@ -237,7 +296,7 @@ class OrchestratorService:
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
     def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        if reply and self.core.active:  # a standby leaves the answer to the one that decides
+        if reply and self.deciding.is_set():  # a standby leaves the answer to the one that decides
             noun = subject.decode("utf-8", "replace").rpartition(".")[2]
             answer = answer_query(self.core, noun, payload)
             self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
@@ -282,10 +341,16 @@ class OrchestratorService:
 
     def open_inbox(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
         """See Port."""
-        self._errand(lambda: self._inboxes.open(agent, instance, after, anew=anew))
+        if self._inboxes.want(agent, instance) or anew:
+            self._errand(lambda: self._inboxes.open(agent, instance, after, anew=anew))
+
+    def forget_inbox(self, agent: str, instance: str) -> None:
+        """See Port."""
+        self._inboxes.forget(agent, instance)
 
     def close_inbox(self, agent: str, instance: str) -> None:
         """See Port."""
+        self._inboxes.forget(agent, instance)
         self._errand(lambda: self._inboxes.close(agent, instance))
 
     def first_sequence(self, scope: str, answer: Callable[[int], None]) -> None:
@@ -301,6 +366,11 @@ class OrchestratorService:
     ) -> None:
         """See Port."""
         self._look_back.find(topic, match, after, until, answer)
+
+    def ready(self) -> None:
+        """See Port."""
+        self.deciding.set()
+        self.in_place.set()
 
     def now(self) -> int:
         """See Port."""

@@ -315,6 +315,8 @@ class RunState:
     pending: str = ""
     winding: str = ""
     """Why open tasks and steps are being cancelled, once the saga has raised or a person wants the run to end."""
+    verified: bool = False
+    """It was opened without naming an expected sequence, and was looked up: there was nothing about it before."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -483,7 +485,7 @@ def _canonical(number: str) -> str:
 
 # --- saving and restoring ------------------------------------------------------------------------------------------
 
-_BESIDE = frozenset({"kind", "pending", "queued", "gone", "takers", "winding"})
+_BESIDE = frozenset({"kind", "pending", "queued", "gone", "takers", "winding", "verified"})
 _FOLDED: dict[type, dict[str, Any]] = {
     cls: {name: getattr(cls, name) for name in cls.__annotations__ if name not in _BESIDE}
     for cls in (TaskState, StepState, RunState)

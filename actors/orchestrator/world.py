@@ -6,36 +6,25 @@ Closed runs leave memory at once, so its size follows the work that is open and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cuebook.actors.orchestrator.listening import Listening, SnapshotGapError, Trigger, trigger_of
 from cuebook.actors.orchestrator.matching import MatchIndex
 from cuebook.actors.orchestrator.placement import Placement
 from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_registry, load_registry
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run, place_of
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope, Position
-from cuebook.events.facts import MessageRejected, OutsideEvent, RunRequested, RunStarted, TaskRequested
+from cuebook.events.facts import MessageRejected, RunRequested, RunStarted, TaskRequested
 from cuebook.events.log import Unreadable
 from cuebook.events.subjects import Subjects
 
-__all__ = ["Refusal", "Touched", "Trigger", "World"]
+__all__ = ["Refusal", "SnapshotGapError", "Touched", "Trigger", "Unchecked", "World"]
 
 _OPENING = frozenset({("task", "requested"), ("run", "requested"), ("run", "started")})
 _FROM_PEOPLE = frozenset({"cancel_requested", "retry_requested", "resolved", "answered", "requested"})
 """Facts that people and their programs address to a run; to a run that is not open they get an answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trigger:
-    """An outside event that a saga listens to and that has not started its run yet."""
-
-    sequence: int
-    saga: str
-    event_id: str
-    data: Any
-    correlation_id: str
-    traceparent: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +38,20 @@ class Refusal:
     correlation_id: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unchecked:
+    """A request that was stored without naming an expected sequence: its run may have existed before.
+
+    `wishes`: what people have asked of the run since. Where it turns out to be over, they are answered too.
+    """
+
+    sequence: int
+    run_id: str
+    subject: str
+    correlation_id: str
+    wishes: list[Refusal] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Touched:
     """What one event was about; the parts that do not apply are None. Not frozen: freezing doubles its cost."""
@@ -59,11 +62,14 @@ class Touched:
     event: Envelope | None = None
     freed: InstanceState | None = None
     """An instance that got a slot back."""
+    saga: str = ""
+    """The saga that a fact was about."""
 
 
 _NOTHING = Touched()
 _REMEDY = "send it anew in a form that docs/wire-format.md describes"
 """For what cannot be read, where the codec has no better advice."""
+_LOOK_AT_RUN = "look at the run with 'cuebook run show'"
 
 
 class World:
@@ -75,22 +81,21 @@ class World:
         self.runs: dict[str, RunState] = {}
         self.registry = Registry()
         self.placement = Placement()
+        self.listening = Listening(sagas)
         self.triggers: dict[tuple[int, str], Trigger] = {}
         self.refusals: dict[int, Refusal] = {}
-        self.unchecked: dict[int, str] = {}
-        """Requests stored without naming an expected sequence, by sequence: their run may have existed before."""
+        self.unchecked: dict[int, Unchecked] = {}
+        """By sequence, until the request is rejected or its run is over."""
         self.owed: list[int] = []
         """Sequences of new refusals, triggers and unchecked requests, for whoever decides to take up and clear."""
         self.waits: dict[str, MatchIndex[tuple[str, int]]] = {}
         """Open waits, as run id and number, by the topic they wait for."""
-        self._sagas_on: dict[str, list[str]] = {}
-        for name, saga in sagas.items():
-            if saga.on:
-                self._sagas_on.setdefault(saga.on, []).append(name)
-        self._listening = [name for names in self._sagas_on.values() for name in names]
 
     def fold(self, item: Envelope | Unreadable, *, guarded: bool = True) -> Touched:
-        """Fold the next message of the log. `guarded`: its author named the sequence expected under its scope."""
+        """Fold the next message of the log. `guarded`: its author named the sequence expected under its scope.
+
+        Raises SnapshotGapError when the world was loaded from a snapshot that does not go far enough.
+        """
         if isinstance(item, Unreadable):
             self.position = Position(item.sequence)
             return self._fold_unreadable(item)
@@ -103,7 +108,10 @@ class World:
             case "event":
                 return self._fold_outside(item)
             case "rejected":
-                self._forget(item.address.n, item.event)
+                self._forget(item)
+            case "saga":
+                self._count(self.listening.serve(item))
+                return Touched(saga=item.address.agent)
         return _NOTHING
 
     def _fold_run(self, envelope: Envelope, guarded: bool) -> Touched:
@@ -122,8 +130,10 @@ class World:
             return self._fold_part(run, envelope)
         event = envelope.event
         if type(event) is RunStarted and event.trigger:
-            self.triggers.pop((event.trigger, event.saga), None)
+            self._begin(event, by_event=run.status == "new")
         run.apply(envelope)
+        if self.unchecked:
+            self._note_wish(run, envelope)
         if run.closed:
             self._evict(run)
         return Touched(run=run)
@@ -133,13 +143,34 @@ class World:
         address = envelope.address
         if (address.kind, address.fact) not in _OPENING or address.n > 0:
             if address.fact in _FROM_PEOPLE:
-                self._refuse(envelope, f"run {address.run_id} is not open", "look at it with 'cuebook run show'")
+                self._refuse(envelope, f"run {address.run_id} is not open", _LOOK_AT_RUN)
             return None
         run = self.runs[address.run_id] = RunState(address.run_id)
         if not guarded:
-            self.unchecked[envelope.sequence] = address.run_id
+            self.unchecked[envelope.sequence] = Unchecked(
+                sequence=envelope.sequence,
+                run_id=address.run_id,
+                subject=envelope.subject,
+                correlation_id=envelope.correlation_id,
+            )
             self.owed.append(envelope.sequence)
         return run
+
+    def _note_wish(self, run: RunState, envelope: Envelope) -> None:
+        """Where it is not clear whether the run is over, remember who wants something of it and has no answer yet."""
+        opened = self.unchecked.get(run.opened_sequence)
+        if opened is None or envelope.sequence == opened.sequence or envelope.sequence in self.refusals:
+            return
+        address = envelope.address
+        if address.fact in _FROM_PEOPLE or (address.kind, address.fact) in _OPENING:
+            opened.wishes.append(_refusal(envelope, f"run {run.run_id} is not open", _LOOK_AT_RUN))
+
+    def _begin(self, event: RunStarted, *, by_event: bool) -> None:
+        """A run began, perhaps with an outside event."""
+        begun = event.trigger, event.saga
+        if by_event and begun not in self.triggers:
+            self._count(self.listening.begin(event.saga, event.trigger))
+        self.triggers.pop(begun, None)
 
     def _fold_part(self, run: RunState, envelope: Envelope) -> Touched:
         """An event of a task or a step."""
@@ -151,8 +182,10 @@ class World:
             what = f"{address.kind} {address.n} of {address.run_id}"
             asked = run.items.get(address.n)
             reason = f"nobody has asked for {what}" if asked is None else f"{what} is a {asked.kind}"
-            self._refuse(envelope, reason, "look at the run with 'cuebook run show'")
+            self._refuse(envelope, reason, _LOOK_AT_RUN)
             return _NOTHING
+        if self.unchecked:
+            self._note_wish(run, envelope)
         freed = None
         if isinstance(item, TaskState):
             freed = self._move(item, had, envelope.sequence)
@@ -198,22 +231,25 @@ class World:
                 del self.waits[item.topic]
 
     def _fold_outside(self, envelope: Envelope) -> Touched:
-        assert isinstance(envelope.event, OutsideEvent)
-        for name in self._sagas_on.get(envelope.address.topic, ()):
-            self.triggers[envelope.sequence, name] = Trigger(
-                sequence=envelope.sequence,
-                saga=name,
-                event_id=envelope.id,
-                data=envelope.event.data,
-                correlation_id=envelope.correlation_id,
-                traceparent=envelope.traceparent,
-            )
-            self.owed.append(envelope.sequence)
+        if names := self.listening.on.get(envelope.address.topic):
+            self._count([trigger_of(envelope, name) for name in names])
+        if self.listening.candidates:
+            self.listening.keep(envelope)
         return Touched(event=envelope)
+
+    def _count(self, triggers: Iterable[Trigger]) -> None:
+        """These start runs of their sagas."""
+        sequence = 0
+        for trigger in triggers:
+            self.triggers[trigger.sequence, trigger.saga] = trigger
+            if trigger.sequence != sequence:
+                sequence = trigger.sequence
+                self.owed.append(sequence)
 
     def triggers_at(self, sequence: int) -> list[Trigger]:
         """The sagas that still have to begin with, or to refuse, the outside event at a sequence."""
-        return [trigger for name in self._listening if (trigger := self.triggers.get((sequence, name))) is not None]
+        names = self.listening.names
+        return [trigger for name in names if (trigger := self.triggers.get((sequence, name))) is not None]
 
     def _fold_unreadable(self, item: Unreadable) -> Touched:
         self.refusals[item.sequence] = Refusal(
@@ -239,48 +275,32 @@ class World:
                 if instance is not None:
                     instance.last_sequence = item.sequence
                     return Touched(instance=instance)
+            case ["saga", saga, _, *_]:
+                self.listening.skip(saga, item.sequence)
+                return Touched(saga=saga)
         return _NOTHING
 
     def _refuse(self, envelope: Envelope, reason: str, remedy: str) -> None:
-        self.refusals[envelope.sequence] = Refusal(
-            sequence=envelope.sequence,
-            subject=envelope.subject,
-            reason=reason,
-            remedy=remedy,
-            correlation_id=envelope.correlation_id,
-        )
+        self.refusals[envelope.sequence] = _refusal(envelope, reason, remedy)
         self.owed.append(envelope.sequence)
 
-    def refuse_unchecked(self, sequence: int) -> None:
-        """The request at `sequence` repeats one of a run that is over: forget the run it seemed to open."""
-        run = self.runs.get(self.unchecked.pop(sequence))
-        if run is not None:
-            self._evict(run)
-            self.refusals[sequence] = Refusal(
-                sequence=sequence,
-                subject=self._opening_subject(run),
-                reason=f"{run.run_id} was requested before and is over",
-                remedy="use another run id",
-                correlation_id=run.correlation_id,
-            )
-            self.owed.append(sequence)
-
-    def _opening_subject(self, run: RunState) -> str:
-        task = run.items.get(0)
-        if run.standalone and isinstance(task, TaskState):
-            return self.subjects.task(run.run_id, 0, "requested", task.agent)
-        if run.status == "requested":
-            return self.subjects.run(run.run_id, "requested", run.saga)
-        return self.subjects.run(run.run_id, "started")
-
-    def _forget(self, sequence: int, event: Any) -> None:
+    def _forget(self, envelope: Envelope) -> None:
         """The rejection of a message is on record."""
+        sequence, event = envelope.address.n, envelope.event
+        assert isinstance(event, MessageRejected)
         self.refusals.pop(sequence, None)
-        for name in self._listening:
-            self.triggers.pop((sequence, name), None)
-        if isinstance(event, MessageRejected) and sequence in self.unchecked:
-            run = self.runs.get(self.unchecked[sequence])
-            if run is not None:
+        for trigger in self.triggers_at(sequence):
+            if not event.sagas or trigger.saga in event.sagas:
+                del self.triggers[sequence, trigger.saga]
+            else:
+                self.triggers[sequence, trigger.saga] = replace(trigger, refused=envelope.sequence)
+        self.listening.refuse(sequence, envelope.sequence, event.sagas)
+        unchecked = self.unchecked.pop(sequence, None)
+        if unchecked is not None:
+            for wish in unchecked.wishes:
+                self.refusals[wish.sequence] = wish
+                self.owed.append(wish.sequence)
+            if (run := self.runs.get(unchecked.run_id)) is not None:
                 self._evict(run)
 
     def _evict(self, run: RunState) -> None:
@@ -304,15 +324,17 @@ class World:
             "runs": [dump_run(run) for run in self.runs.values()],
             "registry": dump_registry(self.registry),
             "placement": self.placement.dump(),
-            "triggers": [asdict(trigger) for trigger in self.triggers.values()],
+            "triggers": [asdict(trigger) for _, trigger in sorted(self.triggers.items())],
             "refusals": [asdict(refusal) for refusal in self.refusals.values()],
-            "unchecked": list(self.unchecked.items()),
+            "unchecked": [asdict(unchecked) for unchecked in self.unchecked.values()],
+            "listening": self.listening.dump(),
         }
 
     def load(self, data: dict[str, Any]) -> None:
         """Take over a dump. Triggers of sagas that are no longer served are dropped.
 
-        Raises ValueError, before anything is changed, for what is no dump.
+        Raises, before anything is changed, ValueError for what is no dump, and SnapshotGapError for one made without a
+        saga whose events it would have to know.
         """
         try:
             position, registry = Position(data["sequence"], data["event_id"]), load_registry(data["registry"])
@@ -320,12 +342,13 @@ class World:
             runs = {run["run_id"]: load_run(run) for run in data["runs"]}
             triggers = [Trigger(**trigger) for trigger in data["triggers"]]
             refusals = {refusal["sequence"]: Refusal(**refusal) for refusal in data["refusals"]}
-            unchecked = dict(data["unchecked"])
+            unchecked = {one["sequence"]: _load_unchecked(one) for one in data["unchecked"]}
+            self.listening.load(data["listening"], position.sequence)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"this is no dump of a world: {error!r}") from error
         self.position, self.registry, self.runs = position, registry, runs
         self.placement.load(placement)
-        self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in self._listening}
+        self.triggers = {(one.sequence, one.saga): one for one in triggers if one.saga in self.listening.names}
         self.refusals, self.unchecked = refusals, unchecked
         for item in _items(self.runs.values()):
             if isinstance(item, TaskState):
@@ -333,6 +356,20 @@ class World:
                     self.registry.instance(item.agent, item.instance).tasks.add((item.run_id, item.n))
             elif item.type == "wait" and item.status == "open":
                 self._index_wait(item)
+
+
+def _refusal(envelope: Envelope, reason: str, remedy: str) -> Refusal:
+    return Refusal(
+        sequence=envelope.sequence,
+        subject=envelope.subject,
+        reason=reason,
+        remedy=remedy,
+        correlation_id=envelope.correlation_id,
+    )
+
+
+def _load_unchecked(data: dict[str, Any]) -> Unchecked:
+    return Unchecked(**{**data, "wishes": [Refusal(**wish) for wish in data["wishes"]]})
 
 
 def _items(runs: Iterable[RunState]) -> Iterable[TaskState | StepState]:

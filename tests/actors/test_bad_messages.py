@@ -130,6 +130,9 @@ STRANGE_SUBJECTS = [
     "event.Upper",
     "agent.bank.i1.registered.more",
     "rejected.nothing",
+    "saga.chain",
+    "saga.chain.stopped",
+    "saga.chain.served.more",
 ]
 
 

@@ -101,12 +101,6 @@ def theatre(*sagas: Saga[Any, Any], agents: tuple[type[Agent], ...] = (Press, Ba
     return Theatre(sagas, agents, PRESS | number | {name.replace("__", "."): one for name, one in handlers.items()})
 
 
-def rejections(play: Theatre) -> dict[int, str]:
-    found = [item for item in play.book.all() if isinstance(item.event, MessageRejected)]
-    assert len({item.address.n for item in found}) == len(found)
-    return {item.address.n: item.event.reason for item in found if isinstance(item.event, MessageRejected)}
-
-
 def last(play: Theatre, run_id: str, fact: str) -> Any:
     return [item.event for item in play.book.all() if item.address.run_id == run_id and item.address.fact == fact][-1]
 
@@ -213,7 +207,7 @@ def test_an_event_that_no_run_can_begin_with_because_of_its_size_is_rejected() -
     play.hire()
     sequence = play.book.write("play.event.told", b'{"text": "%b"}' % (b"x" * (256 * 1024 - 15)))
     play.play(until=play.owes_nothing)
-    assert "262144" in rejections(play)[sequence]
+    assert "262144" in play.rejections()[sequence]
 
 
 def test_an_awaited_event_that_cannot_be_recorded_fails_the_step() -> None:
@@ -334,7 +328,7 @@ def test_a_saga_that_cannot_begin_with_an_event_does_not_keep_another_from_it(re
     runs = {item.address.run_id: item.event.trigger for item in play.book.all() if isinstance(item.event, RunStarted)}
     assert sorted(runs.values()) == sorted([text, number, both, both])
     assert all(play.book.run(run_id).status == "completed" for run_id in runs)
-    found = rejections(play)
+    found = play.rejections()
     assert set(found) == {text, number, neither}
     assert "counter" in found[text]
     assert "listener" not in found[text]
@@ -360,7 +354,7 @@ def test_plain_requests_count_once_while_open_and_when_over_and_after_a_restart(
     play.play(until=play.owes_nothing)
     play.hire()
     play.play(until=play.owes_nothing)
-    found = rejections(play)
+    found = play.rejections()
     assert set(found) == {again, over, late}
     assert found[again] == "t was requested before"
     assert found[over] == found[late] == "t was requested before and is over"
@@ -381,7 +375,7 @@ def test_a_run_that_is_over_is_not_opened_again(fact: str) -> None:
     body = b'{"saga": "listener", "input": {"text": "x"}}' if fact == "started" else b'{"input": {"text": "x"}}'
     again = play.book.write(f"play.run.r.{fact}", body)
     play.play(until=play.owes_nothing)
-    assert set(rejections(play)) == {again}
+    assert set(play.rejections()) == {again}
     assert last_rejection(play).subject == f"play.run.r.{fact}"
     assert play.troupe.attempts == {"r/0": 1}
 
@@ -393,7 +387,7 @@ def test_an_event_whose_run_would_have_the_id_of_a_finished_task_is_rejected() -
     play.play(until=play.owes_nothing)
     sequence = play.publish("chain.asked", {"n": 5})
     play.play(until=play.owes_nothing)
-    assert rejections(play) == {sequence: "run chain-5 was started already"}
+    assert play.rejections() == {sequence: "run chain-5 was started already"}
 
 
 def test_facts_that_people_address_to_a_run_that_is_not_open_are_answered() -> None:
@@ -409,7 +403,7 @@ def test_facts_that_people_address_to_a_run_that_is_not_open_are_answered() -> N
     ]
     play.book.write("play.run.no.task.0.failed", TaskFailed(error=_error()))
     play.play(until=play.owes_nothing)
-    assert rejections(play) == dict.fromkeys(wishes, "run no is not open")
+    assert play.rejections() == dict.fromkeys(wishes, "run no is not open")
 
 
 def _error() -> Any:

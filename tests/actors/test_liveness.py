@@ -279,11 +279,13 @@ class Notes:
         self.opened.append((instance, after, anew))
 
     def signal(self, agent: str, instance: str, message: dict[str, Any]) -> None: ...
+    def forget_inbox(self, agent: str, instance: str) -> None: ...
     def close_inbox(self, agent: str, instance: str) -> None: ...
     def first_sequence(self, scope: str, answer: Callable[[int], None]) -> None: ...
     def find_event(
         self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
     ) -> None: ...
+    def ready(self) -> None: ...
     def now(self) -> int:
         return 0
 
@@ -463,6 +465,15 @@ def test_who_takes_over_after_hours_as_a_standby_notices_silence_as_soon_as_ever
         standby.core.tick()
         standby.settle()
     assert [item.address.fact for item in play.book.all()] == ["registered", "suspected", "lost"]
+
+
+@pytest.mark.parametrize("health", ["unregistered", "stopped", "lost"])
+def test_no_inbox_is_opened_for_one_that_is_not_there(health: str) -> None:
+    ward = Ward()
+    ward.instance.newest, ward.instance.health = 10, health
+    ward.liveness.heard("nurse", "i1", 7, 0.0, active=True)
+    ward.liveness.heard("nurse", "i1", 7, 9.0, active=True)
+    assert ward.notes.opened == []
 
 
 # --- what an instance says it has received ---

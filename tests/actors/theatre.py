@@ -6,6 +6,7 @@ ones, and the log keeps the one promise that everything rests on: an append that
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,10 @@ from pydantic import ValidationError
 
 from cuebook.actors import Agent, Saga
 from cuebook.actors.orchestrator.core import Orchestrator
+from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.matching import matches
 from cuebook.actors.orchestrator.state import RunState, fold_run
+from cuebook.actors.orchestrator.world import World
 from cuebook.events.append import Done
 from cuebook.events.codec import decode, encode
 from cuebook.events.envelope import Envelope
@@ -29,8 +32,10 @@ from cuebook.events.facts import (
     AgentStopped,
     Error,
     Event,
+    MessageRejected,
     OutsideEvent,
     RunRequested,
+    RunStarted,
     TaskAssigned,
     TaskCancelled,
     TaskCompleted,
@@ -151,15 +156,22 @@ class Director:
     """An orchestrator with a port to the book. Nothing happens by itself: each `*_one` is one step of its machine."""
 
     def __init__(self, book: Book, sagas: Mapping[str, Saga[Any, Any]], troupe: Troupe, snapshot: bytes = b"") -> None:
-        self.book, self._troupe = book, troupe
-        self.core = _Strict(book.subjects, sagas, self)
-        self.read = 0
+        self.book, self.sagas, self._troupe = book, sagas, troupe
+        self._began = len(book)
+        self._begin()
+        self.is_ready = False
         if snapshot:
-            self.core.world.load(msgpack.unpackb(snapshot, strict_map_key=False))
-            self.read = self.core.world.position.sequence
+            with contextlib.suppress(SnapshotGapError):
+                self.core.world.load(msgpack.unpackb(snapshot, strict_map_key=False))
+                self.read = self.core.world.position.sequence
         self.posted: deque[_Post] = deque()
         self.acks: deque[Callable[[], None]] = deque()
         self.answers: deque[Callable[[], None]] = deque()
+
+    def _begin(self) -> None:
+        self.core = _Strict(self.book.subjects, self.sagas, self)
+        self.core.world.listening.process_began = self._began
+        self.read = 0
 
     # --- the port ---
 
@@ -193,6 +205,9 @@ class Director:
     def open_inbox(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
         pass
 
+    def forget_inbox(self, agent: str, instance: str) -> None:
+        pass
+
     def close_inbox(self, agent: str, instance: str) -> None:
         pass
 
@@ -211,16 +226,31 @@ class Director:
 
         self.answers.append(look)
 
+    def ready(self) -> None:
+        self.is_ready = True
+
     def now(self) -> int:
         return self.book.now
 
     # --- its machine ---
 
     def read_one(self) -> None:
-        """Receive the next message of the log."""
+        """Receive the next message of the log; where the snapshot turns out to be too little, all of them."""
         self.read += 1
         item, whole = self.book.read(self.read)
-        self.core.receive(item, guarded=whole)
+        try:
+            self.core.receive(item, guarded=whole)
+        except SnapshotGapError:
+            active = self.core.active
+            self._begin()
+            self.catch_up()
+            if active:
+                self.core.activate()
+
+    def catch_up(self) -> None:
+        """Receive what is stored."""
+        while self.read < len(self.book):
+            self.read_one()
 
     def store_one(self) -> None:
         """An append reaches the log; its acknowledgement is on the way."""
@@ -259,6 +289,14 @@ class Director:
     def snapshot(self) -> bytes:
         """As it is stored."""
         return bytes(msgpack.packb(self.core.world.dump()))
+
+    def refolded(self) -> dict[str, Any]:
+        """What folding all that it has read gives, from the start."""
+        world = World(self.book.subjects, self.sagas)
+        for sequence in range(1, self.read + 1):
+            item, guarded = self.book.read(sequence)
+            world.fold(item, guarded=guarded)
+        return world.dump()
 
 
 @dataclass(slots=True)
@@ -406,12 +444,19 @@ class Theatre:
         for number, cls in enumerate(agents):
             self.troupe.join(cls, f"i{number}")
 
-    def hire(self, snapshot: bytes = b"") -> Director:
-        """Another orchestrator, which has to catch up and decides from then on."""
-        director = Director(self.book, self.sagas, self.troupe, snapshot)
-        while director.read < len(self.book):
-            director.read_one()
+    def hire(self, snapshot: bytes = b"", sagas: Sequence[Saga[Any, Any]] = ()) -> Director:
+        """Another orchestrator, which has caught up and is ready: it decides from then on."""
+        director = self.engage(snapshot, sagas)
+        director.catch_up()
         director.core.activate()
+        while not director.is_ready:
+            director.turns()[0]()
+        return director
+
+    def engage(self, snapshot: bytes = b"", sagas: Sequence[Saga[Any, Any]] = ()) -> Director:
+        """Another orchestrator, whose process begins now, with other sagas if wanted. It stands by."""
+        known = {saga.name: saga for saga in sagas} or self.sagas
+        director = Director(self.book, known, self.troupe, snapshot)
         self.directors.append(director)
         return director
 
@@ -475,6 +520,17 @@ class Theatre:
         """Nothing is open and nobody waits for an answer, as every orchestrator sees it."""
         worlds = [director.core.world for director in self.directors]
         return not any(world.runs or world.triggers or world.refusals or world.unchecked for world in worlds)
+
+    def rejections(self) -> dict[int, str]:
+        """The messages that were refused, once each, and why."""
+        found = [item for item in self.book.all() if isinstance(item.event, MessageRejected)]
+        assert len({item.address.n for item in found}) == len(found)
+        return {item.address.n: item.event.reason for item in found if isinstance(item.event, MessageRejected)}
+
+    def begun(self, saga: str = "") -> list[int]:
+        """The messages that have started runs, of one saga or of all, in the order of the runs."""
+        found = [item.event for item in self.book.all() if isinstance(item.event, RunStarted)]
+        return [event.trigger for event in found if event.saga == saga or not saga]
 
     def open_runs(self) -> list[str]:
         """Runs that some director has in memory."""

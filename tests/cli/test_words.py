@@ -136,7 +136,7 @@ def test_a_defect_of_ours_is_not_dressed_up() -> None:
 VALUES = {
     "error": facts.Error(type="ValueError", message="no"), "saga": "order", "reason": "because", "handler": "add",
     "attempt": 1, "timeout_s": 1.0, "seconds": 1.0, "topic": "order.paid", "sequence": 1, "question": "really?",
-    "action": "retry", "slots": 1, "handlers": {}, "subject": "cue.event.a",
+    "action": "retry", "slots": 1, "handlers": {}, "subject": "cue.event.a", "on": "order.placed",
 }  # fmt: skip
 
 

@@ -89,6 +89,7 @@ addresses: st.SearchStrategy[Address] = st.one_of(
     _address("step", run_id=tokens, n=numbers, fact=tokens),
     _address("progress", run_id=tokens, n=numbers),
     _address("agent", agent=tokens, instance=tokens, fact=tokens),
+    _address("saga", agent=tokens, fact=tokens),
     _address("event", topic=topics),
     _address("rejected", n=st.integers(0, 2**63 - 1)),
 )
@@ -107,6 +108,8 @@ def subject_of(subjects: Subjects, address: Address) -> str:
             return subjects.progress(address.run_id, address.n)
         case "agent":
             return subjects.agent(address.agent, address.instance, address.fact)
+        case "saga":
+            return subjects.saga(address.agent, address.fact)
         case "event":
             return subjects.event(address.topic)
         case "rejected":
@@ -127,6 +130,8 @@ def subject_for(subjects: Subjects, event_type: str) -> str:
             return subjects.progress("r", 0)
         case "agent":
             return subjects.agent("a", "i", fact)
+        case "saga":
+            return subjects.saga("s", fact)
         case "rejected":
             return subjects.rejected(1)
         case _:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from cuebook.events.facts import MessageRejected, OutsideEvent, TaskProgressed
+from cuebook.events.facts import MessageRejected, OutsideEvent, SagaServed, TaskProgressed
 from tests.projections.story import START, Story
 from tests.projections.tables import Tables
 
@@ -31,6 +31,7 @@ async def test_the_parts_of_a_subject_have_columns(tables: Tables) -> None:
     story.register("mail", "i1")
     story.tell(story.subjects.progress("r1", 3), TaskProgressed(message="half way"))
     story.tell(story.subjects.rejected(2), MessageRejected(subject="x", reason="y"))
+    story.tell(story.subjects.saga("support", "served"), SagaServed(on="ticket.opened", after=2))
     await tables.apply(story.items)
     assert await tables.rows("SELECT kind, fact, run_id, n, agent, instance FROM audit ORDER BY sequence") == [
         ("task", "assigned", "r1", 3, "refund", "i7"),
@@ -38,7 +39,9 @@ async def test_the_parts_of_a_subject_have_columns(tables: Tables) -> None:
         ("agent", "registered", None, None, "mail", "i1"),
         ("progress", "progress", "r1", 3, None, None),
         ("rejected", "rejected", None, 2, None, None),
+        ("saga", "served", None, None, "support", None),
     ]
+    assert await tables.rows("SELECT * FROM parked_events") == []
 
 
 async def test_an_unreadable_message_is_kept_with_its_bytes_and_stops_nothing(tables: Tables) -> None:
