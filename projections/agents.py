@@ -15,9 +15,9 @@ from cuebook.events.facts import (
     AgentSuspected,
     DrainRequested,
 )
-from cuebook.projections.audit import months_of
+from cuebook.projections.audit import add_months
 from cuebook.projections.database import Transaction
-from cuebook.projections.projection import Batch, Projection
+from cuebook.projections.projection import Batch, Item, Projection
 from cuebook.projections.rows import (
     FALSE,
     NULL,
@@ -79,8 +79,21 @@ class Agents(Projection):
             changed=[rows[key] for key in changed if key in known],
         )
         if health:
-            await tx.execute(_SQL["add_months"], [months_of(recorded_at for recorded_at, _ in health)])
-            await copy(tx, _SQL["insert_health"], [line for _, line in health])
+            kept_from = await add_months(tx, _SQL["add_months"], (recorded_at for recorded_at, _ in health))
+            await copy(tx, _SQL["insert_health"], [line for recorded_at, line in health if recorded_at >= kept_from])
+
+    def history(self, item: Item) -> str:
+        """All about one instance."""
+        if type(item) is Envelope and item.address.kind == "agent":
+            return item.subject.rpartition(".")[0] + ".>"
+        return ""
+
+    async def forget(self, item: Item, tx: Transaction) -> None:
+        """Remove an instance and the history of its health."""
+        if type(item) is Envelope and item.address.kind == "agent":
+            keys = [item.address.agent, item.address.instance]
+            await tx.execute(_SQL["forget_agent"], keys)
+            await tx.execute(_SQL["forget_health"], keys)
 
 
 def fold_instance(row: Row | None, envelope: Envelope) -> Row | None:

@@ -48,9 +48,9 @@ CREATE TABLE agent_health (
     PRIMARY KEY (sequence, recorded_at)
 ) PARTITION BY RANGE (recorded_at);
 CREATE INDEX agent_health_instance ON agent_health (agent, instance, recorded_at);
-CREATE INDEX agent_health_recorded_at ON agent_health (recorded_at);
+CREATE INDEX agent_health_recorded_at ON agent_health USING brin (recorded_at) WITH (autosummarize = on);
 
-COMMENT ON TABLE agent_health IS 'Every change of an instance''s health, for ever. Partitioned by month of recorded_at.';
+COMMENT ON TABLE agent_health IS 'Every change of an instance''s health. Partitioned by month of recorded_at.';
 COMMENT ON COLUMN agent_health.previous IS 'NULL at its first registration.';
 COMMENT ON COLUMN agent_health.source IS 'Who noticed.';
 
@@ -93,3 +93,9 @@ SELECT add_months('agent_health', %s)
 
 -- name: insert_health
 COPY agent_health (recorded_at, sequence, agent, instance, health, previous, reason, source) FROM STDIN
+
+-- name: forget_agent
+DELETE FROM agents WHERE agent = %s AND instance = %s
+
+-- name: forget_health
+DELETE FROM agent_health WHERE agent = %s AND instance = %s

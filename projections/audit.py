@@ -15,10 +15,11 @@ from cuebook.projections.projection import Batch, Projection
 from cuebook.projections.rows import NULL, copy, exact_json, is_plain, jsonb, moment, text
 from cuebook.projections.statements import load_statements
 
-__all__ = ["Audit", "months_of"]
+__all__ = ["Audit", "add_months"]
 
 _SQL = load_statements("audit.sql")
 _DAY: Final = 86_400_000_000
+_EVER: Final = -(2**63)
 _REPLACED = "PostgreSQL cannot hold some of its characters; raw has the exact data"
 
 
@@ -31,16 +32,21 @@ class Audit(Projection):
 
     async def apply(self, batch: Batch, tx: Transaction) -> None:
         """Add the batch."""
-        await tx.execute(_SQL["add_months"], [months_of(item.recorded_at for item in batch)])
-        await copy(
-            tx, _SQL["copy"], [_line(item) if isinstance(item, Envelope) else _unreadable(item) for item in batch]
-        )
+        kept_from = await add_months(tx, _SQL["add_months"], (item.recorded_at for item in batch))
+        if kept_from > _EVER:
+            batch = [item for item in batch if item.recorded_at >= kept_from]
+        if batch:
+            lines = [_line(item) if isinstance(item, Envelope) else _unreadable(item) for item in batch]
+            await copy(tx, _SQL["copy"], lines)
 
 
-def months_of(moments: Iterable[int]) -> list[datetime]:
-    """A moment in each month that occurs, for the partitions."""
+async def add_months(tx: Transaction, statement: bytes, moments: Iterable[int]) -> int:
+    """Make the partitions for some moments; gives the moment before which rows are not kept."""
     days = {moment // _DAY for moment in moments}
-    return sorted({datetime.fromtimestamp(day * 86_400, UTC).replace(day=1) for day in days})
+    months = sorted({datetime.fromtimestamp(day * 86_400, UTC).replace(day=1) for day in days})
+    cursor = await tx.execute(statement, [months])
+    found = await cursor.fetchone()
+    return _EVER if found is None or found[0] is None else int(found[0])
 
 
 def _line(envelope: Envelope) -> str:

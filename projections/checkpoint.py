@@ -10,6 +10,7 @@ from cuebook.events.envelope import Envelope, Position, to_datetime
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.log import Unreadable
 from cuebook.projections.database import Transaction
+from cuebook.projections.generations import Generation
 from cuebook.projections.projection import Item
 from cuebook.projections.rows import storable
 from cuebook.projections.statements import load_statements
@@ -23,14 +24,19 @@ _SQL = load_statements("checkpoint.sql")
 
 
 class ReadAgainError(CuebookError):
-    """PostgreSQL came back with an earlier state: read the log again from its checkpoints."""
+    """PostgreSQL came back with an earlier state, or another generation is ours to write: begin at the checkpoints."""
 
 
 class Checkpoint:
-    """The checkpoint of one version of a projection. The connection looks names up in the schema of its space."""
+    """The checkpoint of one generation of a projection. The connection looks names up in the schema of its space.
 
-    def __init__(self, projection: str, version: int) -> None:
-        self._projection, self._version = projection, version
+    `state`: the one in which we write it; once it is in another, it is somebody else's turn.
+    """
+
+    def __init__(self, generation: Generation, state: str) -> None:
+        self.generation = generation
+        self._state = state
+        self._keys = [generation.projection, generation.number]
 
     async def claim(self, connection: Transaction) -> None:
         """Make this connection the one that writes, until it ends. Raises ConfigurationError when another one is.
@@ -39,24 +45,31 @@ class Checkpoint:
         """
         await connection.execute(_SQL["wait_for_claim"], [CLAIM_WAIT])
         try:
-            await connection.execute(_SQL["claim"], [self._projection, self._version])
+            await connection.execute(_SQL["claim"], self._keys)
         except errors.LockNotAvailable as error:
             raise self.taken() from error
         await connection.execute(_SQL["wait_for_claim"], ["0"])
 
     async def read(self, connection: Transaction) -> Position:
-        """The checkpoint as committed. Raises ConfigurationError when this version has no tables."""
-        cursor = await connection.execute(_SQL["read"], [self._projection, self._version])
+        """The checkpoint as committed. Raises ReadAgainError when it is no longer ours to write."""
+        cursor = await connection.execute(_SQL["read"], self._keys)
         found = await cursor.fetchone()
-        if found is None:
-            raise ConfigurationError(f"projection {self._projection} version {self._version} has no tables any more")
-        return Position(*found)
+        if found is None or found[2] != self._state:
+            raise ReadAgainError(
+                f"generation {self.generation.number} of projection {self.generation.projection} is written no more"
+            )
+        return Position(found[0], found[1])
 
     async def advance(self, tx: Transaction, *, before: Position, after: Position) -> None:
-        """Move it; until the transaction ends nobody else can. Raises ConfigurationError when somebody else has."""
-        values = [after.sequence, after.event_id, self._projection, self._version, before.sequence, before.event_id]
+        """Move it; until the transaction ends nobody else can.
+
+        Raises ReadAgainError when another generation has taken its place, ConfigurationError when another process has
+        moved it.
+        """
+        values = [after.sequence, after.event_id, *self._keys, before.sequence, before.event_id, self._state]
         cursor = await tx.execute(_SQL["advance"], values)
         if cursor.rowcount != 1:
+            await self.read(tx)
             raise self.taken()
 
     async def park(self, tx: Transaction, item: Item, reason: str) -> None:
@@ -64,13 +77,21 @@ class Checkpoint:
         event_id = item.id if isinstance(item, Envelope) else ""
         recorded_at = to_datetime(item.recorded_at)
         texts = [storable(value) for value in (event_id, item.subject, reason)]
-        await tx.execute(_SQL["park"], [self._projection, self._version, item.sequence, recorded_at, *texts])
+        one = self.generation
+        values = [one.projection, one.version, one.number, item.sequence, recorded_at, *texts]
+        await tx.execute(_SQL["park"], values)
 
     def taken(self) -> ConfigurationError:
         """The error for a projection that somebody else writes."""
+        if self._state == "live":
+            return ConfigurationError(
+                f"another process writes projection {self.generation.projection}",
+                remedy="run 'cuebook serve projections' once for each space and database",
+            )
         return ConfigurationError(
-            f"another process writes projection {self._projection}",
-            remedy="run 'cuebook serve projections' once for each space and database",
+            f"another process brings generation {self.generation.number} of projection "
+            f"{self.generation.projection} up to date",
+            remedy="wait for it to end: 'cuebook projection list' shows how far it is",
         )
 
 

@@ -1,8 +1,8 @@
 """How the projections reach PostgreSQL: connections, the schemas of a space, and what an error of the server means.
 
 Everything about a space lies in the schema `cuebook_<space>`: the checkpoints and one view for each table that people
-read. The tables of a version of a projection lie in `cuebook_<space>@<projection>_v<version>`, so that another version
-can be filled beside it; the views say which one is read.
+read. The tables of a generation of a projection lie in `cuebook_<space>@<projection>_v<version>_g<generation>`, so that
+another can be filled beside it; the views say which one is read. See `generations`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from psycopg import errors, sql
 
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["Backoff", "Outage", "Transaction", "connect", "is_about_the_event", "is_outage", "schema_name"]
+__all__ = ["Backoff", "Outage", "Transaction", "connect", "is_about_the_event", "is_outage", "path_of", "schema_name"]
 
 Transaction: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 """A connection inside a transaction."""
@@ -41,9 +41,9 @@ _CONNECTION: Final[dict[str, Any]] = {
 logger = logging.getLogger(__name__)
 
 
-def schema_name(space: str, projection: str = "", version: int = 0) -> str:
-    """The schema of a space, or of one version of a projection in it. Unquoted; a space may hold a hyphen."""
-    suffix = f"@{projection}_v{version}" if projection else ""
+def schema_name(space: str, projection: str = "", version: int = 0, generation: int = 0) -> str:
+    """The schema of a space, or of one generation of a projection in it. Unquoted; a space may hold a hyphen."""
+    suffix = f"@{projection}_v{version}_g{generation}" if projection else ""
     name = f"cuebook_{space}{suffix}"
     if len(name) <= MAX_IDENTIFIER_BYTES:
         return name
@@ -60,14 +60,18 @@ async def connect(url: str, schemas: Sequence[str], **settings: str) -> Transact
             "the database URL cannot be read", remedy="write it as postgresql://user@host:port/database"
         ) from error
     connection = await psycopg.AsyncConnection.connect(**{**_CONNECTION, **parameters}, autocommit=True)
-    path = ", ".join(sql.Identifier(schema).as_string() for schema in schemas)
     try:
-        for name, value in {"search_path": path, **settings}.items():
+        for name, value in {"search_path": path_of(schemas), **settings}.items():
             await connection.execute("SELECT set_config(%s, %s, false)", [name, value])
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+def path_of(schemas: Sequence[str]) -> str:
+    """The value of `search_path` that looks names up in these schemas, in this order."""
+    return ", ".join(sql.Identifier(schema).as_string() for schema in schemas)
 
 
 def is_outage(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Bringing a database to what this release needs: bookkeeping, and the tables of each projection's version.
+"""Bringing a database to what this release needs: bookkeeping, and tables for each projection's version.
 
 Several processes may do it at once: an advisory lock lets them pass one by one, and each step happens once.
 """
@@ -8,15 +8,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from psycopg import errors, sql
+from psycopg import errors
 
 from cuebook.events.errors import ConfigurationError
 from cuebook.projections.database import Transaction, schema_name
+from cuebook.projections.generations import (
+    generations_of,
+    make_generation,
+    make_schema,
+    show_generation,
+    shown_of,
+    written_by,
+)
 from cuebook.projections.projection import Projection
 from cuebook.projections.statements import load_statements, migration_files
 
 __all__ = ["prepare_database"]
 
+_ELSEWHERE = "use another database or space, or move those away"
 _SQL = load_statements("migrations.sql")
 
 logger = logging.getLogger(__name__)
@@ -25,15 +34,17 @@ logger = logging.getLogger(__name__)
 async def prepare_database(connection: Transaction, space: str, projections: Sequence[Projection]) -> None:
     """Make what is missing. `connection` looks names up in the schema of the space.
 
-    The first version of a projection is shown to readers at once; a later one is filled beside it until `show_version`.
-    Raises ConfigurationError when the role lacks a right, or the database is one of a newer release.
+    The first generation of a projection is shown to readers at once; one of a later version is filled beside it until
+    a rebuild or a rollback shows it. Raises ConfigurationError when the role lacks a right, the database is one of a
+    newer release, or somebody else's tables stand where ours would.
     """
     schema = schema_name(space)
     try:
         async with connection.transaction():
             await connection.execute(_SQL["lock"], [schema])
             await _require_utf8(connection)
-            await _make_schema(connection, schema)
+            await _require_ours(connection, schema)
+            await make_schema(connection, schema)
             await connection.execute(_SQL["table"])
             await _migrate(connection, schema)
             for projection in projections:
@@ -43,6 +54,10 @@ async def prepare_database(connection: Transaction, space: str, projections: Seq
         raise ConfigurationError(
             f"the role may not set up schema {schema}: {error.diag.message_primary}",
             remedy="GRANT CREATE ON DATABASE to the role of the projections; all others need only cuebook_reader",
+        ) from error
+    except (errors.DuplicateTable, errors.WrongObjectType, errors.UndefinedColumn, errors.DuplicateFunction) as error:
+        raise ConfigurationError(
+            f"schema {schema} holds something that is not cuebook's: {error.diag.message_primary}", remedy=_ELSEWHERE
         ) from error
 
 
@@ -55,10 +70,11 @@ async def _require_utf8(connection: Transaction) -> None:
         )
 
 
-async def _make_schema(connection: Transaction, schema: str) -> None:
-    cursor = await connection.execute(_SQL["schema_exists"], [schema])
-    if await cursor.fetchone() is None:
-        await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+async def _require_ours(connection: Transaction, schema: str) -> None:
+    cursor = await connection.execute(_SQL["foreign_tables"], [schema])
+    found = await cursor.fetchone()
+    if found is not None and found[0] is not None:
+        raise ConfigurationError(f"schema {schema} holds tables that are not cuebook's: {found[0]}", remedy=_ELSEWHERE)
 
 
 async def _migrate(connection: Transaction, schema: str) -> None:
@@ -78,23 +94,17 @@ async def _migrate(connection: Transaction, schema: str) -> None:
 
 async def _make_tables(connection: Transaction, space: str, projection: Projection) -> None:
     name, version = projection.name, projection.version
-    cursor = await connection.execute(_SQL["versions"], [name])
-    versions: dict[int, bool] = dict(await cursor.fetchall())
-    if version not in versions:
-        tables_in = schema_name(space, name, version)
-        # Tables without a checkpoint are of no use to anybody: nobody knows how far they are.
-        await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(tables_in)))
-        await _make_schema(connection, tables_in)
-        await connection.execute(_SQL["set_path"], [sql.Identifier(tables_in).as_string()])
-        await connection.execute(projection.tables)
-        await connection.execute(_SQL["set_path"], [sql.Identifier(schema_name(space)).as_string()])
-        await connection.execute(_SQL["register"], [name, version, tables_in])
-        logger.info("made the tables of a projection", extra={"projection": name, "version": version})
-    shown = [number for number, is_shown in versions.items() if is_shown]
-    if not shown:
-        await connection.execute(_SQL["show"], [name, version])
-    elif shown != [version]:
+    found = await generations_of(connection, name)
+    shown = shown_of(found)
+    if written_by(found, version) is None:
+        await make_generation(connection, space, projection, "live", kept_from=shown.kept_from if shown else None)
+        found = await generations_of(connection, name)
+    mine = written_by(found, version)
+    assert mine is not None
+    if shown is None:
+        await show_generation(connection, None, mine)
+    elif shown.number != mine.number:
         logger.warning(
-            "this release writes another version of a projection than the one that is shown",
-            extra={"projection": name, "version": version, "shown": shown[0]},
+            "readers see another version of a projection than the one that this release writes",
+            extra={"projection": name, "version": version, "shown": shown.version},
         )

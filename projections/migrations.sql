@@ -4,12 +4,6 @@ SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))
 -- name: encoding
 SELECT current_setting('server_encoding')
 
--- name: schema_exists
-SELECT 1 FROM pg_namespace WHERE nspname = %s
-
--- name: set_path
-SELECT set_config('search_path', %s, true)
-
 -- name: table
 CREATE TABLE IF NOT EXISTS migrations (
     name   text        PRIMARY KEY,
@@ -23,14 +17,14 @@ SELECT name FROM migrations
 -- name: record
 INSERT INTO migrations (name) VALUES (%s)
 
--- name: versions
-SELECT version, shown FROM checkpoints WHERE projection = %s
-
--- name: register
-INSERT INTO checkpoints (projection, version, tables_in) VALUES (%s, %s, %s)
-
--- name: show
-SELECT show_version(%s, %s)
+-- name: foreign_tables
+-- What stands in the schema of a space where our table of migrations does not.
+SELECT string_agg(c.relname, ', ' ORDER BY c.relname)
+FROM pg_class c
+WHERE c.relnamespace = to_regnamespace(quote_ident(%s)) AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+HAVING count(*) FILTER (
+    WHERE c.relname = 'migrations' AND obj_description(c.oid, 'pg_class') LIKE 'Which migrations%%'
+) = 0
 
 -- name: let_readers_in
 SELECT let_readers_in()

@@ -29,10 +29,17 @@ class Projection(ABC):
     version: ClassVar[int]
     """Counts up with every change of the tables or of the fold: the new version is filled from the log."""
     tables: ClassVar[bytes]
-    """Creates the tables, in the schema of this version."""
+    """Creates the tables, each with a primary key, in the schema of a generation of this version."""
     session: ClassVar[bytes] = b""
     """Run on every new connection; for temporary tables."""
 
     @abstractmethod
     async def apply(self, batch: Batch, tx: Transaction) -> None:
         """Fold the batch into the tables. The transaction, and the checkpoint in it, are the caller's."""
+
+    def history(self, item: Item) -> str:  # noqa: ARG002 - for those whose rows depend on several events
+        """Subject filter of all events that rows of this one follow from; empty: from this one alone."""
+        return ""
+
+    async def forget(self, item: Item, tx: Transaction) -> None:  # noqa: B027 - most have nothing to forget
+        """Remove the rows that follow from the history of `item`, so that it can be applied again as a whole."""

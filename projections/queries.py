@@ -25,6 +25,7 @@ from cuebook.projections.records import (
     ParkedRecord,
     ProjectionRecord,
     RunRecord,
+    TableRecord,
     TaskRecord,
 )
 from cuebook.projections.statements import load_statements
@@ -36,6 +37,7 @@ __all__ = [
     "list_parked",
     "list_projections",
     "list_runs",
+    "list_tables",
     "list_tasks",
     "reading",
     "search_audit",
@@ -217,16 +219,34 @@ async def search_audit(
         return await _fetch(connection, AuditRecord, statement, values, limit, offset)
 
 
-async def list_projections(connection: Transaction, *, last_sequence: int) -> list[ProjectionRecord]:
-    """Every version of every projection with how far behind `last_sequence`, the log's end, it is."""
-    return await _fetch(connection, ProjectionRecord, _SQL["projections"], {"last_sequence": last_sequence}, 0, 0)
+async def list_projections(
+    connection: Transaction, *, last_sequence: int, projection: str | None = None
+) -> list[ProjectionRecord]:
+    """Every generation of every projection with how far behind `last_sequence`, the log's end, it is."""
+    values = {"last_sequence": last_sequence, "projection": projection}
+    return await _fetch(connection, ProjectionRecord, _SQL["projections"], values, 0, 0)
+
+
+async def list_tables(connection: Transaction, tables_in: str) -> list[TableRecord]:
+    """The tables of one generation."""
+    return await _fetch(connection, TableRecord, _SQL["tables_of"], {"tables_in": tables_in}, 0, 0)
 
 
 async def list_parked(
-    connection: Transaction, *, projection: str | None = None, limit: int = _LIMIT, offset: int = 0
+    connection: Transaction,
+    *,
+    projection: str | None = None,
+    everywhere: bool = False,
+    skipped: bool = False,
+    limit: int = _LIMIT,
+    offset: int = 0,
 ) -> list[ParkedRecord]:
-    """Events that a projection could not apply."""
-    return await _fetch(connection, ParkedRecord, _SQL["parked"], {"projection": projection}, limit, offset)
+    """Events that a projection could not apply, by sequence; of the generations shown, or `everywhere`.
+
+    Without those that somebody decided to leave out, unless `skipped`.
+    """
+    values = {"projection": projection, "everywhere": everywhere, "skipped": skipped}
+    return await _fetch(connection, ParkedRecord, _SQL["parked"], values, limit, offset)
 
 
 async def _fetch(

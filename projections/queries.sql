@@ -67,7 +67,7 @@ WHERE (%(agent)s::text IS NULL OR agent = %(agent)s)
   AND (%(instance)s::text IS NULL OR instance = %(instance)s)
   AND (%(since)s::timestamptz IS NULL OR recorded_at >= %(since)s)
   AND (%(until)s::timestamptz IS NULL OR recorded_at < %(until)s)
-ORDER BY recorded_at DESC, sequence DESC
+ORDER BY sequence DESC
 LIMIT %(limit)s OFFSET %(offset)s
 
 -- name: audit
@@ -98,18 +98,47 @@ LIMIT %(limit)s OFFSET %(offset)s
 
 -- name: projections
 SELECT
-    c.projection, c.version, c.shown, c.tables_in, c.sequence, c.event_id, c.updated_at,
+    c.projection, c.generation, c.version, c.state, c.shown, c.tables_in, c.sequence, c.event_id, c.kept_from, c.made_at,
+    c.updated_at, c.hidden_at, is_claimed(c.projection, c.generation) AS written,
     greatest(%(last_sequence)s::bigint - c.sequence, 0) AS lag,
-    (SELECT count(*) FROM parked_events AS p WHERE p.projection = c.projection AND p.version = c.version) AS parked
+    (
+        SELECT count(*) FROM parked_events AS p
+        WHERE p.projection = c.projection AND p.generation = c.generation AND p.skipped_at IS NULL
+    ) AS parked,
+    r.keep_months
 FROM checkpoints AS c
-ORDER BY c.projection, c.version
+LEFT JOIN retention AS r USING (projection)
+WHERE (%(projection)s::text IS NULL OR c.projection = %(projection)s)
+ORDER BY c.projection, c.generation
 
 -- name: parked
-SELECT projection, version, sequence, recorded_at, event_id, subject, reason, parked_at
-FROM parked_events
-WHERE (%(projection)s::text IS NULL OR projection = %(projection)s)
-ORDER BY projection, version, sequence DESC
+SELECT
+    p.projection, p.generation, p.version, p.sequence, p.recorded_at, p.event_id, p.subject, p.reason, p.parked_at,
+    p.skipped_at, p.skipped_by
+FROM parked_events AS p
+JOIN checkpoints AS c USING (projection, generation)
+WHERE (%(projection)s::text IS NULL OR p.projection = %(projection)s) AND (%(everywhere)s OR c.shown)
+  AND (%(skipped)s OR p.skipped_at IS NULL)
+ORDER BY p.projection, p.generation, p.sequence
 LIMIT %(limit)s OFFSET %(offset)s
+
+-- name: tables_of
+-- The tables of one generation with their rows as last estimated, and bytes with indexes, partitions added up.
+SELECT
+    t.relname AS name, t.relkind = 'p' AS partitioned,
+    coalesce(sum(greatest(part.reltuples, 0)) FILTER (WHERE part.relkind = 'r'), 0)::bigint AS rows,
+    sum(pg_total_relation_size(part.oid))::bigint AS bytes,
+    count(*) FILTER (WHERE part.oid <> t.oid) AS partitions
+FROM pg_class AS t
+CROSS JOIN LATERAL (
+    SELECT t.oid, t.reltuples, t.relkind
+    UNION ALL
+    SELECT c.oid, c.reltuples, c.relkind FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+    WHERE i.inhparent = t.oid
+) AS part
+WHERE t.relnamespace = to_regnamespace(quote_ident(%(tables_in)s)) AND t.relkind IN ('r', 'p') AND NOT t.relispartition
+GROUP BY t.oid, t.relname, t.relkind
+ORDER BY t.relname
 
 -- name: no_sorting
 SET LOCAL enable_sort = off

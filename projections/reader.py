@@ -29,6 +29,7 @@ class LogReader:
     def __init__(self, log: EventLog, *, after: Position, batch_size: int = BATCH_SIZE) -> None:
         self._log, self._batch_size = log, batch_size
         self._taken = after
+        self._interruption: Exception | None = None
         self._waiting: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._feed = Feed(
@@ -56,9 +57,12 @@ class LogReader:
     async def next_batch(self) -> list[Item]:
         """The next messages, at least one; waits for it.
 
-        Raises HistoryRegressedError, ConfigurationError, and UnavailableError when the connection was closed for good.
+        Raises HistoryRegressedError, ConfigurationError, UnavailableError when the connection was closed for good, and
+        what `interrupt` was given.
         """
         while not self._waiting:
+            if self._interruption is not None:
+                raise self._interruption
             if self._feed.failure.done():
                 self._feed.failure.result()
             self._feed.resume()
@@ -73,6 +77,11 @@ class LogReader:
         self._check_gaps(batch)
         self._taken = position_of(batch[-1])
         return batch
+
+    def interrupt(self, reason: Exception) -> None:
+        """Let `next_batch` raise this as soon as it would wait."""
+        self._interruption = reason
+        self._arrived.set()
 
     def _receive(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
         try:

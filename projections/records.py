@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 __all__ = [
     "AgentRecord",
@@ -16,8 +16,12 @@ __all__ = [
     "ParkedRecord",
     "ProjectionRecord",
     "RunRecord",
+    "TableRecord",
     "TaskRecord",
 ]
+
+BEHIND: Final = 1_000
+"""Messages that a projection may lag before its health says so: a busy log's last tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,24 +178,66 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectionRecord:
-    """One version of a projection. `shown`: this is what people read; `lag`: messages it has still to apply."""
+    """One generation of a projection.
+
+    `shown`: this is what people read. `written`: a process keeps it up to date at this moment. `lag`: messages it has
+    still to apply. `parked`: events that it could not apply and about which nobody has decided. `kept_from`: tables
+    partitioned by time hold nothing older. `keep_months`: what they are to keep; None: everything.
+    """
 
     projection: str
+    generation: int
     version: int
+    state: str
     shown: bool
     tables_in: str
     sequence: int
     event_id: str
+    kept_from: datetime | None
+    made_at: datetime
     updated_at: datetime
+    hidden_at: datetime | None
+    written: bool
     lag: int
     parked: int
+    keep_months: int | None
+
+    @property
+    def health(self) -> str:
+        """healthy, behind, parked or stopped; of one that is not shown: building, abandoned, beside or kept.
+
+        behind: by more than a busy log's last moment; parked: events wait for a decision; stopped: nobody writes what
+        people read; abandoned: a rebuild has ended half-way, and the next one goes on with it; beside: a service fills
+        it, with another version of the projection than people read; kept: as it was when another took its place.
+        """
+        if self.state == "building":
+            return "building" if self.written else "abandoned"
+        if not self.shown:
+            return "beside" if self.state == "live" and self.written else "kept"
+        if not self.written:
+            return "stopped"
+        if self.parked:
+            return "parked"
+        return "behind" if self.lag > BEHIND else "healthy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRecord:
+    """One table of a generation; `rows` as PostgreSQL last estimated them, `bytes` with indexes."""
+
+    name: str
+    partitioned: bool
+    rows: int
+    bytes: int
+    partitions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedRecord:
-    """An event that a projection could not apply and went past."""
+    """An event that a projection could not apply and went past. `skipped_at`: when somebody decided to leave it out."""
 
     projection: str
+    generation: int
     version: int
     sequence: int
     recorded_at: datetime
@@ -199,3 +245,5 @@ class ParkedRecord:
     subject: str
     reason: str
     parked_at: datetime
+    skipped_at: datetime | None
+    skipped_by: str | None

@@ -161,8 +161,11 @@ class Merge:
         """`insert`: COPY into the table; `update`: from `changed_<table>`, a temporary table with the same columns."""
         match = _COLUMNS.match(insert)
         assert match is not None
-        self._insert, self._update = insert, update
+        self._insert = insert
         self._change = insert.replace(b"COPY ", b"COPY changed_", 1)
+        table = self._change.split(maxsplit=2)[1]
+        # A transaction may hold several batches, and its rows are there until it ends.
+        self._update = update + b";\nDELETE FROM " + table
         self._columns = tuple(column.strip().decode() for column in match[1].split(b","))
         self._nulls = [NULL] * len(self._columns)
 

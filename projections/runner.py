@@ -26,6 +26,7 @@ from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Batch, Projection
 from cuebook.projections.reader import BATCH_SIZE, LogReader
 from cuebook.projections.runs import Runs
+from cuebook.projections.watch import Watch
 from cuebook.projections.writer import Writer
 
 __all__ = ["ALL", "Runner", "RunnerStatus", "give_way"]
@@ -75,6 +76,8 @@ class Runner:
         self._projections = projections
         self._writers = [Writer(projection, database_url, self._space, self._outage) for projection in projections]
         self._reader: LogReader | None = None
+        self._watch = Watch(database_url, self._space, projections, self._outage, self._go_over)
+        self._moved = False
         self.ready = asyncio.Event()
         """Set once the tables are there and every checkpoint is known."""
 
@@ -102,11 +105,12 @@ class Runner:
         try:
             async with AsyncExitStack() as stack:
                 going = await self._unless(stopped, self._open(stack))
+                await stack.enter_async_context(self._watch)
                 while going:
                     try:
                         await self._follow(stopped, until)
                     except ReadAgainError as error:
-                        logger.warning("reading the log again from the checkpoints", extra={"reason": str(error)})
+                        logger.info("going on from the checkpoints", extra={"reason": str(error)})
                         going = await self._unless(stopped, self._reload())
                     except UnavailableError as error:
                         if self._log.connection.is_closed:
@@ -127,9 +131,18 @@ class Runner:
         return True
 
     async def _reload(self) -> bool:
+        self._moved = False
         for writer in self._writers:
             await writer.reload()
         return True
+
+    def _go_over(self, shown: dict[str, int]) -> None:
+        """Another generation has taken the place of one of ours: let go of that and write the new one."""
+        written = {writer.projection.name: writer.generation.number for writer in self._writers}
+        if {**written, **shown} != written:
+            self._moved = True
+            if self._reader is not None:
+                self._reader.interrupt(_moved())
 
     async def _prepare(self) -> None:
         backoff = Backoff()
@@ -149,6 +162,8 @@ class Runner:
         """Read on from the lowest checkpoint until the end is asked for. Raises ReadAgainError, UnavailableError."""
         async with AsyncExitStack() as stack:
             reader = self._reader = await self._unless(stopped, self._open_reader(stack))
+            if self._moved:
+                raise _moved()
             while reader is not None and not self._is_past(until):
                 batch = await self._unless(stopped, reader.next_batch())
                 if batch is None:
@@ -200,3 +215,7 @@ def give_way() -> None:
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # no Linux, or none with autogroups: the process' own niceness is all
             Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
+
+
+def _moved() -> ReadAgainError:
+    return ReadAgainError("another generation is to be written")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from cuebook.events.envelope import Envelope
+from cuebook.events.subjects import Subjects
 from cuebook.projections.database import Transaction
-from cuebook.projections.projection import Batch, Projection
+from cuebook.projections.projection import Batch, Item, Projection
 from cuebook.projections.rows import NULL, Merge, Row, array, flag
 from cuebook.projections.run_fold import fold_run, fold_task_into_run
 from cuebook.projections.statements import load_statements
@@ -51,6 +52,18 @@ class Runs(Projection):
             new=[tasks[key] for key in changed_tasks if key not in known_tasks],
             changed=[tasks[key] for key in changed_tasks if key in known_tasks],
         )
+
+    def history(self, item: Item) -> str:
+        """All about one run: its row follows from its tasks too."""
+        if type(item) is Envelope and item.address.kind in _KINDS:
+            return Subjects(item.subject.partition(".")[0]).everything_of(item.address.run_id)
+        return ""
+
+    async def forget(self, item: Item, tx: Transaction) -> None:
+        """Remove a run and its tasks."""
+        if type(item) is Envelope and item.address.kind in _KINDS:
+            await tx.execute(_SQL["forget_tasks"], [item.address.run_id])
+            await tx.execute(_SQL["forget_run"], [item.address.run_id])
 
 
 def fold_batch(

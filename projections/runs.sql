@@ -219,3 +219,9 @@ UPDATE tasks AS t SET
     last_sequence = coalesce(c.last_sequence, t.last_sequence)
 FROM changed_tasks AS c
 WHERE t.run_id = c.run_id AND t.n = c.n
+
+-- name: forget_tasks
+DELETE FROM tasks WHERE run_id = %s
+
+-- name: forget_run
+DELETE FROM runs WHERE run_id = %s

@@ -5,6 +5,7 @@
 - An event cannot be applied: the batch is halved until it stands alone, then it is put into `parked_events` with the
   reason and the projection goes on behind it.
 - The checkpoint moved without us: another process writes this projection; stop.
+- Another generation has taken the place of ours: say so, and go on with that one after `reload`.
 
 The connection is a session with settings, temporary tables and a lock: no pooler may share it between clients.
 """
@@ -12,10 +13,12 @@ The connection is a session with settings, temporary tables and a lock: no poole
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, Self
 
 import psycopg
+from psycopg import IsolationLevel
 
 from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, CuebookError
@@ -27,8 +30,10 @@ from cuebook.projections.database import (
     connect,
     is_about_the_event,
     is_outage,
+    path_of,
     schema_name,
 )
+from cuebook.projections.generations import Generation, generations_of, written_by
 from cuebook.projections.projection import Batch, Item, Projection
 
 __all__ = ["Writer"]
@@ -37,7 +42,7 @@ REASON_CHARACTERS: Final = 2_000
 
 # The tables follow from the log, so a commit need not wait for the disk: after a crash of PostgreSQL rows and
 # checkpoint step back together. Each statement finds few rows by key in large tables: the planner needs no other way.
-_SETTINGS: Final = {
+SETTINGS: Final = {
     "synchronous_commit": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -52,17 +57,31 @@ logger = logging.getLogger(__name__)
 
 
 class Writer:
-    """Writes one projection. Use `async with`; `position` is how far it has committed."""
+    """Writes one projection. Use `async with`; `position` is how far it has committed.
 
-    def __init__(self, projection: Projection, database_url: str, space: str, outage: Outage) -> None:
+    Without a `generation` it is the one that a service with this version of the projection writes, looked up anew after
+    every `reload`; `state` is the one in which a given generation has to be.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        database_url: str,
+        space: str,
+        outage: Outage,
+        *,
+        generation: Generation | None = None,
+        state: str = "live",
+    ) -> None:
         self.projection = projection
         self.position = Position()
         self.parked = 0
         """Events parked since this process started."""
-        self._url, self._outage = database_url, outage
-        self._schemas = [schema_name(space, projection.name, projection.version), schema_name(space)]
-        self._checkpoint = Checkpoint(projection.name, projection.version)
+        self._url, self._outage, self._space = database_url, outage, space
+        self._given, self._state = generation, state
+        self._checkpoint: Checkpoint | None = None
         self._connection: Transaction | None = None
+        self._within = False
 
     async def __aenter__(self) -> Self:
         await self.reload()
@@ -76,11 +95,38 @@ class Writer:
         await self._disconnect()
         self.position = await self._committed()
 
+    @property
+    def generation(self) -> Generation:
+        """The one that is written, as it was when that began."""
+        assert self._checkpoint is not None, "use 'async with'"
+        return self._checkpoint.generation
+
+    @asynccontextmanager
+    async def transaction(self, isolation: IsolationLevel | None = None) -> AsyncIterator[Transaction]:
+        """One transaction around everything that is done and applied in the block; if it fails, nothing was.
+
+        What goes wrong with PostgreSQL in it is raised instead of waited for.
+        """
+        connection = self._connection or await self._connect()
+        before = self.position
+        await connection.set_isolation_level(isolation)
+        self._within = True
+        try:
+            async with connection.transaction():
+                yield connection
+        except BaseException:
+            self.position = before
+            raise
+        finally:
+            self._within = False
+            if not connection.closed:
+                await connection.set_isolation_level(None)
+
     async def apply(self, batch: Batch) -> None:
         """Commit what the batch holds after `position`. Returns when that is done, however long PostgreSQL is away.
 
-        Raises ReadAgainError when PostgreSQL came back with an earlier state, ConfigurationError when another process
-        writes this projection or the role may not.
+        Raises ReadAgainError when PostgreSQL came back with an earlier state or another generation is to be written,
+        ConfigurationError when another process writes this projection or the role may not.
         """
         done = self.position.sequence
         if batch[0].sequence <= done:
@@ -113,6 +159,7 @@ class Writer:
         reason = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS]
 
         async def work(tx: Transaction) -> None:
+            assert self._checkpoint is not None
             await self._checkpoint.park(tx, item, reason)
 
         await self._commit(work, position_of(item))
@@ -133,14 +180,20 @@ class Writer:
         while True:
             try:
                 connection = self._connection or await self._connect()
+                assert self._checkpoint is not None
                 async with connection.transaction():
                     await self._checkpoint.advance(connection, before=self.position, after=after)
                     await work(connection)
             except Exception as error:
-                if not is_outage(error):
+                if self._within or not is_outage(error):
                     raise
+                written = self.generation.number
                 await self._wait(error, backoff)
                 committed = await self._committed()
+                if self.generation.number != written:
+                    raise ReadAgainError(
+                        f"PostgreSQL is back with another generation of projection {self.projection.name}"
+                    ) from error
                 if committed == after:
                     break  # the answer was lost, the commit was not
                 if committed.sequence < self.position.sequence:
@@ -148,7 +201,7 @@ class Writer:
                         f"PostgreSQL is back with projection {self.projection.name} at {committed.sequence} only"
                     ) from error
                 if committed != self.position:
-                    raise self._checkpoint.taken() from error
+                    raise Checkpoint(self.generation, self._state).taken() from error
             else:
                 break
         self._outage.ended()
@@ -159,15 +212,26 @@ class Writer:
         backoff = Backoff()
         while True:
             try:
-                return await self._checkpoint.read(self._connection or await self._connect())
+                connection = self._connection or await self._connect()
+                assert self._checkpoint is not None
+                return await self._checkpoint.read(connection)
             except psycopg.Error as error:
                 if not is_outage(error):
                     raise
                 await self._wait(error, backoff)
+            except ReadAgainError:
+                if self._given is not None:
+                    raise
+                await self._disconnect()  # another one took its place just now
+                await backoff.pause()
 
     async def _connect(self) -> Transaction:
-        connection = await connect(self._url, self._schemas, **_SETTINGS)
+        connection = await connect(self._url, [schema_name(self._space)], **SETTINGS)
         try:
+            generation = self._given or await self._find(connection)
+            schemas = [generation.tables_in, schema_name(self._space)]
+            await connection.execute("SELECT set_config('search_path', %s, false)", [path_of(schemas)])
+            self._checkpoint = Checkpoint(generation, self._state)
             await self._checkpoint.claim(connection)
             if self.projection.session:
                 await connection.execute(self.projection.session)
@@ -176,6 +240,15 @@ class Writer:
             raise
         self._connection = connection
         return connection
+
+    async def _find(self, connection: Transaction) -> Generation:
+        found = written_by(await generations_of(connection, self.projection.name), self.projection.version)
+        if found is None:
+            raise ConfigurationError(
+                f"projection {self.projection.name} version {self.projection.version} has no tables any more",
+                remedy="start 'cuebook serve projections' again: it makes them",
+            )
+        return found
 
     async def _wait(self, error: BaseException, backoff: Backoff) -> None:
         self._outage.began(error)

@@ -87,8 +87,8 @@ async def test_each_month_has_its_partition_whatever_the_clock_does(tables: Tabl
         SELECT c.relname, c.reltuples IS NOT NULL FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE c.relkind = 'r' AND c.relname LIKE %s AND c.relnamespace = to_regnamespace(quote_ident(%s)) ORDER BY 1
     """
-    names = await tables.rows(query, "audit%", f"cuebook_{tables.space}@audit_v1")
+    names = await tables.rows(query, "audit%", f"cuebook_{tables.space}@audit_v1_g1")
     assert [name for name, _ in names] == ["audit_1970_01", "audit_2026_09", "audit_2031_01", "audit_2031_02"]
-    names = await tables.rows(query, "agent_health%", f"cuebook_{tables.space}@agents_v1")
+    names = await tables.rows(query, "agent_health%", f"cuebook_{tables.space}@agents_v1_g1")
     assert [name for name, _ in names] == ["agent_health_2026_09"]
     assert await tables.row("SELECT count(*) FROM audit") == (5,)

@@ -27,7 +27,8 @@ async def test_any_number_may_set_a_database_up_at_once(tables: Tables) -> None:
     assert await tables.rows("SELECT projection, version, shown FROM checkpoints ORDER BY 1") == [
         ("agents", 1, True), ("audit", 1, True), ("runs", 1, True),
     ]  # fmt: skip
-    assert await tables.rows("SELECT name FROM migrations") == [("bookkeeping_0001.sql",)]
+    files = [(f"bookkeeping_{number:04d}.sql",) for number in (1, 2)]
+    assert await tables.rows("SELECT name FROM migrations ORDER BY 1") == files
 
 
 @pytest.mark.parametrize("space", ["with-hyphen", "s" * 64, "9_9"])
@@ -39,7 +40,7 @@ async def test_a_space_may_have_any_name(database_url: str, space: str) -> None:
 
 
 def test_long_spaces_stay_apart() -> None:
-    names = {schema_name("s" * 63 + end, "runs", 12) for end in "abc"}
+    names = {schema_name("s" * 63 + end, "runs", 12, 345) for end in "abc"}
     assert len(names) == 3
     assert {len(name) for name in names} == {MAX_IDENTIFIER_BYTES}
 
@@ -64,10 +65,10 @@ async def test_another_version_is_filled_beside_the_one_that_is_read(tables: Tab
     await later.apply(story.items)
     with pytest.raises(psycopg.errors.UndefinedColumn):
         await tables.rows("SELECT colour FROM runs")
-    await tables.rows("SELECT show_version('runs', 2)")
+    await tables.rows("SELECT show_generation('runs', 2)")
     assert await tables.row("SELECT run_id, colour FROM runs") == ("r1", "red")
     assert await tables.row("SELECT count(*) FROM tasks") == (1,)
-    await tables.rows("SELECT show_version('runs', 1)")
+    await tables.rows("SELECT show_generation('runs', 1)")
     with pytest.raises(psycopg.errors.UndefinedColumn):
         await tables.rows("SELECT colour FROM runs")
     assert await tables.row("SELECT version FROM checkpoints WHERE projection = 'runs' AND shown") == (1,)
