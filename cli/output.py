@@ -37,7 +37,8 @@ _STYLES = {
     "completed": "green", "healthy": "green", "answered": "green", "matched": "green",
     "failed": "red", "aborted": "red", "rejected": "red", "stuck": "bold red", "lost": "red", "unreadable": "red",
     "escalated": "bold yellow", "compensating": "yellow", "compensated": "yellow", "suspect": "yellow",
-    "backoff": "yellow", "draining": "yellow", "open": "yellow",
+    "backoff": "yellow", "draining": "yellow", "open": "yellow", "behind": "yellow", "parked": "yellow",
+    "regressed": "bold red", "abandoned": "yellow", "building": "cyan", "kept": "dim", "beside": "cyan",
     "running": "cyan", "assigned": "cyan", "cancelled": "dim", "stopped": "dim", "expired": "dim",
 }  # fmt: skip
 _WIDE = 100

@@ -150,7 +150,7 @@ def _content(source: sql.Composable, keys: Sequence[str], columns: Sequence[str]
     """A subquery with the key columns, one of them again as `key`, and all columns as one record `content`."""
     return sql.SQL(
         "(SELECT {keys}, {first} AS key, content FROM ({source}) AS s, LATERAL (SELECT {columns}) AS content)"
-    ).format(keys=_names(keys), first=sql.Identifier(keys[0]), source=source, columns=_names(columns, "s"))
+    ).format(keys=_names(keys, "s"), first=sql.Identifier("s", keys[0]), source=source, columns=_names(columns, "s"))
 
 
 def _parked(generation: Generation) -> sql.Composable:

@@ -134,6 +134,7 @@ async def show_generation(connection: Transaction, before: Generation | None, af
 
     Raises ConfigurationError when something of somebody else hangs on a view that has to change its columns.
     """
+    await connection.execute(_SQL["space_only"])
     try:
         await connection.execute(_SQL["show"], [after.projection, after.number])
     except errors.DependentObjectsStillExist as error:
@@ -153,9 +154,7 @@ async def drop_generation(connection: Transaction, generation: Generation) -> bo
     try:
         async with connection.transaction():
             await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(DROP_WAIT))
-            cursor = await connection.execute(_SQL["try_claim"], keys)
-            if await cursor.fetchone() != (True,):
-                return False
+            await connection.execute(_SQL["claim"], keys)  # a writer's connection may just be ending
             cursor = await connection.execute(_SQL["unregister"], keys)
             if cursor.rowcount != 1:
                 return False

@@ -21,6 +21,10 @@ SELECT set_config('search_path', %s, true)
 INSERT INTO checkpoints (projection, version, generation, tables_in, state, kept_from)
 VALUES (%s, %s, %s, %s, %s, %s)
 
+-- name: space_only
+-- The schema of the space is last in every path of ours.
+SELECT set_config('search_path', quote_ident((current_schemas(false))[cardinality(current_schemas(false))]), true)
+
 -- name: show
 SELECT show_generation(%s, %s)
 
@@ -40,5 +44,5 @@ DELETE FROM parked_events WHERE projection = %s AND generation = %s
 -- name: unregister
 DELETE FROM checkpoints WHERE projection = %s AND generation = %s AND NOT shown
 
--- name: try_claim
-SELECT pg_try_advisory_xact_lock(claim_key(%s, %s::integer))
+-- name: claim
+SELECT pg_advisory_xact_lock(claim_key(%s, %s::integer))

@@ -41,6 +41,7 @@ __all__ = [
     "list_tasks",
     "reading",
     "search_audit",
+    "writing",
 ]
 
 _SQL: Final = load_statements("queries.sql")
@@ -55,20 +56,31 @@ async def reading(database_url: str, space: str) -> AsyncIterator[Transaction]:
 
     Raises UnavailableError when PostgreSQL does not answer, ConfigurationError when the space has no projections there.
     """
+    settings = {"default_transaction_read_only": "on", "plan_cache_mode": "force_custom_plan"}
+    async with _told(space, "read"), await connect(database_url, [schema_name(space)], **settings) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def writing(database_url: str, space: str) -> AsyncIterator[Transaction]:
+    """A connection that may change the bookkeeping of one space. Raises as `reading`."""
+    async with _told(space, "change"), await connect(database_url, [schema_name(space)]) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def _told(space: str, what: str) -> AsyncIterator[None]:
     try:
-        connection = await connect(
-            database_url, [schema_name(space)], default_transaction_read_only="on", plan_cache_mode="force_custom_plan"
-        )
-        async with connection:
-            yield connection
-    except (errors.UndefinedTable, errors.UndefinedColumn) as error:
+        yield
+    except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction) as error:
         raise ConfigurationError(
             f"the database holds no projections of space {space!r} that this release can read",
             remedy="start 'cuebook serve projections' (or 'cuebook dev'): it makes them",
         ) from error
     except errors.InsufficientPrivilege as error:
         raise ConfigurationError(
-            f"the role may not read the projections of space {space!r}", remedy="GRANT cuebook_reader TO the role"
+            f"the role may not {what} the projections of space {space!r}",
+            remedy="GRANT cuebook_reader TO the role" if what == "read" else "use the role that the projections run as",
         ) from error
     except psycopg.Error as error:
         if not is_outage(error):

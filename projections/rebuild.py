@@ -281,7 +281,7 @@ class _Rebuild:
         else:
             await self.fill([build], compared=True)
             self.tell("switching", build)
-            live = await switch(self._log, writer, batch_size=self._batch_size)
+            live = await switch(self._log, writer, batch_size=self._batch_size, follow=not build.regressed)
             await writer.__aexit__()  # the service waits for it
             dropped = await drop_obsolete(self._control, name)
         self.tell("done", build)

@@ -73,10 +73,10 @@ class Watch:
             await self._look(connection)
             for projection in self._projections:
                 await retire(connection, projection.name)
-            async with contextlib.aclosing(connection.notifies(timeout=RETIRE_EVERY_S)) as notices:
-                async for notice in notices:
-                    if notice.payload == self._schema:
-                        await self._look(connection)
+            # Of other spaces' notices too: to look is cheap, and while the generator runs the connection is taken.
+            async with contextlib.aclosing(connection.notifies(timeout=RETIRE_EVERY_S, stop_after=1)) as notices:
+                async for _ in notices:
+                    pass
 
     async def _look(self, connection: Transaction) -> None:
         shown = {}

@@ -61,14 +61,17 @@ class Tables:
         return found
 
     async def dump(self) -> dict[str, str]:
-        """Everything that a rebuild must give again, as text."""
+        """Everything that readers see and a rebuild must give again, byte for byte."""
         names = ["agents", "agent_health", "audit", "runs", "tasks"]
         queries: dict[str, sql.Composable] = {
             name: sql.SQL("SELECT * FROM {} ORDER BY 1, 2").format(sql.Identifier(name)) for name in names
         }
-        queries["checkpoints"] = sql.SQL("SELECT projection, version, sequence, event_id FROM checkpoints ORDER BY 1")
+        queries["checkpoints"] = sql.SQL(
+            "SELECT projection, version, sequence, event_id FROM checkpoints WHERE shown ORDER BY 1"
+        )
         queries["parked_events"] = sql.SQL(
-            "SELECT projection, sequence, recorded_at, event_id, subject, reason FROM parked_events ORDER BY 1, 2"
+            "SELECT projection, p.sequence, recorded_at, p.event_id, subject, reason FROM parked_events AS p "
+            "JOIN checkpoints USING (projection, generation) WHERE shown ORDER BY 1, 2"
         )
         async with await connect(self.url, [schema_name(self.space)]) as connection:
             return {name: await _copied(connection, query) for name, query in queries.items()}
