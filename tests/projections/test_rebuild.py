@@ -14,7 +14,7 @@ from cuebook.events.connection import connect as connect_nats
 from cuebook.events.errors import ConfigurationError, HistoryRegressedError, NotFoundError
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.log import EventLog
-from cuebook.projections import checkpoint
+from cuebook.projections import checkpoint, queries
 from cuebook.projections.agents import Agents
 from cuebook.projections.audit import Audit
 from cuebook.projections.database import Transaction, connect, schema_name
@@ -304,3 +304,17 @@ async def test_what_hangs_on_a_view_stays_or_is_named(log: EventLog, tables: Tab
     with pytest.raises(ConfigurationError, match=r"something else is built on them.*mine"):
         await one(log, tables, RunsLater())
     assert [row for row in await generations(tables, "runs") if row[3]] == [(2, 1, "live", True)]
+
+
+async def test_dropped_months_stay_away_in_a_rebuild_unless_they_are_wanted(log: EventLog, tables: Tables) -> None:
+    last = await append_tasks(log, 2)
+    await Runner(log, tables.url).run(until=last)
+    async with queries.writing(tables.url, tables.space) as connection:
+        await connection.execute("UPDATE checkpoints SET kept_from = 'tomorrow' WHERE projection = 'audit'")
+        await connection.execute("DELETE FROM audit")
+    report = await one(log, tables, Audit())
+    assert (report.differences, report.compared_at) == (0, last)
+    assert await tables.row("SELECT count(*) FROM audit") == (0,)
+    report = await one(log, tables, Audit(), everything=True)
+    assert report.differences == 0  # compared is what both are to hold
+    assert await tables.row("SELECT count(*) FROM audit") == (last,)
