@@ -147,7 +147,7 @@ class _Meter:
         self._silent = silent
         self._bar: Any = None
         self._task: Any = None
-        self._stage = ""
+        self._stage = self._rate = ""
         self._began = time.monotonic()
         self._first: int | None = None
         self._next = 0.0
@@ -175,8 +175,9 @@ class _Meter:
         stage = progress.stage if progress.stage == "reading" else f"{progress.stage} {progress.projection}"
         if self._bar is not None:
             total = max(progress.last - self._first, 1)
-            speed = f"{rate:,.0f}/s" if rate and progress.stage == "reading" else ""
-            self._bar.update(self._task, description=stage, completed=done, total=total, rate=speed)
+            if rate and progress.stage == "reading":
+                self._rate = f"{rate:,.0f}/s"
+            self._bar.update(self._task, description=stage, completed=done, total=total, rate=self._rate)
         elif stage != self._stage or now >= self._next:
             self._next = now + PLAIN_EVERY_S
             left = span((progress.last - progress.sequence) / rate) if rate else "?"

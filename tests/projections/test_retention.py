@@ -41,9 +41,11 @@ def told() -> Story:
 
 async def partitions(tables: Tables, parent: str = "audit") -> list[str]:
     rows = await tables.rows(
-        "SELECT c.relname FROM pg_class c JOIN checkpoints p "
-        "ON c.relnamespace = to_regnamespace(quote_ident(p.tables_in)) WHERE p.shown AND c.relkind = 'r' AND c.relname LIKE %s ORDER BY 1", f"{parent}\\_2%",
-    )  # fmt: skip
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN checkpoints p ON p.tables_in = n.nspname "
+        "WHERE p.shown AND c.relkind = 'r' AND c.relname LIKE %s ORDER BY 1",
+        f"{parent}\\_2%",
+    )
     return [name for (name,) in rows]
 
 
