@@ -178,14 +178,17 @@ class _Meter:
             if rate and progress.stage == "reading":
                 self._rate = f"{rate:,.0f}/s"
             self._bar.update(self._task, description=stage, completed=done, total=total, rate=self._rate)
-        elif stage != self._stage or now >= self._next:
+        elif progress.stage != "reading":
+            self._write(stage)
+        elif stage != self._stage or now >= self._next or progress.sequence >= progress.last:
             self._next = now + PLAIN_EVERY_S
-            left = span((progress.last - progress.sequence) / rate) if rate else "?"
-            tail = f", {rate:.0f}/s, {left} left" if progress.stage == "reading" else ""
-            share = f" {progress.sequence} of {progress.last} events" if progress.stage == "reading" else ""
-            sys.stderr.write(f"{stage}{share}{tail}\n")
-            sys.stderr.flush()
+            left = f", {rate:.0f}/s, {span((progress.last - progress.sequence) / rate)} left" if rate else ""
+            self._write(f"reading {progress.sequence} of {progress.last} events{left}")
         self._stage = stage
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _bar() -> Any:

@@ -323,6 +323,7 @@ class _Rebuild:
         after = min((build.writer.position for build in builds), key=lambda position: position.sequence)
         slowest = min(builds, key=lambda build: build.writer.position.sequence)
         last = max(targets)
+        self.tell("reading", slowest, last)
         async with LogReader(self._log, after=after, batch_size=self._batch_size) as reader:
             while after.sequence < last:
                 batch = await reader.next_batch()

@@ -10,7 +10,9 @@ import pytest
 
 from cuebook.events.errors import ConfigurationError
 from cuebook.projections.database import MAX_IDENTIFIER_BYTES, connect, schema_name
+from cuebook.projections.runner import ALL
 from cuebook.projections.runs import Runs
+from cuebook.projections.statements import load_statements, migration_files
 from tests.projections.story import Story
 from tests.projections.tables import Tables
 
@@ -125,3 +127,103 @@ async def test_tables_without_a_checkpoint_are_made_again(tables: Tables) -> Non
     await tables.rows("DELETE FROM checkpoints WHERE projection = 'runs' RETURNING 1")
     await tables.apply(story.items)
     assert await tables.dump() == live
+
+
+async def test_a_database_of_the_release_before_is_taken_over_with_its_rows(tables: Tables) -> None:
+    """As it was: versions without generations, their tables in schemas named after the version."""
+    story = Story(tables.space)
+    story.register()
+    story.request("r1")
+    await tables.apply(story.items)
+    live, schema = await tables.dump(), schema_name(tables.space)
+    await tables.drop()
+    first, _ = migration_files()
+    async with await connect(tables.url, [schema]) as connection:
+        await connection.execute(f'CREATE SCHEMA "{schema}"'.encode())
+        await connection.execute(load_statements("migrations.sql")["table"])
+        await connection.execute(first[1])
+        await connection.execute("INSERT INTO migrations (name) VALUES (%s)", [first[0]])
+        for projection in ALL:
+            old = f"{schema}@{projection.name}_v1"
+            await connection.execute(f'CREATE SCHEMA "{old}"; SET search_path = "{old}"'.encode())
+            made = projection.tables
+            if projection.name == "agents":
+                made = made.replace(b"USING brin (recorded_at) WITH (autosummarize = on)", b"(recorded_at)")
+            await connection.execute(made)
+            await connection.execute(f'SET search_path = "{schema}"'.encode())
+            await connection.execute(
+                "INSERT INTO checkpoints (projection, version, tables_in) VALUES (%s, 1, %s)", [projection.name, old]
+            )
+            await connection.execute("SELECT show_version(%s, 1)", [projection.name])
+    await tables.apply(story.items)
+    assert await tables.dump() == live
+    rows = await tables.rows("SELECT generation, state, shown, tables_in FROM checkpoints ORDER BY projection")
+    assert rows == [(1, "live", True, f"{schema}@{name}_v1") for name in ("agents", "audit", "runs")]
+    assert await tables.row(
+        "SELECT indexdef LIKE '%%brin%%' FROM pg_indexes "
+        "WHERE schemaname = %s AND indexname = 'agent_health_recorded_at'",
+        f"{schema}@agents_v1",
+    ) == (True,)
+
+
+@pytest.mark.parametrize(
+    "theirs", ["TABLE checkpoints (mine text)", "TABLE migrations (name text)", "VIEW runs AS SELECT 1"]
+)
+async def test_what_is_not_ours_in_our_place_is_left_alone(tables: Tables, theirs: str) -> None:
+    schema = schema_name(tables.space)
+    async with await connect(tables.url, [schema]) as connection:
+        await connection.execute(f'CREATE SCHEMA "{schema}"'.encode())
+        await connection.execute(f"CREATE {theirs}".encode())
+    with pytest.raises(ConfigurationError, match="holds tables that are not cuebook's") as refusal:
+        await tables.prepare()
+    assert "another database or space" in refusal.value.remedy
+    assert await tables.rows("SELECT nspname FROM pg_namespace WHERE nspname LIKE %s", f"{schema}@%") == []
+
+
+async def test_a_table_in_the_place_of_one_of_our_views_is_named(tables: Tables) -> None:
+    await tables.prepare()
+    await tables.rows("DELETE FROM checkpoints WHERE projection = 'runs' RETURNING 1")
+    async with await connect(tables.url, [schema_name(tables.space)]) as connection:
+        await connection.execute("DROP VIEW runs; CREATE TABLE runs (mine text)")
+    with pytest.raises(ConfigurationError, match='"runs" is not a view'):
+        await tables.prepare()
+
+
+async def test_a_schema_that_is_not_ours_is_never_dropped(tables: Tables) -> None:
+    await tables.prepare()
+    await tables.rows("DELETE FROM checkpoints WHERE projection = 'runs' RETURNING 1")
+    schema = f"{schema_name(tables.space)}@runs_v1_g1"
+    async with await connect(tables.url, [schema]) as connection:
+        await connection.execute(f'COMMENT ON SCHEMA "{schema}" IS NULL'.encode())
+    with pytest.raises(ConfigurationError, match="is not cuebook's"):
+        await tables.prepare()
+
+
+async def test_nobody_reads_but_who_was_let_in(tables: Tables) -> None:
+    await tables.prepare()
+    schema = schema_name(tables.space)
+    async with await connect(tables.url, [schema]) as connection:
+        await connection.execute(f"CREATE ROLE {tables.space} LOGIN".encode())
+        try:
+            for role, may in ((tables.space, False), ("cuebook_reader", True)):
+                cursor = await connection.execute(
+                    "SELECT bool_and(has_schema_privilege(%s, nspname, 'USAGE')) FROM pg_namespace WHERE nspname = %s",
+                    [role, schema],
+                )
+                assert await cursor.fetchone() == (may,)
+                cursor = await connection.execute(
+                    "SELECT bool_or(has_schema_privilege(%s, nspname, 'USAGE')) "
+                    "FROM pg_namespace WHERE nspname LIKE %s",
+                    [role, f"{schema}@%"],
+                )
+                assert await cursor.fetchone() == (False,)  # tables are read through the views
+                cursor = await connection.execute(
+                    "SELECT bool_or(has_table_privilege(%s, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')), "
+                    "bool_and(has_table_privilege(%s, c.oid, 'SELECT')) "
+                    "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                    "WHERE n.nspname = %s AND c.relkind IN ('r', 'v')",
+                    [role, role, schema],
+                )
+                assert await cursor.fetchone() == (False, may)
+        finally:
+            await connection.execute(f"DROP ROLE {tables.space}".encode())
