@@ -76,7 +76,7 @@ class Runner:
         self._projections = projections
         self._writers = [Writer(projection, database_url, self._space, self._outage) for projection in projections]
         self._reader: LogReader | None = None
-        self._watch = Watch(database_url, self._space, projections, self._outage, self._go_over)
+        self._watch = Watch(database_url, self._space, projections, self._go_over)
         self._moved = False
         self.ready = asyncio.Event()
         """Set once the tables are there and every checkpoint is known."""

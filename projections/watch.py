@@ -15,7 +15,7 @@ from typing import Final, Self
 import psycopg
 
 from cuebook.events.errors import CuebookError
-from cuebook.projections.database import Backoff, Outage, Transaction, connect, is_outage, schema_name
+from cuebook.projections.database import Backoff, Transaction, connect, is_outage, schema_name
 from cuebook.projections.generations import generations_of, written_by
 from cuebook.projections.projection import Projection
 from cuebook.projections.retention import retire
@@ -38,11 +38,10 @@ class Watch:
         database_url: str,
         space: str,
         projections: Sequence[Projection],
-        outage: Outage,
         on_change: Callable[[dict[str, int]], None],
     ) -> None:
         self._url, self._schema, self._projections = database_url, schema_name(space), projections
-        self._outage, self._on_change = outage, on_change
+        self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -56,16 +55,15 @@ class Watch:
             await self._task
 
     async def _run(self) -> None:
-        backoff = Backoff()
+        backoff, said = Backoff(), ""
         while True:
             try:
                 async with await connect(self._url, [self._schema]) as connection:
                     await connection.execute("LISTEN cuebook")
-                    backoff = Backoff()
                     await self._listen(connection)
             except (psycopg.Error, CuebookError) as error:
-                if not is_outage(error):
-                    logger.exception("watching for other generations failed; the next commit will notice them")
+                if not is_outage(error) and said != (said := str(error)):
+                    logger.exception("cannot watch for other generations; the next commit will notice them")
                 await backoff.pause()
 
     async def _listen(self, connection: Transaction) -> None:

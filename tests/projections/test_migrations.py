@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from cuebook.events.errors import ConfigurationError
+from cuebook.projections import queries
 from cuebook.projections.database import MAX_IDENTIFIER_BYTES, connect, schema_name
 from cuebook.projections.runner import ALL
 from cuebook.projections.runs import Runs
@@ -96,6 +97,10 @@ async def test_readers_read_and_change_nothing(tables: Tables) -> None:
         await connection.execute("SET ROLE cuebook_reader")
         for table in ("runs", "tasks", "agents", "agent_health", "audit", "checkpoints", "parked_events"):
             await connection.execute(f"SELECT * FROM {table}".encode())
+        assert len(await queries.list_projections(connection, last_sequence=1)) == 3
+        assert [one.name for one in await queries.list_tables(connection, f"cuebook_{tables.space}@runs_v1_g1")] == [
+            "runs", "tasks",
+        ]  # fmt: skip
         for statement in (b"DELETE FROM runs", b"UPDATE checkpoints SET sequence = 0", b"CREATE TABLE t ()"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 await connection.execute(statement)

@@ -198,7 +198,7 @@ async def test_killed_half_way_the_next_one_goes_on(log: EventLog, tables: Table
     live = await tables.dump()
 
     def die(progress: Progress) -> None:
-        if progress.stage == stage:
+        if progress.stage == stage and progress.sequence:
             raise Killed
 
     with pytest.raises((Killed, BaseExceptionGroup)):
@@ -318,3 +318,23 @@ async def test_dropped_months_stay_away_in_a_rebuild_unless_they_are_wanted(log:
     report = await one(log, tables, Audit(), everything=True)
     assert report.differences == 0  # compared is what both are to hold
     assert await tables.row("SELECT count(*) FROM audit") == (last,)
+
+
+async def test_a_release_with_another_version_fills_beside_and_a_rebuild_shows_it(
+    log: EventLog, tables: Tables
+) -> None:
+    last = await append_tasks(log, 3)
+    await Runner(log, tables.url).run(until=last)
+    later = Runner(log, tables.url, projections=[Audit(), RunsLater(), Agents()])
+    async with running(later):
+        await eventually(lambda: later.status().positions["runs"].sequence == last)
+        assert await generations(tables, "runs") == [(1, 1, "live", True), (2, 2, "live", False)]
+        async with queries.reading(tables.url, tables.space) as connection:
+            records = await queries.list_projections(connection, last_sequence=last, projection="runs")
+        assert [record.health for record in records] == ["stopped", "beside"]
+        assert (await one(log, tables, RunsLater())).dropped == (2,)
+        last = await append_tasks(log, 1, prefix="later")
+        await eventually(lambda: later.status().positions["runs"].sequence == last)
+        assert await generations(tables, "runs") == [(1, 1, "live", False), (3, 2, "live", True)]
+        assert (await one(log, tables, RunsLater())).dropped == (1,)  # the way back is to the one shown before
+    assert await tables.row("SELECT count(*) FROM runs WHERE colour = 'red'") == (4,)
