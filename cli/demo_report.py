@@ -77,7 +77,7 @@ async def read_tables(database_url: str, schema: str, until: int) -> Tables:
             statuses = await connection.execute("SELECT status, count(*) FROM runs GROUP BY status")
             counted = await connection.execute(
                 """
-                SELECT (SELECT min(sequence) FROM checkpoints),
+                SELECT (SELECT min(sequence) FROM checkpoints WHERE shown),
                        (SELECT count(*) FROM tasks),
                        (SELECT count(*) FROM agents),
                        (SELECT count(*) FROM audit WHERE sequence <= %s),

@@ -29,6 +29,7 @@ from cuebook.projections.statements import load_statements
 
 __all__ = [
     "Generation",
+    "count_parked",
     "drop_generation",
     "drop_obsolete",
     "generations_of",
@@ -146,6 +147,13 @@ async def show_generation(connection: Transaction, before: Generation | None, af
     if before is not None:
         values = {"projection": after.projection, "before": before.number, "after": after.number}
         await connection.execute(_SQL["carry_decisions"], values)
+
+
+async def count_parked(connection: Transaction, generation: Generation) -> int:
+    """How many events it could not apply, decided about or not."""
+    cursor = await connection.execute(_SQL["count_parked"], [generation.projection, generation.number])
+    found = await cursor.fetchone()
+    return 0 if found is None else int(found[0])
 
 
 async def drop_generation(connection: Transaction, generation: Generation) -> bool:

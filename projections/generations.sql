@@ -38,6 +38,9 @@ FROM parked_events AS before
 WHERE before.projection = %(projection)s AND before.generation = %(before)s AND before.skipped_at IS NOT NULL
   AND p.projection = before.projection AND p.generation = %(after)s AND p.sequence = before.sequence
 
+-- name: count_parked
+SELECT count(*) FROM parked_events WHERE projection = %s AND generation = %s
+
 -- name: forget_parked
 DELETE FROM parked_events WHERE projection = %s AND generation = %s
 

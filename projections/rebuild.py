@@ -26,6 +26,7 @@ from cuebook.projections.compare import TableComparison, compare
 from cuebook.projections.database import Outage, Transaction, connect, is_outage, schema_name
 from cuebook.projections.generations import (
     Generation,
+    count_parked,
     drop_generation,
     drop_obsolete,
     generations_of,
@@ -43,6 +44,8 @@ __all__ = ["REBUILD_BATCH", "Progress", "RebuildReport", "RollbackReport", "rebu
 
 REBUILD_BATCH: Final = 10_000
 """Nobody waits for a single event of a rebuild, and a run that begins and ends in one batch is written once."""
+CLOSE: Final = 500
+"""Messages that may be left for the switch, while which the service waits."""
 LIVE_WAIT_S: Final = 0.1
 
 logger = logging.getLogger(__name__)
@@ -253,26 +256,31 @@ class _Rebuild:
         )
 
     async def fill(self, builds: Sequence[_Build], *, compared: bool) -> None:
-        """Apply the log to all of them until each is about where it is to be: to be compared, or to be shown."""
+        """Apply the log to all of them until each is about where it is to be: to be compared, or to be shown.
+
+        About: the live one goes on meanwhile. What is missing then is applied in the transaction that follows.
+        """
+        before: int | None = None
         while True:
             targets = [await self._target(build, compared=compared) for build in builds]
             behind = [target - build.writer.position.sequence for build, target in zip(builds, targets, strict=True)]
-            if max(behind, default=0) <= 0:
+            missing = max(behind, default=0)
+            if missing <= 0 or (before is not None and (missing <= CLOSE or before <= missing <= self._batch_size)):
                 return
+            before = missing
             try:
                 await self._read(builds, targets)
             except ReadAgainError as error:
                 logger.warning("going on from the checkpoints", extra={"reason": str(error)})
                 for build in builds:
                     await build.writer.reload()
-            if max(behind) <= self._batch_size:
-                return  # the rest is applied where it is compared
 
     async def finish(self, build: _Build, *, dry_run: bool, samples: int) -> RebuildReport:
         """Compare, then show it, or drop it again."""
         writer, name = build.writer, build.writer.projection.name
         await self._analyze(writer.generation)
         self.tell("comparing", build)
+        parked = await count_parked(self._control, writer.generation)
         compared_at, reason, tables = await self._compare(build, samples)
         live, dropped = await self._live(name), []
         if dry_run:
@@ -297,7 +305,7 @@ class _Rebuild:
             compared_at=compared_at,
             not_compared=reason,
             tables=tuple(tables),
-            parked=writer.parked,
+            parked=parked,
             switched=not dry_run,
             dropped=tuple(dropped),
         )

@@ -143,6 +143,8 @@ class Writer:
         except CuebookError:
             raise
         except Exception as error:
+            if self._within and is_outage(error):
+                raise
             if not is_about_the_event(error):
                 raise ConfigurationError(
                     f"PostgreSQL refuses projection {self.projection.name}: {type(error).__name__}: {error}",

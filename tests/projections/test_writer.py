@@ -214,3 +214,58 @@ async def test_a_role_without_rights_is_told(tables: Tables) -> None:
     finally:
         async with await psycopg.AsyncConnection.connect(tables.url, autocommit=True) as connection:
             await connection.execute(f"DROP ROLE {tables.space}".encode())
+
+
+async def test_several_batches_in_one_transaction_are_as_if_each_had_its_own(database_url: str, space: str) -> None:
+    story = story_with("a", "poison", "b")
+    for run_id in ("a", "b"):
+        story.assign(run_id)
+        story.complete(run_id)
+    story.ask_for("c")
+    tables = Tables(database_url, space, [Picky()])
+    await tables.prepare()
+    batches = [story.items[:1], story.items[1:4], story.items[4:6], story.items[6:]]
+    async with tables.writer(Picky()) as writer:
+
+        async def half_of_it() -> None:
+            async with writer.transaction():
+                await writer.apply(batches[0])
+                await writer.apply(batches[1])
+                raise RuntimeError("after the first two")
+
+        with pytest.raises(RuntimeError, match="after the first two"):
+            await half_of_it()
+        assert writer.position == Position()
+        assert await tables.rows("SELECT 1 FROM runs") == []
+        async with writer.transaction():
+            for batch in batches:
+                await writer.apply(batch)
+            assert await tables.rows("SELECT 1 FROM runs") == []
+        assert writer.position == Position(8, "e8")
+    together = [await tables.rows(f"SELECT * FROM {table} ORDER BY 1") for table in ("runs", "tasks")]
+    assert await tables.rows("SELECT sequence FROM parked_events") == [(2,)]
+    await tables.drop()
+    await tables.apply(*batches)
+    assert [await tables.rows(f"SELECT * FROM {table} ORDER BY 1") for table in ("runs", "tasks")] == together
+    assert await tables.row("SELECT status FROM runs WHERE run_id = 'b'") == ("completed",)
+
+
+async def test_postgresql_that_goes_away_in_a_transaction_ends_it(database_url: str, space: str) -> None:
+    story = story_with("a", "b")
+    direct = Tables(database_url, space)
+    await direct.prepare()
+    async with Proxy(database_url) as proxy, Tables(proxy.url, space).writer(Runs()) as writer:
+
+        async def cut_off() -> None:
+            async with writer.transaction():
+                await writer.apply(story.items[:1])
+                proxy.cut_at(b"UPDATE checkpoints", forward=False)
+                await writer.apply(story.items[1:])
+
+        with pytest.raises(psycopg.OperationalError):
+            await cut_off()
+        assert writer.position == Position()
+        assert await direct.rows("SELECT 1 FROM runs") == []
+        await writer.reload()
+        await writer.apply(story.items)
+    assert await direct.rows("SELECT run_id FROM runs ORDER BY 1") == [("a",), ("b",)]
