@@ -41,6 +41,8 @@ _COLUMNS = [
     "UPDATED (UTC)",
 ]
 _PARKED_COLUMNS = ["PROJECTION", "SEQUENCE", "RECORDED (UTC)", "SUBJECT", "WHY"]
+_ALSO_CALLED = {"tasks": "runs", "agent_health": "agents", "health": "agents", "registry": "agents"}
+"""Their other tables, and what people call them."""
 _PARTITIONED = ("audit", "agents")
 
 
@@ -59,7 +61,9 @@ def find(names: Sequence[str]) -> list[Projection]:
     known = {one.name: one for one in ALL}
     for name in names:
         if name not in known:
-            raise NotFoundError(f"there is no projection {name!r}", remedy=nearest(name, known, "projection"))
+            meant = _ALSO_CALLED.get(name)
+            remedy = f"did you mean {meant!r}?" if meant else nearest(name, known, "projection")
+            raise NotFoundError(f"there is no projection {name!r}", remedy=remedy)
     return [one for one in ALL if one.name in names]
 
 
