@@ -72,7 +72,7 @@ async def rebuild(target: Target, database_url: str, wanted: Wanted, output: Out
     differences = sum(report.differences for report in reports)
     if wanted.dry_run and differences:
         raise DriftError(
-            f"{differences} rows of the live tables are not what the log gives",
+            f"the live tables are not what the log gives; rows that differ: {differences}",
             remedy="the same command without --dry-run puts the rebuilt ones in their place",
         )
 
@@ -120,8 +120,8 @@ def _print(report: RebuildReport) -> None:
             line(f"  {table.table}: not compared, since only one version has it: {', '.join(table.uncompared)}")
         if table.differences:
             line(
-                f"  {table.table}: {table.different} rows differ, {table.only_live} are only in the live table, "
-                f"{table.only_rebuilt} only in the rebuilt one, of {table.rows}"
+                f"  {table.table}: of {table.rows} rows, different {table.different}, only in the live table "
+                f"{table.only_live}, only in the rebuilt one {table.only_rebuilt}"
             )
         for one in table.samples:
             if one.live is None or one.rebuilt is None:

@@ -17,6 +17,7 @@ from cuebook.projections import checkpoint
 from cuebook.projections.audit import Audit
 from cuebook.projections.checkpoint import ReadAgainError
 from cuebook.projections.database import Transaction, connect, schema_name
+from cuebook.projections.generations import make_generation
 from cuebook.projections.projection import Batch
 from cuebook.projections.runner import ALL
 from cuebook.projections.runs import Runs
@@ -269,3 +270,21 @@ async def test_postgresql_that_goes_away_in_a_transaction_ends_it(database_url: 
         await writer.reload()
         await writer.apply(story.items)
     assert await direct.rows("SELECT run_id FROM runs ORDER BY 1") == [("a",), ("b",)]
+
+
+async def test_a_writer_whose_generation_was_taken_over_writes_nothing_more_and_then_the_new_one(
+    tables: Tables,
+) -> None:
+    story = story_with("a", "b")
+    await tables.apply(story.items[:1])
+    async with tables.writer(Runs()) as writer:
+        async with await connect(tables.url, [schema_name(tables.space)]) as connection, connection.transaction():
+            assert await make_generation(connection, tables.space, Runs(), "building") == 2
+            await connection.execute("SELECT show_generation('runs', 2)")
+        with pytest.raises(ReadAgainError, match="generation 1 of projection runs is written no more"):
+            await writer.apply(story.items)
+        assert await tables.row("SELECT sequence FROM checkpoints WHERE projection = 'runs' AND generation = 1") == (1,)
+        await writer.reload()
+        assert (writer.generation.number, writer.position) == (2, Position())
+        await writer.apply(story.items)
+    assert await tables.rows("SELECT run_id FROM runs ORDER BY 1") == [("a",), ("b",)]
