@@ -184,12 +184,22 @@ class Runner:
         return until is not None and all(writer.position.sequence >= until for writer in self._writers)
 
     async def _apply(self, batch: Batch) -> bool:
+        again: list[ReadAgainError] = []
+
+        async def apply(writer: Writer) -> None:
+            try:
+                await writer.apply(batch)
+            except ReadAgainError as error:  # no reason to break off what the others are at
+                again.append(error)
+
         try:
             async with asyncio.TaskGroup() as group:
                 for writer in self._writers:
-                    group.create_task(writer.apply(batch))
+                    group.create_task(apply(writer))
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one is reason enough to stop or to read again
+            raise errors.exceptions[0] from None  # one is reason enough to stop
+        if again:
+            raise again[0]
         return True
 
     async def _unless(
