@@ -60,9 +60,12 @@ class EventLog:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.appender.__aexit__(*exc_info)
 
-    async def ensure(self, *, replicas: int = 1) -> StreamFacts:
-        """Create the stream if it is missing and verify it. Raises ConfigurationError, UnavailableError."""
-        return await ensure_stream(self.connection, self.subjects, replicas=replicas)
+    async def ensure(self, *, replicas: int = 1, recording: bool = False) -> StreamFacts:
+        """Create the stream if it is missing and verify it; `recording` marks a new one as a copy of history.
+
+        Raises ConfigurationError, UnavailableError.
+        """
+        return await ensure_stream(self.connection, self.subjects, replicas=replicas, recording=recording)
 
     async def verify(self) -> StreamFacts:
         """Check the stream that must be there. Raises ConfigurationError, UnavailableError."""

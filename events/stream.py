@@ -14,7 +14,11 @@ from cuebook.events.errors import ConfigurationError, StreamMissingError
 from cuebook.events.jetstream import js_request
 from cuebook.events.subjects import Subjects
 
-__all__ = ["StreamFacts", "ensure_stream", "verify_stream"]
+__all__ = ["RECORDING", "StreamFacts", "ensure_stream", "refuse_recording", "verify_stream"]
+
+RECORDING = "cuebook.recording"
+"""Key in the metadata of a stream that holds a copy of history, such as a replay or an import. It is set when the
+stream is made, and whoever drives a space refuses such a stream: so nothing in a copy has an effect a second time."""
 
 DUPLICATE_WINDOW_S = 120
 MIN_DUPLICATE_WINDOW_S = 60
@@ -59,12 +63,15 @@ class StreamFacts:
     bytes: int
     consumers: int
     replicas: int
+    recording: bool = False
+    """It holds a copy of history, which nothing may drive; see `RECORDING`."""
 
 
-def stream_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+def stream_config(subjects: Subjects, replicas: int, *, recording: bool = False) -> dict[str, Any]:
     """The configuration a space's stream is created with, as the server takes it."""
     return {
         **_MUST,
+        **({"metadata": {RECORDING: "true"}} if recording else {}),
         "name": subjects.stream,
         "description": f"cuebook space {subjects.space}: the log",
         "subjects": [subjects.all],
@@ -77,14 +84,19 @@ def stream_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
-async def ensure_stream(connection: Connection, subjects: Subjects, *, replicas: int = 1) -> StreamFacts:
-    """Create the stream of a space, or check the one that is there. Raises as `verify_stream`."""
+async def ensure_stream(
+    connection: Connection, subjects: Subjects, *, replicas: int = 1, recording: bool = False
+) -> StreamFacts:
+    """Create the stream of a space, or check the one that is there. Raises as `verify_stream`.
+
+    `recording` marks a stream that is created here. One that is there stays what it is: look at what is returned.
+    """
     _check_server(connection)
     # One that is there with another configuration is left alone: the check says what is wrong with it.
     await js_request(
         connection,
         f"STREAM.CREATE.{subjects.stream}",
-        stream_config(subjects, replicas),
+        stream_config(subjects, replicas, recording=recording),
         none_for={_NAME_IN_USE},
     )
     return await verify_stream(connection, subjects)
@@ -118,7 +130,17 @@ async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFac
         bytes=state["bytes"],
         consumers=state["consumer_count"],
         replicas=config.get("num_replicas", 1),
+        recording=RECORDING in (config.get("metadata") or {}),
     )
+
+
+def refuse_recording(facts: StreamFacts) -> None:
+    """Raise ConfigurationError for a stream that nothing may drive or add work to."""
+    if facts.recording:
+        raise ConfigurationError(
+            f"stream {facts.name} is a recording of what happened elsewhere: nothing in it may have effects",
+            remedy="use another --space; a recording is there to be read",
+        )
 
 
 def _check_server(connection: Connection) -> None:
