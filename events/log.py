@@ -190,13 +190,13 @@ class EventLog:
             async for item in items:
                 yield item
 
-    async def history(self, run_id: str) -> list[Envelope | Unreadable]:
-        """Everything about one run, in order; empty when there is no such run."""
+    async def history(self, run_id: str, *, until: int | None = None) -> list[Envelope | Unreadable]:
+        """Everything about one run up to a sequence, in order; empty when there was no such run."""
         scope = self.subjects.everything_of(run_id)
         first = await self.first_sequence(scope)
         if not first:
             return []
-        async with aclosing(self.read(filters=[scope], after=first - 1)) as items:
+        async with aclosing(self.read(filters=[scope], after=first - 1, until=until)) as items:
             return [item async for item in items]
 
     async def scope_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:

@@ -93,6 +93,7 @@ class Subjects:
         self.live = f"live.{space}.>"
         self.all_runs = f"{space}.run.>"
         self.all_agents = f"{space}.agent.>"
+        self.all_rejected = f"{space}.rejected.*"
         self.stream = space.upper()
         self._cut = len(space) + 1
         self._prefix = f"{space}."
