@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 from cuebook.events.append import Appender, Done
 from cuebook.events.codec import decode, encode
 from cuebook.events.connection import Connection
+from cuebook.events.copies import original_of
 from cuebook.events.envelope import Envelope, EventIds, Position, to_datetime
 from cuebook.events.errors import HistoryRegressedError, PoisonMessageError
 from cuebook.events.facts import Event
@@ -21,7 +21,7 @@ from cuebook.events.lookup import first_match, matches, message_at
 from cuebook.events.stream import StreamFacts, ensure_stream, verify_stream
 from cuebook.events.subjects import Subjects
 
-__all__ = ["EventLog", "Unreadable"]
+__all__ = ["EventLog", "Stored", "Unreadable"]
 
 READ_AHEAD = UNACKED
 """Messages a reader holds before the server is made to wait; it may send as many again."""
@@ -42,6 +42,16 @@ class Unreadable:
     remedy: str = ""
 
 
+class Stored(NamedTuple):
+    """A message as the stream holds it, byte for byte; what is not UTF-8 in its subject is there as surrogates."""
+
+    subject: str
+    body: bytes
+    sequence: int
+    recorded_ns: int
+    headers: bytes | None
+
+
 class EventLog:
     """The log of `space`. Use `async with`; the connection stays the caller's.
 
@@ -51,6 +61,7 @@ class EventLog:
     def __init__(self, connection: Connection, space: str, *, source: str) -> None:
         self.connection, self.subjects, self.source = connection, Subjects(space), source
         self.ids = EventIds()
+        self._imported = False
         self.appender = Appender(connection, first_after=self._first_after)
 
     async def __aenter__(self) -> Self:
@@ -65,11 +76,17 @@ class EventLog:
 
         Raises ConfigurationError, UnavailableError.
         """
-        return await ensure_stream(self.connection, self.subjects, replicas=replicas, recording=recording)
+        return self._noted(
+            await ensure_stream(self.connection, self.subjects, replicas=replicas, recording=recording)
+        )
 
     async def verify(self) -> StreamFacts:
         """Check the stream that must be there. Raises ConfigurationError, UnavailableError."""
-        return await verify_stream(self.connection, self.subjects)
+        return self._noted(await verify_stream(self.connection, self.subjects))
+
+    def _noted(self, facts: StreamFacts) -> StreamFacts:
+        self._imported = bool(facts.imported)
+        return facts
 
     # --- writing ---
 
@@ -142,7 +159,12 @@ class EventLog:
     def decode(
         self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None
     ) -> Envelope | Unreadable:
-        """Decode a stored message; one that is no event comes back as Unreadable instead of raising."""
+        """Decode a stored message; one that is no event comes back as Unreadable instead of raising.
+
+        In an imported stream it has the time and the headers that the original had.
+        """
+        if self._imported and (original := original_of(headers)) is not None:
+            recorded_at, headers = original.recorded_ns // 1000, original.headers or None
         try:
             return decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at, headers=headers)
         except PoisonMessageError as error:
@@ -219,6 +241,8 @@ class EventLog:
 
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
+        if self._imported:
+            return await self._original_before(moment)
         config = {
             "deliver_policy": "by_start_time",
             "opt_start_time": to_datetime(moment).isoformat().replace("+00:00", "Z"),
@@ -232,6 +256,19 @@ class EventLog:
         answer = await js_request(self.connection, f"CONSUMER.CREATE.{stream}", request)
         self.connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
         return int(answer["delivered"]["stream_seq"])
+
+    async def _original_before(self, moment: int) -> int:
+        """The same in an import, whose messages the server has stored much later: search by halves."""
+        facts = await self.verify()
+        low, high = facts.first_sequence - 1, facts.last_sequence
+        while low < high:
+            middle = (low + high + 1) // 2
+            item = await self.at(middle)
+            if item is not None and item.recorded_at < moment:
+                low = middle
+            else:
+                high = middle - 1
+        return low if facts.first_sequence <= low else 0
 
     async def verify_position(self, position: Position) -> None:
         """Raise HistoryRegressedError unless the event at `position` is still the one that was read there.
@@ -257,11 +294,25 @@ class EventLog:
     async def _iterate(
         self, after: int, filters: Sequence[str], until: int | None
     ) -> AsyncGenerator[Envelope | Unreadable]:
-        waiting: deque[tuple[str, bytes, int, int, bytes | None]] = deque()
+        async with aclosing(self.batches(after=after, filters=filters, until=until)) as batches:
+            async for batch in batches:
+                for subject, body, sequence, recorded_ns, headers in batch:
+                    if not subject.isascii():
+                        subject = subject.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                    yield self.decode(subject, body, sequence, recorded_ns // 1000, headers)
+
+    async def batches(
+        self, *, after: int = 0, until: int | None = None, filters: Sequence[str] = ()
+    ) -> AsyncGenerator[list[Stored]]:
+        """Messages as they are stored, undecoded, a few hundred at a time; `until` None: without end.
+
+        `until` must be stored already. Memory and errors as for `follow`.
+        """
+        waiting: list[Stored] = []
         news = asyncio.Event()
 
-        def receive(*message: Any) -> None:
-            waiting.append(message)
+        def receive(subject: str, body: bytes, sequence: int, recorded_ns: int, headers: bytes | None) -> None:
+            waiting.append(Stored(subject, body, sequence, recorded_ns, headers))
             news.set()
 
         feed = Feed(
@@ -272,19 +323,20 @@ class EventLog:
             on_message=receive,
             held=lambda: len(waiting) > READ_AHEAD,
             on_open=news.set,
+            exact=True,
         )
         feed.failure.add_done_callback(lambda _: news.set())
         async with feed:
             while True:
                 while waiting:
-                    message = waiting.popleft()
-                    if len(waiting) == READ_AHEAD // 2:
-                        feed.resume()
-                    if until is not None and message[2] > until:
+                    batch = waiting[:]
+                    waiting.clear()
+                    feed.resume()
+                    if until is not None and batch[-1].sequence >= until:
+                        if batch := [message for message in batch if message.sequence <= until]:
+                            yield batch
                         return
-                    yield self.decode(*message)
-                    if message[2] == until:
-                        return
+                    yield batch
                 if feed.failure.done():
                     feed.failure.result()
                 if until is not None and feed.pending == 0:

@@ -6,15 +6,15 @@ Source of the settings: design §6; JetStream ADR-1, ADR-8, ADR-50; server 2.12 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection
+from cuebook.events.copies import IMPORT
 from cuebook.events.errors import ConfigurationError, StreamMissingError
 from cuebook.events.jetstream import js_request
-from cuebook.events.subjects import Subjects
 
-__all__ = ["RECORDING", "StreamFacts", "ensure_stream", "refuse_recording", "verify_stream"]
+__all__ = ["RECORDING", "StreamFacts", "StreamNames", "ensure_stream", "refuse_recording", "verify_stream"]
 
 RECORDING = "cuebook.recording"
 """Key in the metadata of a stream that holds a copy of history, such as a replay or an import. It is set when the
@@ -65,15 +65,34 @@ class StreamFacts:
     replicas: int
     recording: bool = False
     """It holds a copy of history, which nothing may drive; see `RECORDING`."""
+    imported: str = ""
+    """What was imported into it, as JSON; empty for a stream that was not. Its messages are copies, see `copies`."""
+    sealed: bool = False
+    """Nothing can be added any more: an import that is complete."""
 
 
-def stream_config(subjects: Subjects, replicas: int, *, recording: bool = False) -> dict[str, Any]:
+class StreamNames(Protocol):
+    """How a stream is called, what it takes in and where it says so again. `Subjects` is one."""
+
+    @property
+    def space(self) -> str: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def all(self) -> str: ...
+    @property
+    def live(self) -> str: ...
+    @property
+    def purpose(self) -> str: ...
+
+
+def stream_config(subjects: StreamNames, replicas: int, *, recording: bool = False) -> dict[str, Any]:
     """The configuration a space's stream is created with, as the server takes it."""
     return {
         **_MUST,
         **({"metadata": {RECORDING: "true"}} if recording else {}),
         "name": subjects.stream,
-        "description": f"cuebook space {subjects.space}: the log",
+        "description": f"cuebook space {subjects.space}: {subjects.purpose}",
         "subjects": [subjects.all],
         "max_bytes": -1,
         "max_msg_size": MAX_MESSAGE_BYTES,
@@ -85,7 +104,7 @@ def stream_config(subjects: Subjects, replicas: int, *, recording: bool = False)
 
 
 async def ensure_stream(
-    connection: Connection, subjects: Subjects, *, replicas: int = 1, recording: bool = False
+    connection: Connection, subjects: StreamNames, *, replicas: int = 1, recording: bool = False
 ) -> StreamFacts:
     """Create the stream of a space, or check the one that is there. Raises as `verify_stream`.
 
@@ -102,7 +121,7 @@ async def ensure_stream(
     return await verify_stream(connection, subjects)
 
 
-async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFacts:
+async def verify_stream(connection: Connection, subjects: StreamNames) -> StreamFacts:
     """Refuse a stream that could lose or change events.
 
     Raises ConfigurationError naming each setting that is wrong, or when there is no such stream or no JetStream;
@@ -131,6 +150,8 @@ async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFac
         consumers=state["consumer_count"],
         replicas=config.get("num_replicas", 1),
         recording=RECORDING in (config.get("metadata") or {}),
+        imported=(config.get("metadata") or {}).get(IMPORT, ""),
+        sealed=bool(config.get("sealed")),
     )
 
 
@@ -158,13 +179,15 @@ def _check_server(connection: Connection) -> None:
         )
 
 
-def _differences(config: dict[str, Any], subjects: Subjects) -> list[str]:
+def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
     must = {
         **_MUST,
         **dict.fromkeys(_MUST_NOT),
         "subjects": [subjects.all],
         "republish": {"src": subjects.all, "dest": subjects.live},
     }
+    if IMPORT in (config.get("metadata") or {}):  # nobody shall hear of it again, and nothing can be added later
+        must |= {"republish": None, "sealed": config.get("sealed")}
     wrong = [
         f"{name} is {config.get(name)!r}, must be {want!r}"
         for name, want in must.items()
