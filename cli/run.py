@@ -127,6 +127,22 @@ def diff(
 
 
 @app.command()
+def debug(
+    run: RunId,
+    at: Annotated[str, flag("--at", metavar="SEQ|TIME", help="Begin there; default: at the first event.")] = "",
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Step through a run event by event in the terminal, forwards and back; one that goes on is followed."""
+    with reported_errors():
+        from cuebook.cli import run_debug
+        from cuebook.cli.session import run_command
+
+        run_command(run_debug.debug_run(Target(nats_url=nats_url, creds=creds, space=space), run, at))
+
+
+@app.command()
 def tail(
     run: RunId,
     output: OutputOption = Output.TEXT,
