@@ -24,7 +24,7 @@ class _Cuebook(LazyGroup):
         "agent": ("cuebook.cli.agent", "List, show and drain agents."),
         "escalation": ("cuebook.cli.escalation", "See what waits for a person, and decide."),
         "events": ("cuebook.cli.events", "Read the log, follow it, publish to it."),
-        "replay": ("cuebook.cli.replay", "Read any part of the log again, and fold it."),
+        "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
     }
 
 

@@ -11,7 +11,7 @@ import re
 from base64 import b64decode, b64encode
 from typing import NamedTuple
 
-__all__ = ["IMPORT", "Original", "copy_headers", "original_of"]
+__all__ = ["IMPORT", "Original", "copy_headers", "original_line", "original_of"]
 
 IMPORT = "cuebook.import"
 """Key in the metadata of a stream that was filled from an export: what was imported, as JSON."""
@@ -28,10 +28,13 @@ class Original(NamedTuple):
 
 def copy_headers(original: Original, expected_last: int) -> bytes:
     """The header block of a copy, which is stored only if the stream ends at `expected_last`."""
+    return b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\n%b\r\n" % (expected_last, original_line(original))
+
+
+def original_line(original: Original) -> bytes:
+    """The header of a copy that says what the original was, as a line with its end."""
     sequence, recorded_ns, headers = original
-    return b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nCuebook-Original: 1 %d %d %b\r\n\r\n" % (
-        expected_last, sequence, recorded_ns, b64encode(headers),
-    )  # fmt: skip
+    return b"Cuebook-Original: 1 %d %d %b\r\n" % (sequence, recorded_ns, b64encode(headers))
 
 
 def original_of(headers: bytes | None) -> Original | None:

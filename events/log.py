@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from cuebook.events.append import Appender, Done
@@ -61,7 +61,8 @@ class EventLog:
     def __init__(self, connection: Connection, space: str, *, source: str) -> None:
         self.connection, self.subjects, self.source = connection, Subjects(space), source
         self.ids = EventIds()
-        self._imported = False
+        self.sees_originals = False
+        """The stream holds copies; known once it was verified."""
         self.appender = Appender(connection, first_after=self._first_after)
 
     async def __aenter__(self) -> Self:
@@ -71,21 +72,22 @@ class EventLog:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.appender.__aexit__(*exc_info)
 
-    async def ensure(self, *, replicas: int = 1, recording: bool = False) -> StreamFacts:
+    async def ensure(self, *, replicas: int = 1, recording: bool = False, origin: str = "") -> StreamFacts:
         """Create the stream if it is missing and verify it; `recording` marks a new one as a copy of history.
 
         Raises ConfigurationError, UnavailableError.
         """
-        return self._noted(
-            await ensure_stream(self.connection, self.subjects, replicas=replicas, recording=recording)
+        facts = await ensure_stream(
+            self.connection, self.subjects, replicas=replicas, recording=recording, origin=origin
         )
+        return self._noted(facts)
 
     async def verify(self) -> StreamFacts:
         """Check the stream that must be there. Raises ConfigurationError, UnavailableError."""
         return self._noted(await verify_stream(self.connection, self.subjects))
 
     def _noted(self, facts: StreamFacts) -> StreamFacts:
-        self._imported = bool(facts.imported)
+        self.sees_originals = facts.recording or bool(facts.imported)
         return facts
 
     # --- writing ---
@@ -161,12 +163,14 @@ class EventLog:
     ) -> Envelope | Unreadable:
         """Decode a stored message; one that is no event comes back as Unreadable instead of raising.
 
-        In an imported stream it has the time and the headers that the original had.
+        In a copy it has the time, the headers and the id that the original had.
         """
-        if self._imported and (original := original_of(headers)) is not None:
+        original = original_of(headers) if self.sees_originals else None
+        if original is not None:
             recorded_at, headers = original.recorded_ns // 1000, original.headers or None
         try:
-            return decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at, headers=headers)
+            item = decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at, headers=headers)
+            return item if original is None else _with_id_of(original.sequence, item)
         except PoisonMessageError as error:
             return Unreadable(
                 subject=_printable(subject),
@@ -241,7 +245,7 @@ class EventLog:
 
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
-        if self._imported:
+        if self.sees_originals:
             return await self._original_before(moment)
         config = {
             "deliver_policy": "by_start_time",
@@ -357,6 +361,15 @@ class EventLog:
             return None
         item = self.decode(*found)
         return found.sequence, item.id if isinstance(item, Envelope) else ""
+
+
+def _with_id_of(sequence: int, item: Envelope) -> Envelope:
+    """A message without an id is named by its place in the log where it was written first."""
+    named = f"seq-{item.sequence}"
+    if item.id != named or item.sequence == sequence:
+        return item
+    own = f"seq-{sequence}"
+    return replace(item, id=own, correlation_id=own if item.correlation_id == named else item.correlation_id)
 
 
 def _printable(text: str) -> str:

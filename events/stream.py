@@ -23,6 +23,8 @@ stream is made, and whoever drives a space refuses such a stream: so nothing in 
 DUPLICATE_WINDOW_S = 120
 MIN_DUPLICATE_WINDOW_S = 60
 """Appends without an expected sequence are repeated for half as long; see append.GIVE_UP_S."""
+RECORDING_DUPLICATE_WINDOW_NS = 100_000_000
+"""The least the server takes. Copies name each other by message id, and each id is 250 bytes of memory for so long."""
 HEADER_ALLOWANCE = 4 * 1024
 """`max_msg_size` counts headers too."""
 MAX_MESSAGE_BYTES = MAX_BYTES + HEADER_ALLOWANCE
@@ -65,6 +67,10 @@ class StreamFacts:
     replicas: int
     recording: bool = False
     """It holds a copy of history, which nothing may drive; see `RECORDING`."""
+    origin: str = ""
+    """Of a recording: where it comes from, as whoever made it has said."""
+    created: str = ""
+    """When it was made, by the server's clock: two streams of one name differ in it."""
     imported: str = ""
     """What was imported into it, as JSON; empty for a stream that was not. Its messages are copies, see `copies`."""
     sealed: bool = False
@@ -104,18 +110,28 @@ def stream_config(subjects: StreamNames, replicas: int, *, recording: bool = Fal
 
 
 async def ensure_stream(
-    connection: Connection, subjects: StreamNames, *, replicas: int = 1, recording: bool = False
+    connection: Connection, subjects: StreamNames, *, replicas: int = 1, recording: bool = False, origin: str = ""
 ) -> StreamFacts:
     """Create the stream of a space, or check the one that is there. Raises as `verify_stream`.
 
-    `recording` marks a stream that is created here. One that is there stays what it is: look at what is returned.
+    `recording` marks a stream that is created here, with its `origin`: nobody hears of its messages on `live.` a second
+    time, and there is room for what a copy says about its original. One that is there stays what it is: look at what is
+    returned.
     """
+    config = stream_config(subjects, replicas, recording=recording)
+    if recording:
+        config |= {
+            "max_msg_size": MAX_MESSAGE_BYTES + HEADER_ALLOWANCE,
+            "metadata": {RECORDING: origin or "true"},
+            "duplicate_window": RECORDING_DUPLICATE_WINDOW_NS,
+        }
+        config.pop("republish", None)
     _check_server(connection)
     # One that is there with another configuration is left alone: the check says what is wrong with it.
     await js_request(
         connection,
         f"STREAM.CREATE.{subjects.stream}",
-        stream_config(subjects, replicas, recording=recording),
+        config,
         none_for={_NAME_IN_USE},
     )
     return await verify_stream(connection, subjects)
@@ -150,6 +166,8 @@ async def verify_stream(connection: Connection, subjects: StreamNames) -> Stream
         consumers=state["consumer_count"],
         replicas=config.get("num_replicas", 1),
         recording=RECORDING in (config.get("metadata") or {}),
+        origin=(config.get("metadata") or {}).get(RECORDING, ""),
+        created=info["created"],
         imported=(config.get("metadata") or {}).get(IMPORT, ""),
         sealed=bool(config.get("sealed")),
     )
@@ -186,7 +204,9 @@ def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
         "subjects": [subjects.all],
         "republish": {"src": subjects.all, "dest": subjects.live},
     }
-    if IMPORT in (config.get("metadata") or {}):  # nobody shall hear of it again, and nothing can be added later
+    if not {IMPORT, RECORDING}.isdisjoint(
+        config.get("metadata") or {}
+    ):  # nobody shall hear of it again, and nothing can be added later
         must |= {"republish": None, "sealed": config.get("sealed")}
     wrong = [
         f"{name} is {config.get(name)!r}, must be {want!r}"
@@ -197,7 +217,10 @@ def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
         wrong.append(f"persist_mode is {config['persist_mode']!r}, must be 'default'")
     if 0 <= config.get("max_msg_size", -1) < MAX_MESSAGE_BYTES:
         wrong.append(f"max_msg_size is {config['max_msg_size']}, must be at least {MAX_MESSAGE_BYTES}")
-    if config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9:
+    if (
+        RECORDING not in (config.get("metadata") or {})
+        and config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9
+    ):
         wrong.append(
             f"duplicate_window is {config.get('duplicate_window', 0)}, must be at least {MIN_DUPLICATE_WINDOW_S} s"
         )

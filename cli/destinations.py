@@ -1,0 +1,414 @@
+"""Where a slice of history can be sent: a recording, a living space, a file, stdout. Each knows what it has already.
+
+A recording is a space made for the purpose and marked so that no orchestrator and no agent drives it. Each copy is
+stored only right after the one before, so it can neither repeat nor leave out nor change the order. In a living space,
+which others write to, each message waits for the one before and names its place in the source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol
+
+from cuebook.cli.exits import InputError
+from cuebook.cli.meter import Meter
+from cuebook.cli.slices import Message, Slice
+from cuebook.cli.views import event_view
+from cuebook.events.append import WINDOW, Appender
+from cuebook.events.copies import Original, original_line, original_of
+from cuebook.events.errors import (
+    ConfigurationError,
+    CuebookError,
+    HistoryRegressedError,
+    StreamMissingError,
+    UnavailableError,
+)
+from cuebook.events.log import EventLog, Stored
+from cuebook.events.lookup import first_match, message_at
+from cuebook.events.stream import StreamFacts
+
+__all__ = ["Destination", "FileDestination", "LiveSpace", "Recording", "Stdout"]
+
+FIRST_WINDOW: Final = 10_000
+SKEW_NS: Final = 24 * 3600 * 10**9
+"""So far may the clocks of two servers be apart."""
+_TAIL_BYTES: Final = 4 * 1024 * 1024
+"""A line is shorter: 256 KiB twice over, as JSON and in base64."""
+_BEGINNING: Final = b'{"sequence": '
+_OTHER: Final = "send it to another one"
+_SENT: Final = re.compile(rb"\r\nCuebook-Replayed: ([0-9a-f]{12}) ([0-9]{1,19})\r\n")
+
+
+class Destination(Protocol):
+    """`open` says up to which sequence of the source it has the slice; 0: nothing.
+
+    `name` is for people; `stored` counts what was stored since it was made, which is certain after `flush`.
+    """
+
+    name: str
+    stored: int
+
+    async def open(self) -> int:
+        """Look what is there, or make it. Raises ConfigurationError, UnavailableError, HistoryRegressedError."""
+
+    async def put(self, message: Message) -> None:
+        """Take the next message; waits while there is no room. Raises ConcurrencyConflictError, UnavailableError."""
+
+    async def flush(self) -> None:
+        """Wait until everything is stored. Raises as `put`."""
+
+    async def close(self) -> None:
+        """Let go; what is stored stays."""
+
+
+class _Space:
+    """A space of any server, and what sending to it needs."""
+
+    def __init__(self, part: Slice, log: EventLog) -> None:
+        self.part, self.log = part, log
+        self.name = f"space {log.subjects.space}"
+        self._cut = len(part.log.subjects.space)
+        self._appender = Appender(log.connection, first_after=self._first_after)
+        self.stored = 0
+        self._opened = False
+        self._failure: CuebookError | None = None
+        self._answered = asyncio.Event()
+
+    async def close(self) -> None:
+        """See Destination."""
+        if self._opened:
+            self._opened = False
+            await self._appender.__aexit__(None, None, None)
+
+    async def flush(self) -> None:
+        """See Destination."""
+        await self._appender.flushed()
+        if self._failure is not None:
+            raise self._failure
+
+    def _subject(self, subject: str) -> str:
+        return self.log.subjects.space + subject[self._cut :]
+
+    async def _enter(self) -> None:
+        if not self._opened:
+            await self._appender.__aenter__()
+            self._opened = True
+        await self._appender.flushed()
+        self._failure = None
+
+    def _done(self, sequence: int, error: CuebookError | None) -> None:  # noqa: ARG002 - as the appender calls it
+        self.stored += error is None
+        self._failure = self._failure or error
+        self._answered.set()
+
+    async def _first_after(self, scope: str, after: int) -> tuple[int, str] | None:
+        found = await first_match(self.log.connection, self.log.subjects.stream, scope, after)
+        return (found.sequence, self._token_in(found.headers)) if found is not None else None
+
+    def _token_in(self, headers: bytes | None) -> str:
+        raise NotImplementedError
+
+    def _token(self, sequence: int) -> str:
+        return f"replay-{self.part.key}-{sequence}"
+
+
+class Recording(_Space):
+    """A space that holds this slice and nothing else."""
+
+    def __init__(self, part: Slice, log: EventLog) -> None:
+        super().__init__(part, log)
+        self.name = f"recording {log.subjects.space}"
+        self._last, self._before = 0, b""
+
+    async def open(self) -> int:
+        """See Destination."""
+        await self._enter()
+        facts = await self.log.ensure(recording=True, origin=self.part.origin)
+        self._check(facts)
+        self._last, self._before = facts.last_sequence, b""
+        if not self._last:
+            return 0
+        connection, stream = self.log.connection, self.log.subjects.stream
+        found = await message_at(connection, stream, self._last)
+        original = original_of(found.headers) if found is not None else None
+        if found is None or original is None:
+            raise ConfigurationError(f"{stream} holds something at {self._last} that is no copy", remedy=_OTHER)
+        source = await message_at(self.part.log.connection, self.part.log.subjects.stream, original.sequence)
+        if source is None or source.body != found.body:
+            raise HistoryRegressedError(
+                f"sequence {original.sequence} of {self.part.log.subjects.stream} is not what was copied to {stream}",
+                remedy=f"the source is another one, or was rewritten: {_OTHER}",
+            )
+        return original.sequence
+
+    def _check(self, facts: StreamFacts) -> None:
+        if not facts.recording:
+            raise ConfigurationError(
+                f"an orchestrator may drive space {self.log.subjects.space!r}: what is sent there would start runs and "
+                "run tasks",
+                remedy="send it to a space that does not exist yet, which is then made as a recording; or, if that is "
+                "what you want, say --live-effects",
+            )
+        began = self.part.began_in(facts.origin)
+        if began is None:
+            raise ConfigurationError(f"recording {self.log.subjects.space!r} holds something else", remedy=_OTHER)
+        if began > self.part.after:
+            raise ConfigurationError(
+                f"recording {self.log.subjects.space!r} begins after sequence {began}; nothing can be put before that",
+                remedy=_OTHER,
+            )
+
+    async def put(self, message: Message) -> None:
+        """See Destination."""
+        while self._appender.under_way >= WINDOW and self._failure is None:
+            self._answered.clear()
+            await self._answered.wait()
+        if self._failure is not None:
+            raise self._failure
+        original = Original(message.sequence, message.recorded_ns, message.headers)
+        self._appender.post(
+            self._subject(message.subject),
+            message.body,
+            event_id=self._token(message.sequence),
+            scope=self.log.subjects.all,
+            expected=self._last,
+            block=self._block(original),
+            done=self._done,
+        )
+        self._last += 1
+
+    def _block(self, original: Original) -> bytes:
+        """The first message after a look at the stream expects its end, each other one the very copy before it.
+
+        To expect sequences all along would not do: with somebody else's message in the place of one of ours, those that
+        follow would be taken. The server takes an expected last sequence of 0 for none; measured on 2.15.1.
+        """
+        token = self._token(original.sequence).encode()
+        if self._before:
+            guard = b"Nats-Expected-Last-Msg-Id: %b" % self._before
+        elif self._last:
+            guard = b"Nats-Expected-Last-Sequence: %d" % self._last
+        else:
+            scope = self.log.subjects.all.encode()
+            guard = b"Nats-Expected-Last-Subject-Sequence: 0\r\nNats-Expected-Last-Subject-Sequence-Subject: " + scope
+        self._before = token
+        return b"NATS/1.0\r\n%b\r\nNats-Msg-Id: %b\r\n%b\r\n" % (guard, token, original_line(original))
+
+    def _token_in(self, headers: bytes | None) -> str:
+        original = original_of(headers)
+        return self._token(original.sequence) if original is not None else ""
+
+
+class LiveSpace(_Space):
+    """A space that an orchestrator drives: what is sent there has effects."""
+
+    def __init__(self, part: Slice, log: EventLog, *, silent: bool) -> None:
+        super().__init__(part, log)
+        self._silent = silent
+
+    async def open(self) -> int:
+        """See Destination."""
+        try:
+            facts = await self.log.verify()
+        except StreamMissingError as error:
+            raise StreamMissingError(
+                f"there is no space {self.log.subjects.space!r} for effects to happen in",
+                remedy="start its orchestrator first, or leave out --live-effects: then a recording is made",
+            ) from error
+        if facts.recording:
+            raise ConfigurationError(
+                f"space {self.log.subjects.space!r} is a recording, where nothing has effects",
+                remedy="leave out --live-effects",
+            )
+        await self._enter()
+        return await self._newest(facts)
+
+    async def _newest(self, facts: StreamFacts) -> int:
+        """What was sent before, looked for from the end backwards until before the slice was recorded."""
+        filters = [self._subject(one) for one in self.part.filters]
+        first = await self.part.log.at(await self.part.first())
+        horizon_ns = (first.recorded_at if first is not None else 0) * 1000 - SKEW_NS
+        until, size, found, oldest_ns = facts.last_sequence, FIRST_WINDOW, 0, 2**63
+        with Meter(1, max(until, 1), silent=self._silent) as meter:
+            while until > 0 and not found and oldest_ns > horizon_ns:
+                after = max(0, until - size)
+                async with aclosing(self.log.batches(after=after, until=until, filters=filters)) as batches:
+                    async for batch in batches:
+                        oldest_ns = min(oldest_ns, batch[0].recorded_ns)
+                        found = max(found, *map(self._place_of, batch))
+                        meter.at(facts.last_sequence - batch[0].sequence + 1)
+                until, size = after, size * 4
+        return found
+
+    def _place_of(self, message: Stored) -> int:
+        sent = _SENT.search(message.headers or b"")
+        return int(sent[2]) if sent is not None and sent[1].decode() == self.part.key else 0
+
+    async def put(self, message: Message) -> None:
+        """See Destination."""
+        self._answered.clear()
+        token = self._token(message.sequence)
+        self._appender.post(
+            self._subject(message.subject),
+            message.body,
+            event_id=token,
+            block=_live_block(message.headers, token, self.part.key, message.sequence),
+            done=self._done,
+        )
+        await self._answered.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _token_in(self, headers: bytes | None) -> str:  # only an append that expects something asks
+        raise AssertionError(headers)
+
+
+def _live_block(headers: bytes, token: str, key: str, sequence: int) -> bytes:
+    """What the author wrote, without what the server would act on once more."""
+    kept = [
+        line
+        for line in headers.split(b"\r\n")[1:]
+        if line and not line.lstrip().lower().startswith((b"nats-", b"cuebook-"))
+    ]
+    own = [b"Nats-Msg-Id: %b" % token.encode(), b"Cuebook-Replayed: %b %d" % (key.encode(), sequence)]
+    return b"\r\n".join([b"NATS/1.0", *kept, *own, b"", b""])
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _line(part: Slice, message: Message) -> bytes:
+    """One message as a line: as `events tail -o jsonl` has it, and with the bytes it was stored with."""
+    recorded_at = message.recorded_ns // 1000
+    item = part.log.decode(message.subject, message.body, message.sequence, recorded_at, message.headers)
+    view: dict[str, Any] = {
+        **event_view(item),
+        "recorded_ns": str(message.recorded_ns),
+        "headers": base64.b64encode(message.headers).decode() or None,
+        "body": base64.b64encode(message.body).decode(),
+    }
+    return json.dumps(view, default=str).encode() + b"\n"
+
+
+class Stdout:
+    """Lines for another program. It forgets what it got: who goes on says --from."""
+
+    name = "stdout"
+
+    def __init__(self, part: Slice) -> None:
+        self._part = part
+        self.stored = 0
+
+    async def open(self) -> int:
+        """See Destination."""
+        return 0
+
+    async def put(self, message: Message) -> None:
+        """See Destination."""
+        sys.stdout.write(_line(self._part, message).decode())
+        self.stored += 1
+
+    async def flush(self) -> None:
+        """See Destination."""
+        sys.stdout.flush()
+
+    async def close(self) -> None:
+        """See Destination."""
+
+
+class FileDestination:
+    """Lines in a file, which is made or gone on with. A line that was cut short is written anew."""
+
+    def __init__(self, part: Slice, path: Path) -> None:
+        self._part, self._path = part, path
+        self._file: BinaryIO | None = None
+        self.name = str(path)
+        self.stored = 0
+
+    async def open(self) -> int:
+        """See Destination."""
+        try:
+            self._file = file = self._path.open("a+b")
+        except OSError as error:
+            raise ConfigurationError(f"{self._path} cannot be written: {error.strerror}") from error
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        tail = file.read()
+        whole, end, cut = tail.rpartition(b"\n")
+        if not (cut.startswith(_BEGINNING) or _BEGINNING.startswith(cut)) or (not end and size > _TAIL_BYTES):
+            raise self._foreign()
+        if not end:
+            file.truncate(0)
+            return 0
+        file.seek(0)
+        first, last = self._sequence_in(file.readline()), whole.rpartition(b"\n")[2]
+        sequence = self._sequence_in(last)
+        await self._compare(first, sequence, last)
+        file.truncate(size - len(cut))
+        return sequence
+
+    async def _compare(self, first: int, sequence: int, last: bytes) -> None:
+        """The file must hold this slice, from its beginning, of this source."""
+        stream, connection = self._part.log.subjects.stream, self._part.log.connection
+        found = await message_at(connection, stream, sequence)
+        if found is None or base64.b64encode(found.body).decode() != json.loads(last).get("body"):
+            raise HistoryRegressedError(
+                f"sequence {sequence} of {stream} is not what stands in {self._path}",
+                remedy=f"the source is another one, or was rewritten: {_OTHER}",
+            )
+        if not await self._is_mine(sequence):
+            raise ConfigurationError(f"{self._path} holds something else of {stream}", remedy=_OTHER)
+        if await self._part.first() < first and not self._part.types:
+            raise ConfigurationError(
+                f"{self._path} begins at sequence {first}; nothing can be put before that", remedy=_OTHER
+            )
+
+    async def _is_mine(self, sequence: int) -> bool:
+        part = self._part
+        async with aclosing(part.log.batches(after=sequence - 1, until=sequence, filters=part.filters)) as batches:
+            async for batch in batches:
+                return part.take(batch[0]) is not None
+        return False
+
+    def _sequence_in(self, line: bytes) -> int:
+        try:
+            found = json.loads(line)["sequence"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._foreign() from error
+        if not isinstance(found, int):
+            raise self._foreign()
+        return found
+
+    def _foreign(self) -> InputError:
+        return InputError(f"{self._path} is there and holds no events", remedy=_OTHER)
+
+    async def put(self, message: Message) -> None:
+        """See Destination."""
+        assert self._file is not None
+        try:
+            self._file.write(_line(self._part, message))
+        except OSError as error:
+            raise UnavailableError(f"{self._path} cannot be written: {error.strerror}") from error
+        self.stored += 1
+
+    async def flush(self) -> None:
+        """See Destination."""
+        assert self._file is not None
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UnavailableError(f"{self._path} cannot be written: {error.strerror}") from error
+
+    async def close(self) -> None:
+        """See Destination."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
