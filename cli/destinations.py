@@ -47,13 +47,14 @@ _SENT: Final = re.compile(rb"\r\nCuebook-Replayed: ([0-9a-f]{12}) ([0-9]{1,19})\
 
 
 class Destination(Protocol):
-    """`open` says up to which sequence of the source it has the slice; 0: nothing.
+    """`open` says after which sequence of the source it goes on; `has_some`: because it has what comes before that.
 
     `name` is for people; `stored` counts what was stored since it was made, which is certain after `flush`.
     """
 
     name: str
     stored: int
+    has_some: bool
 
     async def open(self) -> int:
         """Look what is there, or make it. Raises ConfigurationError, UnavailableError, HistoryRegressedError."""
@@ -76,7 +77,7 @@ class _Space:
         self.name = f"space {log.subjects.space}"
         self._cut = len(part.log.subjects.space)
         self._appender = Appender(log.connection, first_after=self._first_after)
-        self.stored = 0
+        self.stored, self.has_some = 0, False
         self._opened = False
         self._failure: CuebookError | None = None
         self._answered = asyncio.Event()
@@ -131,10 +132,10 @@ class Recording(_Space):
         """See Destination."""
         await self._enter()
         facts = await self.log.ensure(recording=True, origin=self.part.origin)
-        self._check(facts)
-        self._last, self._before = facts.last_sequence, b""
+        began = self._began(facts)
+        self._last, self._before, self.has_some = facts.last_sequence, b"", facts.last_sequence > 0
         if not self._last:
-            return 0
+            return began
         connection, stream = self.log.connection, self.log.subjects.stream
         found = await message_at(connection, stream, self._last)
         original = original_of(found.headers) if found is not None else None
@@ -148,7 +149,8 @@ class Recording(_Space):
             )
         return original.sequence
 
-    def _check(self, facts: StreamFacts) -> None:
+    def _began(self, facts: StreamFacts) -> int:
+        """After which sequence of the source it begins. Raises ConfigurationError when it is not for this slice."""
         if not facts.recording:
             raise ConfigurationError(
                 f"an orchestrator may drive space {self.log.subjects.space!r}: what is sent there would start runs and "
@@ -164,6 +166,7 @@ class Recording(_Space):
                 f"recording {self.log.subjects.space!r} begins after sequence {began}; nothing can be put before that",
                 remedy=_OTHER,
             )
+        return began
 
     async def put(self, message: Message) -> None:
         """See Destination."""
@@ -228,7 +231,9 @@ class LiveSpace(_Space):
                 remedy="leave out --live-effects",
             )
         await self._enter()
-        return await self._newest(facts)
+        newest = await self._newest(facts)
+        self.has_some = newest > 0
+        return max(newest, self.part.after)  # never more than was asked for
 
     async def _newest(self, facts: StreamFacts) -> int:
         """What was sent before, looked for from the end backwards until before the slice was recorded."""
@@ -304,11 +309,11 @@ class Stdout:
 
     def __init__(self, part: Slice) -> None:
         self._part = part
-        self.stored = 0
+        self.stored, self.has_some = 0, False
 
     async def open(self) -> int:
         """See Destination."""
-        return 0
+        return self._part.after
 
     async def put(self, message: Message) -> None:
         """See Destination."""
@@ -330,7 +335,7 @@ class FileDestination:
         self._part, self._path = part, path
         self._file: BinaryIO | None = None
         self.name = str(path)
-        self.stored = 0
+        self.stored, self.has_some = 0, False
 
     async def open(self) -> int:
         """See Destination."""
@@ -346,12 +351,13 @@ class FileDestination:
             raise self._foreign()
         if not end:
             file.truncate(0)
-            return 0
+            return self._part.after
         file.seek(0)
         first, last = self._sequence_in(file.readline()), whole.rpartition(b"\n")[2]
         sequence = self._sequence_in(last)
         await self._compare(first, sequence, last)
         file.truncate(size - len(cut))
+        self.has_some = True
         return sequence
 
     async def _compare(self, first: int, sequence: int, last: bytes) -> None:

@@ -16,6 +16,7 @@ from cuebook.actors.orchestrator.state import RunState
 from cuebook.cli.meter import Meter
 from cuebook.cli.views import Item, run_summary
 from cuebook.events.envelope import Envelope
+from cuebook.events.facts import MessageRejected
 from cuebook.events.log import EventLog
 
 __all__ = ["RunFold", "fold_runs"]
@@ -45,8 +46,8 @@ class RunFold:
         if not isinstance(item, Envelope):
             return
         address = item.address
-        if address.kind == "rejected":
-            self._forget(address.n)
+        if isinstance(item.event, MessageRejected):
+            self._forget(address.n, item.event.subject)
             return
         if address.kind not in _KINDS:
             return
@@ -75,11 +76,11 @@ class RunFold:
         """Go on with the open runs of another fold, which must not be used any more."""
         self.open, self.opened_at, self._opened_by = other.open, other.opened_at, other._opened_by
 
-    def _forget(self, sequence: int) -> None:
+    def _forget(self, sequence: int, subject: str) -> None:
         """The message there had no effect: what it seemed to open was a run that is over."""
-        run_id = self._opened_by.pop(sequence, None)
-        if run_id is not None:
-            del self.open[run_id], self.opened_at[run_id]
+        run_id = self._opened_by.get(sequence)
+        if run_id is not None and subject.split(".")[1:3] == ["run", run_id]:  # in a copy sequences are others
+            del self.open[run_id], self.opened_at[run_id], self._opened_by[sequence]
 
     def _close(self, run: RunState) -> None:
         self._on_end(run)

@@ -92,8 +92,9 @@ async def send(target: Target, order: Order, output: Output, interruption: Inter
         destination = await _open_destination(part, where, order, stack, silent=silent)
         stack.push_async_callback(destination.close)
         began_after = await destination.open()
-        if began_after:
+        if destination.has_some:
             note(f"{destination.name} has it up to sequence {began_after}; going on after that", output)
+        resumed_after = began_after if destination.has_some else None
         sending = Sending(part, destination, pace, interruption if where.path == "-" else None, target.hint)
         with Progress(part, destination.name, silent=silent) as progress:
             await sending.run(began_after, progress)
@@ -101,7 +102,7 @@ async def send(target: Target, order: Order, output: Output, interruption: Inter
         "stream": part.log.subjects.stream,
         "destination": destination.name,
         "sent": destination.stored,
-        "resumed_after": began_after or None,
+        "resumed_after": resumed_after,
         "after": part.after,
         "until": part.until,
     }
@@ -175,7 +176,7 @@ class Sending:
     async def _pump(self, after: int, progress: Progress) -> None:
         part = self._part
         try:
-            async with aclosing(_messages(part, max(after, part.after))) as messages:
+            async with aclosing(_messages(part, after)) as messages:
                 async for message in messages:
                     wait_s = self._pace.wait_s(message.recorded_ns)
                     if wait_s:
@@ -195,7 +196,7 @@ class Sending:
     async def _wait(self, message: Message, progress: Progress) -> None:
         await self._destination.flush()
         while wait_s := self._pace.wait_s(message.recorded_ns):
-            progress.waiting(message, wait_s)
+            progress.waiting(message, self._destination.stored, wait_s)
             await asyncio.sleep(min(wait_s, NAP_S))
             checkpoint()
 
@@ -253,8 +254,9 @@ class Progress:
         if not self._silent and self._calls % 100 == 0:
             self._say(message, f"{sent / max(time.monotonic() - self._began, 0.001):.0f}/s")
 
-    def waiting(self, message: Message, wait_s: float) -> None:
+    def waiting(self, message: Message, sent: int, wait_s: float) -> None:
         """The next message is not due yet."""
+        self._count = sent
         if not self._silent:
             self._say(message, f"next in {span(wait_s)}: {clock(message.recorded_ns // 1000)}")
 

@@ -81,15 +81,24 @@ class StreamNames(Protocol):
     """How a stream is called, what it takes in and where it says so again. `Subjects` is one."""
 
     @property
-    def space(self) -> str: ...
+    def space(self) -> str:
+        """Whose it is."""
+
     @property
-    def stream(self) -> str: ...
+    def stream(self) -> str:
+        """The stream's own name."""
+
     @property
-    def all(self) -> str: ...
+    def all(self) -> str:
+        """What it takes in."""
+
     @property
-    def live(self) -> str: ...
+    def live(self) -> str:
+        """Where each message is published again once it is stored."""
+
     @property
-    def purpose(self) -> str: ...
+    def purpose(self) -> str:
+        """What it is for, in a few words."""
 
 
 def stream_config(subjects: StreamNames, replicas: int, *, recording: bool = False) -> dict[str, Any]:
@@ -204,9 +213,8 @@ def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
         "subjects": [subjects.all],
         "republish": {"src": subjects.all, "dest": subjects.live},
     }
-    if not {IMPORT, RECORDING}.isdisjoint(
-        config.get("metadata") or {}
-    ):  # nobody shall hear of it again, and nothing can be added later
+    copy = not {IMPORT, RECORDING}.isdisjoint(config.get("metadata") or {})
+    if copy:  # nobody shall hear of it again, and to one that is complete nothing can be added
         must |= {"republish": None, "sealed": config.get("sealed")}
     wrong = [
         f"{name} is {config.get(name)!r}, must be {want!r}"
@@ -217,10 +225,7 @@ def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
         wrong.append(f"persist_mode is {config['persist_mode']!r}, must be 'default'")
     if 0 <= config.get("max_msg_size", -1) < MAX_MESSAGE_BYTES:
         wrong.append(f"max_msg_size is {config['max_msg_size']}, must be at least {MAX_MESSAGE_BYTES}")
-    if (
-        RECORDING not in (config.get("metadata") or {})
-        and config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9
-    ):
+    if config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9 and not copy:
         wrong.append(
             f"duplicate_window is {config.get('duplicate_window', 0)}, must be at least {MIN_DUPLICATE_WINDOW_S} s"
         )

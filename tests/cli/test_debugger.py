@@ -173,7 +173,8 @@ async def test_at_the_end_what_comes_is_shown_at_once(cli: Cli, client: Client, 
 
 async def test_a_log_that_ends_badly_ends_the_viewer_and_is_told(steps: Steps) -> None:
     async def broken() -> Any:
-        raise HistoryRegressedError("the log was truncated")
+        if steps.items:
+            raise HistoryRegressedError("the log was truncated")
         yield
 
     open_ended = Steps("o13")

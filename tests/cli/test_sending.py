@@ -34,6 +34,7 @@ from cuebook.events.facts import OutsideEvent
 from cuebook.events.log import EventLog
 from tests.cli import desk
 from tests.cli.conftest import Cli, Start, reaches
+from tests.commands import started
 from tests.waiting import eventually
 
 
@@ -55,6 +56,22 @@ async def filled(cli: Cli, client: Client, agents: AgentHost) -> EventLog:
 
     await eventually(refused)
     return client.log
+
+
+@pytest.fixture
+def filled_url(nats_url: str, space: str) -> tuple[str, str]:
+    """A server and a space with five events, made without an event loop that goes on."""
+
+    async def fill() -> None:
+        connection = await connect(nats_url, name="tests")
+        async with EventLog(connection, space, source="tests") as log:
+            await log.ensure()
+            for n in range(5):
+                await log.append(log.subjects.event("note"), OutsideEvent(data=n))
+        await connection.close()
+
+    asyncio.run(fill())
+    return nats_url, space
 
 
 @asynccontextmanager
@@ -260,7 +277,8 @@ async def test_a_message_lost_on_its_way_is_sent_again_in_its_place(
     """The server refuses all that was sent after it, since each names the one before."""
     part = await make_slice(filled, Choice())
     async with opened_new(nats_url) as connection:
-        write, lost = connection.write, []
+        write = connection.write
+        lost: list[bytes] = []
 
         def lose_one(frame: bytes) -> None:
             if b"Cuebook-Original: 1 5 " in frame and not lost:
@@ -318,6 +336,30 @@ async def test_what_somebody_else_stores_meanwhile_is_noticed(
         with pytest.raises(ConfigurationError, match="is no copy"):
             await Sending(part, destination, Pace(None), None, "").run(had, Progress(part, "there", silent=True))
         await destination.close()
+
+
+async def test_what_was_recorded_while_it_was_interrupted_is_not_left_out(
+    cli: Cli, filled: EventLog, nats_url: str, space: str
+) -> None:
+    """A range that is said by its age begins later when it is said again."""
+    await cli.ok("replay", "send", "--into", f"{space}-copy", "--from", "3", "--to", "5")
+    assert (await cli.json("replay", "send", "--into", f"{space}-copy", "--from", "9", "--to", "12"))["sent"] == 7
+    async with opened(nats_url, f"{space}-copy") as log:
+        originals = await everything(filled)
+        assert [essence(item) for item in await everything(log)] == [essence(item) for item in originals[2:12]]
+
+
+def test_on_a_terminal_a_bar_says_how_far_it_is(filled_url: tuple[str, str], tmp_path: Path) -> None:
+    url, space = filled_url
+    env = {"CUEBOOK_NATS_URL": url, "CUEBOOK_SPACE": space}
+    words = ("replay", "send", "--into", f"{space}-copy", "--speed", "0.002x")
+    with started(*words, cwd=tmp_path, terminal=True, env=env) as program:
+        program.line(rf"to recording {space}-copy ━.*% \d sent, next in")
+        assert program.end() == 0
+    with started(*words[:-1], "max", cwd=tmp_path, env=env) as program:
+        program.line("has it up to sequence")
+        program.line(r"sent \d+ events of")
+        assert program.end() == 0
 
 
 # --- living spaces ---------------------------------------------------------------------------------------------------
