@@ -25,6 +25,8 @@ __all__ = ["EventLog", "Stored", "Unreadable"]
 
 READ_AHEAD = UNACKED
 """Messages a reader holds before the server is made to wait; it may send as many again."""
+BATCH = READ_AHEAD // 4
+"""Messages handed over at once: a reader that is slow with them shall not hold two loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,9 +335,10 @@ class EventLog:
         async with feed:
             while True:
                 while waiting:
-                    batch = waiting[:]
-                    waiting.clear()
-                    feed.resume()
+                    batch = waiting[:BATCH]
+                    del waiting[:BATCH]
+                    if len(waiting) <= READ_AHEAD // 2:
+                        feed.resume()
                     if until is not None and batch[-1].sequence >= until:
                         if batch := [message for message in batch if message.sequence <= until]:
                             yield batch
