@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
-from cuebook.cli.destinations import Destination, FileDestination, LiveSpace, Recording, Stdout
+from cuebook.cli.destinations import Destination, LiveSpace, Recording
 from cuebook.cli.exits import InputError, Interruption
 from cuebook.cli.interrupts import checkpoint
+from cuebook.cli.line_files import FileDestination, Stdout
 from cuebook.cli.meter import PLAIN_EVERY_S
 from cuebook.cli.moments import clock, span
 from cuebook.cli.options import Output, Target, login_name
@@ -84,6 +85,11 @@ async def send(target: Target, order: Order, output: Output, interruption: Inter
 
     Raises InputError, NotFoundError, ConfigurationError for a destination that is none for this, UnavailableError.
     """
+    if order.live_effects and not (order.choice.runs or order.choice.filters or order.choice.types):
+        raise InputError(
+            "--live-effects with everything there is would do all work ever recorded once more",
+            remedy="say what to send, such as --filter 'event.>'",
+        )
     where, pace = parse_destination(order.into, target.space), Pace(parse_speed(order.speed))
     async with session(target, follows=True) as client, AsyncExitStack() as stack:
         part = await make_slice(client.log, order.choice)

@@ -412,7 +412,7 @@ async def test_outside_events_alone_can_be_said_again_in_their_own_space(
     cli: Cli, client: Client, orchestrator: OrchestratorService, space: str
 ) -> None:
     await cli.ok("events", "publish", "note", '{"n": 1}')
-    for words in ([], ["--live-effects"]):
+    for words in ([], ["--filter", "event.>", "--filter", "run.>", "--live-effects"]):
         refusal = await cli.fails(2, "replay", "send", "--into", space, *words)
         assert "is where these events come from" in refusal
     assert "come from" in await cli.fails(2, "replay", "send", "--filter", "event.>", "--into", space)
@@ -496,7 +496,8 @@ async def test_a_file_of_something_else_is_left_alone(cli: Cli, filled: EventLog
         (["--into", "x", "--from", "1", "--since", "1h"], 2, "say one of them"),
         (["--into", "x", "--from", "999999"], 2, "is in the future"),
         (["nobody", "--into", "x"], 3, "nothing of that is in the log"),
-        (["--into", "-", "--live-effects"], 2, "a file has no effects"),
+        (["--into", "-", "--live-effects", "--filter", "event.>"], 2, "a file has no effects"),
+        (["--into", "x", "--live-effects"], 2, "all work ever recorded"),
         (["--into", "nats://127.0.0.1:1/x"], 5, "no NATS server answers"),
         ([], 2, "--into"),
     ],
