@@ -11,6 +11,7 @@ from cuebook.actors.instance import Instance
 from cuebook.events.connection import Connection
 from cuebook.events.errors import UnavailableError
 from cuebook.events.log import EventLog
+from cuebook.events.stream import refuse_recording
 
 __all__ = ["AgentHost"]
 
@@ -36,11 +37,11 @@ class AgentHost:
     async def run(self, *, drain_s: float = 30.0) -> None:
         """Serve until `stop()`, or until every instance has been asked to leave.
 
-        Raises what an agent's `start` raises, ConfigurationError for an unfit stream, and UnavailableError when the
-        server has closed the connection for good.
+        Raises what an agent's `start` raises, ConfigurationError for an unfit stream or a recording, and
+        UnavailableError when the server has closed the connection for good.
         """
         async with self.log:
-            await self.log.verify()
+            refuse_recording(await self.log.verify())
             self.log.source = f"agents-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
             try:
                 for cls in self._agents:

@@ -8,19 +8,22 @@ from typing import Annotated
 import typer
 
 from cuebook.cli.completion import complete_agent
-from cuebook.cli.exits import reported_errors
+from cuebook.cli.exits import InputError, reported_errors
 from cuebook.cli.groups import Noun
 from cuebook.cli.options import (
     DEFAULT_NATS_URL,
     DEFAULT_SPACE,
     AgentName,
+    At,
     By,
     Creds,
+    From,
     NatsUrl,
     Output,
     OutputOption,
     Space,
     Target,
+    To,
     flag,
 )
 
@@ -46,24 +49,33 @@ def list_(
     ] = "",
     health: Annotated[Health | None, flag("--health", help="Only instances of this health.")] = None,
     all_: Annotated[bool, flag("--all", "-a", help="Also those that have stopped.")] = False,
+    at: At = "",
+    since: Annotated[
+        str, flag("--since", metavar="SEQ|TIME", help="Only instances of which the log says something since then.")
+    ] = "",
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
     space: Space = DEFAULT_SPACE,
 ) -> None:
-    """List agent instances: health, free slots, labels."""
+    """List agent instances: health, free slots, labels. With --at as they were then, folded from the log."""
     with reported_errors(as_json=output.for_programs):
         from cuebook.cli import agents
         from cuebook.cli.session import run_command
 
         target = Target(nats_url=nats_url, creds=creds, space=space)
         stopped = all_ or health is Health.STOPPED
-        run_command(agents.list_agents(target, agent, health.value if health else "", output, stopped=stopped))
+        wanted = agents.Wanted(agent=agent, health=health.value if health else "", stopped=stopped)
+        run_command(agents.list_agents(target, wanted, agents.When(at=at, since=since), output))
 
 
 @app.command()
 def show(
     agent: AgentName,
+    at: At = "",
+    since: Annotated[
+        str, flag("--since", metavar="SEQ|TIME", help="Also what changed since then: a sequence, an age or a time.")
+    ] = "",
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
@@ -74,7 +86,34 @@ def show(
         from cuebook.cli import agents
         from cuebook.cli.session import run_command
 
-        run_command(agents.show_agent(Target(nats_url=nats_url, creds=creds, space=space), agent, output))
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        run_command(agents.show_agent(target, agent, agents.When(at=at, since=since), output))
+
+
+@app.command()
+def diff(
+    agent: Annotated[
+        str,
+        typer.Argument(
+            metavar="AGENT[/INSTANCE]", help="Only this one; without it, all.", autocompletion=complete_agent
+        ),
+    ] = "",
+    from_: From = "",
+    to: To = "",
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Show what changed of agents and their instances between two places in the log, field by field."""
+    with reported_errors(as_json=output.for_programs):
+        if not from_:
+            raise InputError("--from is missing", remedy="say --from with a sequence, an age or a time")
+        from cuebook.cli import diffs
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        run_command(diffs.diff_agents(target, agent, from_, to, output))
 
 
 @app.command()

@@ -10,21 +10,40 @@ from typing import Any
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.registry import InstanceState
-from cuebook.actors.orchestrator.variants import Team
-from cuebook.cli.directory import ask_or_none, fold_agents, require_agent, require_instances
-from cuebook.cli.moments import iso, span
+from cuebook.cli.diffs import Difference, agent_difference, print_changes
+from cuebook.cli.directory import Directory, ask_or_none, fold_agents, require_agent, require_instances
+from cuebook.cli.moments import span
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import fields, heading, line, note, section, show_list, show_one, table
+from cuebook.cli.past import Past
+from cuebook.cli.points import after_point, find_place
 from cuebook.cli.session import session
-from cuebook.events.catalogue import to_data
+from cuebook.cli.views import handlers_view, instance_view
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import CommandRejectedError
-from cuebook.events.facts import AgentStopped, HandlerSpec
+from cuebook.events.facts import AgentStopped
 
-__all__ = ["Waiting", "drain", "instance_view", "list_agents", "show_agent"]
+__all__ = ["Waiting", "Wanted", "When", "drain", "list_agents", "show_agent"]
 
 _GONE = frozenset({"stopped", "unregistered"})
 _COLUMNS = ["AGENT", "INSTANCE", "HEALTH", "BUSY", "VERSION", "LABELS", "PROCESS", "SINCE (UTC)", "WHY"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which instances; what is empty means any. `stopped`: also those that have."""
+
+    agent: str
+    health: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class When:
+    """`at`: as it was then. `since`: what something happened to after that. What is empty is not said."""
+
+    at: str
+    since: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,30 +54,31 @@ class Waiting:
     at_most_s: float | None
 
 
-async def list_agents(target: Target, agent: str, health: str, output: Output, *, stopped: bool) -> None:
-    """Print instances by agent and age. Raises NotFoundError for an agent that nobody knows."""
+async def list_agents(target: Target, wanted: Wanted, when: When, output: Output) -> None:
+    """Print instances by agent and age. Raises NotFoundError for an agent that nobody knows, InputError."""
     async with session(target) as client:
-        directory = await fold_agents(client.log)
-        if agent:
-            require_agent(directory, agent)
-        in_flight = await _in_flight(client, output)
+        directory, in_flight = await _look(client, when.at, output)
+        since = await after_point(client.log, when.since) if when.since else 0
+        if wanted.agent:
+            require_agent(directory, wanted.agent)
     rows = [
         instance_view(one, in_flight)
         for one in sorted(directory.registry.instances.values(), key=lambda one: (one.agent, one.registered_sequence))
-        if (not agent or one.agent == agent)
-        and (one.health == health if health else one.health != "unregistered")
-        and (stopped or one.health != "stopped")
+        if (not wanted.agent or one.agent == wanted.agent)
+        and (one.health == wanted.health if wanted.health else one.health != "unregistered")
+        and (wanted.stopped or one.health != "stopped")
+        and one.last_sequence > since
     ]
-    empty = "no agents" if stopped else "no agents run; --all shows those that have stopped"
+    empty = "no agents" if wanted.stopped else "no agents run; --all shows those that have stopped"
     show_list(output, rows, lambda: table(_COLUMNS, _cells(rows), empty=empty))
 
 
-async def show_agent(target: Target, name: str, output: Output) -> None:
-    """Print an agent, or one instance of it. Raises NotFoundError."""
+async def show_agent(target: Target, name: str, when: When, output: Output) -> None:
+    """Print an agent, or one instance of it. Raises NotFoundError, InputError."""
     async with session(target) as client:
-        directory = await fold_agents(client.log)
+        since = await agent_difference(client.log, name, when.since, when.at, output) if when.since else None
+        directory, in_flight = await _look(client, when.at, output)
         instances = require_instances(directory, name)
-        in_flight = await _in_flight(client, output)
     agent = name.partition("/")[0]
     alive = [one for one in instances if one.health not in _GONE] if "/" not in name else instances
     view = {
@@ -67,7 +87,9 @@ async def show_agent(target: Target, name: str, output: Output) -> None:
         "handlers": handlers_view(directory.registry.teams[agent]),
         "instances": [instance_view(one, in_flight) for one in alive],
     }
-    show_one(output, view, lambda: _print_agent(view))
+    if since is not None:
+        view |= {"since": since.first.view, "changes": [change.view for change in since.changes]}
+    show_one(output, view, lambda: _print_agent(view, since))
 
 
 async def drain(target: Target, name: str, reason: str, waiting: Waiting, output: Output, *, by: str) -> None:
@@ -104,6 +126,17 @@ async def _until_stopped(client: Client, chosen: list[InstanceState], after: int
         raise TimeoutError(f"still running after {at_most_s:g} s: {', '.join(sorted(left))}") from error
 
 
+async def _look(client: Client, at: str, output: Output) -> tuple[Directory, dict[str, int] | None]:
+    """The agents and their tasks in flight: as the orchestrator counts now, or as they were at a place in the log."""
+    if not at:
+        return await fold_agents(client.log), await _in_flight(client, output)
+    place = await find_place(client.log, at)
+    past = Past(client.log)
+    await past.advance(place.sequence, silent=output.for_programs)
+    note(f"as of sequence {place}", output)
+    return past.directory, past.in_flight()
+
+
 async def _in_flight(client: Client, output: Output) -> dict[str, int] | None:
     """Tasks in flight by instance, which only a running orchestrator counts."""
     answer = await ask_or_none(client, "agents")
@@ -111,59 +144,6 @@ async def _in_flight(client: Client, output: Output) -> dict[str, int] | None:
         note("no orchestrator answers: health is as of its last word, and tasks in flight are not known", output)
         return None
     return {one["instance"]: one["in_flight"] for one in answer.get("agents", [])}
-
-
-def instance_view(one: InstanceState, in_flight: dict[str, int] | None = None) -> dict[str, Any]:
-    """One instance. `in_flight` is null where nobody counts."""
-    return {
-        "agent": one.agent,
-        "instance": one.instance,
-        "health": one.health,
-        "version": one.version,
-        "slots": one.slots,
-        "in_flight": in_flight.get(one.instance, 0) if in_flight is not None else None,
-        "labels": one.labels,
-        "handlers": sorted(one.variant.handlers) if one.variant is not None else [],
-        "host": one.host,
-        "pid": one.pid,
-        "registered_at": iso(one.registered_at),
-        "changed_at": iso(one.changed_at),
-        "reason": one.reason or None,
-    }
-
-
-def handlers_view(team: Team) -> dict[str, dict[str, Any]]:
-    """Each handler by name, as the newest release that has it describes it.
-
-    Where releases differ, `versions` says which have it so, and `others` how the rest have it: `differs` names fields.
-    """
-    view: dict[str, dict[str, Any]] = {}
-    for name in sorted({name for variant in team.present for name in variant.handlers}):
-        having = [variant for variant in reversed(team.present) if name in variant.handlers]
-        specs: list[HandlerSpec] = []
-        for variant in having:
-            if variant.handlers[name] not in specs:
-                specs.append(variant.handlers[name])
-        told = [_handler_view(spec) for spec in specs]
-        for spec, one in zip(specs, told, strict=True):
-            one["versions"] = [team.name(variant) for variant in reversed(having) if variant.handlers[name] == spec]
-            one["differs"] = [field for field in one if field != "versions" and one[field] != told[0][field]]
-        view[name] = {**told[0], "everywhere": len(having) == len(team.present) and len(told) == 1, "others": told[1:]}
-        del view[name]["differs"]
-    return view
-
-
-def _handler_view(spec: HandlerSpec) -> dict[str, Any]:
-    return {
-        "description": spec.description,
-        "timeout_s": spec.timeout_s,
-        "retry": {"attempts": spec.retry.attempts, "backoff_s": spec.retry.backoff_s, "factor": spec.retry.factor,
-                  "max_s": spec.retry.max_s, "jitter": spec.retry.jitter,
-                  "rules": [to_data(rule) for rule in spec.retry.rules]},
-        "compensation": spec.compensation,
-        "input_schema": spec.input_schema,
-        "output_schema": spec.output_schema,
-    }  # fmt: skip
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -183,7 +163,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _print_agent(view: dict[str, Any]) -> None:
+def _print_agent(view: dict[str, Any], since: Difference | None) -> None:
     fields([("agent", view["agent"]), ("about", view["description"])])
     for name, handler in view["handlers"].items():
         heading(f"handler {name}")
@@ -194,6 +174,9 @@ def _print_agent(view: dict[str, Any]) -> None:
             heading(f"handler {name} of {' and '.join(other['versions'])}, what differs")
             fields(_handler_fields(other, other["differs"]))
     section("instances", _COLUMNS, _cells(view["instances"]))
+    if since is not None:
+        heading(f"changed since {since.first}")
+        print_changes(since.changes)
 
 
 _ALL = ("description", "timeout_s", "retry", "compensation", "input_schema", "output_schema")

@@ -13,7 +13,8 @@ from cuebook.actors.orchestrator.registry import InstanceState, Registry
 from cuebook.cli.exits import InputError
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import NotFoundError, UnavailableError
-from cuebook.events.log import EventLog
+from cuebook.events.facts import AgentRegistered
+from cuebook.events.log import EventLog, Unreadable
 from cuebook.events.subjects import check_token
 
 __all__ = [
@@ -35,6 +36,11 @@ class Directory:
         self.registry = Registry()
         self.descriptions: dict[str, str] = {}
 
+    def describe(self, item: Envelope | Unreadable) -> None:
+        """Take over what an agent says about itself, if this message says it."""
+        if isinstance(item, Envelope) and isinstance(item.event, AgentRegistered) and item.event.description:
+            self.descriptions[item.address.agent] = item.event.description
+
     @property
     def agents(self) -> list[str]:
         """All that ever registered, by name."""
@@ -48,9 +54,7 @@ async def fold_agents(log: EventLog, *, until: int | None = None) -> Directory:
         async for item in items:
             if isinstance(item, Envelope):
                 directory.registry.apply(item)
-                description = getattr(item.event, "description", "")
-                if description:
-                    directory.descriptions[item.address.agent] = description
+                directory.describe(item)
     return directory
 
 

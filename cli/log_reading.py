@@ -16,7 +16,8 @@ from cuebook.cli.filters import subject_filters, type_filter
 from cuebook.cli.meter import Meter
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import Lines, document, fields, heading, line, note, show_one
-from cuebook.cli.session import after_point, session
+from cuebook.cli.points import after_point
+from cuebook.cli.session import session
 from cuebook.cli.timeline import event_line
 from cuebook.cli.views import Item, event_view
 from cuebook.events.envelope import Envelope

@@ -25,7 +25,7 @@ class _Cuebook(LazyGroup):
         "escalation": ("cuebook.cli.escalation", "See what waits for a person, and decide."),
         "projection": ("cuebook.cli.projection", "See, rebuild and mend the tables in PostgreSQL."),
         "events": ("cuebook.cli.events", "Read the log, follow it, publish to it."),
-        "replay": ("cuebook.cli.replay", "Read any part of the log again, and fold it."),
+        "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
     }
 
 

@@ -16,9 +16,11 @@ from cuebook.cli.exits import InputError
 
 __all__ = [
     "AgentName",
+    "At",
     "By",
     "Creds",
     "DatabaseUrl",
+    "From",
     "Limit",
     "NatsUrl",
     "Output",
@@ -28,6 +30,7 @@ __all__ = [
     "Space",
     "Target",
     "TaskId",
+    "To",
     "flag",
     "login_name",
 ]
@@ -106,6 +109,9 @@ OutputOption = Annotated[
 ]
 By = Annotated[str, flag("--by", envvar="CUEBOOK_BY", metavar="NAME", help="Who says so; default: the login name.")]
 Since = Annotated[str, flag("--since", metavar="AGE|TIME", help="Such as 90s, 1h30m, 2d, or 2026-01-31T12:00Z.")]
+At = Annotated[str, flag("--at", metavar="SEQ|TIME", help="As it was then: a sequence, an age or a time.")]
+From = Annotated[str, flag("--from", metavar="SEQ|TIME", help="A sequence, an age or a time.")]
+To = Annotated[str, flag("--to", metavar="SEQ|TIME", help="The same; default: the last event now.")]
 Limit = Annotated[int, flag("--limit", "-n", min=1, help="At most so many, the newest.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run id.", autocompletion=complete_run)]
 TaskId = Annotated[

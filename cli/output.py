@@ -46,7 +46,7 @@ _WIDE = 100
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON in readable Unicode, with what is unprintable as escapes."""
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    unicode = (getattr(sys.stdout, "encoding", "utf-8") or "").lower().startswith("utf")  # textual's says nothing
     text = json.dumps(value, ensure_ascii=not unicode, indent=indent, default=_other)
     if not text.replace("\n", "").isprintable():
         text = "".join(char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text)

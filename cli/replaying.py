@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from cuebook.actors.orchestrator.state import RunState
-from cuebook.cli.agents import instance_view
 from cuebook.cli.directory import fold_agents
 from cuebook.cli.drift import check_run
 from cuebook.cli.exits import DriftError, InputError
@@ -19,12 +18,13 @@ from cuebook.cli.loading import load_sagas
 from cuebook.cli.moments import clock, iso
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import Lines, fields, line, note, section, show_list, show_one
+from cuebook.cli.points import find_range
 from cuebook.cli.run_list import COLUMNS, run_cells
 from cuebook.cli.run_show import find_run
 from cuebook.cli.runfold import RunFold, fold_runs
-from cuebook.cli.session import after_point, session, until_point
+from cuebook.cli.session import session
 from cuebook.cli.timeline import event_line, run_line
-from cuebook.cli.views import Item, event_view, run_status
+from cuebook.cli.views import Item, event_view, instance_view, run_status
 from cuebook.events.envelope import Envelope
 from cuebook.events.log import EventLog
 
@@ -114,7 +114,7 @@ async def _fold_space(log: EventLog, until: int | None, output: Output) -> None:
     until = last if until is None else min(until, last)
     runs = await fold_runs(log, RunFold(0), until=until, silent=output.for_programs)
     going_on = RunFold(MOST_OPEN)
-    going_on.open, going_on.opened_at = runs.open, runs.opened_at
+    going_on.take_over(runs)
     directory = await fold_agents(log, until=until)
     counts = Counter(runs.ended)
     counts.update(run_status(run) for run in runs.open.values())
@@ -185,9 +185,4 @@ def _print_drifts(drifts: list[dict[str, Any]]) -> None:
 async def _range(log: EventLog, span: Span) -> tuple[int, int | None]:
     if span.first and span.since:
         raise InputError("--from and --since say both where to begin", remedy="say one of them")
-    begin = span.first or span.since
-    after = await after_point(log, begin) if begin else 0
-    until = await until_point(log, span.last) if span.last else None
-    if until is not None and until < after:
-        raise InputError(f"the range ends at {until}, before it begins", remedy="exchange --from and --to")
-    return after, until
+    return await find_range(log, span.first or span.since, span.last)

@@ -14,9 +14,11 @@ from cuebook.cli.inputs import parse_labels, read_json
 from cuebook.cli.options import (
     DEFAULT_NATS_URL,
     DEFAULT_SPACE,
+    At,
     By,
     Creds,
     DatabaseUrl,
+    From,
     Limit,
     NatsUrl,
     Output,
@@ -25,6 +27,7 @@ from cuebook.cli.options import (
     Since,
     Space,
     Target,
+    To,
     flag,
 )
 
@@ -54,6 +57,7 @@ def list_(
         str, flag("--saga", metavar="NAME", autocompletion=complete_saga, help="Only runs of this saga.")
     ] = "",
     since: Since = "",
+    at: At = "",
     limit: Limit = 50,
     from_log: Annotated[bool, flag("--from-log", help="Fold the log even if a database is set.")] = False,
     output: OutputOption = Output.TEXT,
@@ -62,12 +66,15 @@ def list_(
     database_url: DatabaseUrl = "",
     space: Space = DEFAULT_SPACE,
 ) -> None:
-    """List runs, the newest first: from the projections if a database is set, else folded from the log."""
+    """List runs, the newest first: from the projections if a database is set, else folded from the log.
+
+    With --at as they were then, which only the log can tell.
+    """
     with reported_errors(as_json=output.for_programs):
         from cuebook.cli import run_list
         from cuebook.cli.session import run_command
 
-        wanted = run_list.Wanted(status=status.value if status else "", saga=saga, since=since, limit=limit)
+        wanted = run_list.Wanted(status=status.value if status else "", saga=saga, since=since, at=at, limit=limit)
         target = Target(nats_url=nats_url, creds=creds, space=space)
         run_command(run_list.list_runs(target, "" if from_log else database_url, wanted, output))
 
@@ -75,7 +82,10 @@ def list_(
 @app.command()
 def show(
     run: RunId,
-    at: Annotated[str, flag("--at", metavar="SEQ|TIME", help="As it was then: a sequence, an age or a time.")] = "",
+    at: At = "",
+    since: Annotated[
+        str, flag("--since", metavar="SEQ|TIME", help="Also what changed since then: a sequence, an age or a time.")
+    ] = "",
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
@@ -86,7 +96,50 @@ def show(
         from cuebook.cli import run_show
         from cuebook.cli.session import run_command
 
-        run_command(run_show.show_run(Target(nats_url=nats_url, creds=creds, space=space), run, at, output))
+        run_command(run_show.show_run(Target(nats_url=nats_url, creds=creds, space=space), run, at, since, output))
+
+
+@app.command()
+def diff(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run id; without one, all runs.", autocompletion=complete_run)
+    ] = "",
+    from_: From = "",
+    to: To = "",
+    limit: Annotated[int, flag("--limit", "-n", min=1, help="Without RUN: at most so many, the newest.")] = 50,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Show what changed between two places in the log, field by field: of one run, or which runs did."""
+    with reported_errors(as_json=output.for_programs):
+        if not from_:
+            raise InputError("--from is missing", remedy="say --from with a sequence, an age or a time")
+        from cuebook.cli import diffs
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        if run:
+            run_command(diffs.diff_run(target, run, from_, to, output))
+        else:
+            run_command(diffs.diff_runs(target, from_, to, limit, output))
+
+
+@app.command()
+def debug(
+    run: RunId,
+    at: Annotated[str, flag("--at", metavar="SEQ|TIME", help="Begin there; default: at the first event.")] = "",
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Step through a run event by event in the terminal, forwards and back; one that goes on is followed."""
+    with reported_errors():
+        from cuebook.cli import run_debug
+        from cuebook.cli.session import run_command
+
+        run_command(run_debug.debug_run(Target(nats_url=nats_url, creds=creds, space=space), run, at))
 
 
 @app.command()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cuebook.cli.moments import iso, parse_since, span
 from cuebook.cli.options import Output, Target
-from cuebook.cli.output import show_list, table
+from cuebook.cli.output import note, show_list, table
+from cuebook.cli.points import find_place, find_range
 from cuebook.cli.runfold import RunFold, fold_runs
 from cuebook.cli.session import session
 from cuebook.cli.views import error_view
@@ -27,35 +28,44 @@ _ERROR_FIELDS = frozenset({"type", "message", "retryable"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which runs; what is empty means any. `since` as people say it."""
+    """Which runs; what is empty means any. `since` as people say it; `at`: as they were then."""
 
     status: str
     saga: str
     since: str
+    at: str
     limit: int
 
 
 async def list_runs(target: Target, database_url: str, wanted: Wanted, output: Output) -> None:
-    """Print runs, the newest first. Raises InputError, ConfigurationError, UnavailableError."""
+    """Print runs, the newest first. Raises InputError, NotFoundError, ConfigurationError, UnavailableError."""
     since = parse_since(wanted.since) if wanted.since else None
-    if database_url:
+    if database_url and not wanted.at:
         try:
             rows = await _from_tables(target.space, database_url, wanted, since)
         except (ConfigurationError, UnavailableError) as error:
             remedy = "; ".join(filter(None, [error.remedy, "--from-log does without"]))
             raise type(error)(str(error), remedy=remedy) from error
     else:
-        rows = await _from_log(target, wanted, since, silent=output.for_programs)
+        rows = await _from_log(target, wanted, since, output)
     show_list(output, rows, lambda: table(COLUMNS, run_cells(rows), empty="no runs"))
 
 
-async def _from_log(target: Target, wanted: Wanted, since: int | None, *, silent: bool) -> list[dict[str, Any]]:
+async def _from_log(target: Target, wanted: Wanted, since: int | None, output: Output) -> list[dict[str, Any]]:
     def keep(row: dict[str, Any]) -> bool:
         return (not wanted.status or row["status"] == wanted.status) and (not wanted.saga or row["saga"] == wanted.saga)
 
     async with session(target) as client:
-        after = await client.log.sequence_at(since) if since is not None else 0
-        return (await fold_runs(client.log, RunFold(wanted.limit, keep), after=after, silent=silent)).newest()
+        until = None
+        if wanted.at:
+            after, _ = await find_range(client.log, wanted.since, wanted.at)
+            place = await find_place(client.log, wanted.at)
+            until = place.sequence
+            note(f"as of sequence {place}", output)
+        else:
+            after = await client.log.sequence_at(since) if since is not None else 0
+        fold = RunFold(wanted.limit, keep)
+        return (await fold_runs(client.log, fold, after=after, until=until, silent=output.for_programs)).newest()
 
 
 async def _from_tables(space: str, database_url: str, wanted: Wanted, since: int | None) -> list[dict[str, Any]]:

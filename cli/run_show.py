@@ -13,7 +13,8 @@ from cuebook.cli.exits import OUTCOMES, Exit
 from cuebook.cli.moments import span
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import Lines, compact, fields, heading, line, note, section, show_one
-from cuebook.cli.session import session, until_point
+from cuebook.cli.points import find_place
+from cuebook.cli.session import session
 from cuebook.cli.timeline import run_line
 from cuebook.cli.views import Item, event_view, run_view
 from cuebook.events.envelope import Envelope
@@ -26,27 +27,41 @@ __all__ = ["find_run", "read_progress", "show_run", "tail_run"]
 _WAITING = frozenset({"waiting", "backoff"})
 
 
-async def show_run(target: Target, run_id: str, at: str, output: Output) -> None:
-    """Print a run, as it was at `at`. Raises NotFoundError, InputError."""
+async def show_run(target: Target, run_id: str, at: str, since: str, output: Output) -> None:
+    """Print a run, as it was at `at`, and what changed since `since`. Raises NotFoundError, InputError."""
+    from cuebook.cli import diffs  # which folds runs as this module does
+
     async with session(target) as client:
-        until = await until_point(client.log, at) if at else None
+        place = await find_place(client.log, at) if at else None
+        changed = await diffs.run_difference(client.log, run_id, since, at) if since else None
+        until = place.sequence if place is not None else None
         state, history = await find_run(client.log, run_id, until)
         waiting = {} if at else await why_waiting(client, state, output)
         progress = await read_progress(client.log, state, until)
-        view = run_view(state, history, waiting, progress)
-        show_one(output, view, lambda: _print_run(view, history))
+    view = run_view(state, history, waiting, progress)
+    view["at"] = place.view if place is not None else None
+    if changed is not None:
+        view |= {"since": changed.first.view, "changes": [change.view for change in changed.changes]}
+
+    def render() -> None:
+        _print_run(view, history if changed is None else changed.events, history[0].recorded_at)
+        if changed is not None:
+            heading(f"changed since {changed.first}")
+            diffs.print_changes(changed.changes)
+
+    show_one(output, view, render)
 
 
 async def find_run(log: EventLog, run_id: str, until: int | None = None) -> tuple[RunState, list[Item]]:
     """A run folded up to a sequence, with its history. Raises NotFoundError."""
-    whole = await log.history(run_id)
-    if not whole:
+    history = await log.history(run_id, until=until)
+    if not history:
+        first = await log.first_sequence(log.subjects.everything_of(run_id))
+        if first:
+            raise NotFoundError(f"run {run_id} began at sequence {first}, after {until}", remedy="say a later --at")
         raise NotFoundError(
             f"there is no run {run_id!r} in space {log.subjects.space!r}", remedy="see 'cuebook run list'"
         )
-    history = [item for item in whole if until is None or item.sequence <= until]
-    if not history:
-        raise NotFoundError(f"run {run_id} began at sequence {whole[0].sequence}, after {until}")
     return fold_run(run_id, history), history
 
 
@@ -105,12 +120,13 @@ def outcome_of(state: RunState) -> str:
     return state.status if state.closed or state.status == "stuck" else ""
 
 
-def _print_run(view: dict[str, Any], history: list[Item]) -> None:
+def _print_run(view: dict[str, Any], history: list[Item], began_at: int) -> None:
     what = view["saga"] or ".".join(filter(None, [view["agent"], view["handler"]]))
     fields([
         ("run", view["run_id"]),
         ("of", what + (f" version {view['version']}" if view["version"] else "")),
         ("status", view["status"]),
+        ("as of", f"sequence {view['at']['sequence']}, {view['at']['recorded_at']}" if view["at"] else None),
         ("opened", view["opened_at"]),
         ("ended", view["ended_at"]),
         ("took", span(view["duration_s"]) if view["duration_s"] is not None else None),
@@ -126,9 +142,10 @@ def _print_run(view: dict[str, Any], history: list[Item]) -> None:
         _print_stuck(view)
     columns = ["N", "STATUS", "WHAT", "ATTEMPT", "INSTANCE", "DETAIL"]
     section("steps", columns, [_step_row(item) for item in view["items"]])
-    heading(f"history, up to sequence {view['sequence']}")
+    since = f"since {view['since']['sequence']}, " if "since" in view else ""
+    heading(f"history, {since}up to sequence {view['sequence']}")
     for item in history:
-        line(run_line(item, history[0].recorded_at))
+        line(run_line(item, began_at))
 
 
 def _print_stuck(view: dict[str, Any]) -> None:

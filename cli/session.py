@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 from cuebook.actors.client import Client
 from cuebook.cli.logs import configure_logs
-from cuebook.cli.moments import parse_point
 from cuebook.cli.options import Target, login_name
 from cuebook.events.connection import connect
-from cuebook.events.log import EventLog
+from cuebook.events.stream import refuse_recording
 
-__all__ = ["after_point", "run_command", "session", "until_point"]
+__all__ = ["run_command", "session"]
 
 _T = TypeVar("_T")
 
@@ -26,27 +25,18 @@ def run_command(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 @asynccontextmanager
-async def session(target: Target, *, by: str = "", follows: bool = False) -> AsyncIterator[Client]:
+async def session(target: Target, *, by: str | None = None, follows: bool = False) -> AsyncIterator[Client]:
     """A client of the space, whose stream is there. `follows`: a lost connection is re-established.
 
-    Raises UnavailableError, ConfigurationError; StreamMissingError for a space that nobody has made.
+    `by` names who is going to write, empty: the login name; to a recording nobody may. Raises UnavailableError,
+    ConfigurationError; StreamMissingError for a space that nobody has made.
     """
     connection = await connect(target.nats_url, name="cuebook cli", retry=follows, **target.client_options)
     try:
         async with Client(connection, target.space, by=by or login_name()) as client:
-            await client.log.verify()
+            facts = await client.log.verify()
+            if by is not None:
+                refuse_recording(facts)
             yield client
     finally:
         await connection.close()
-
-
-async def after_point(log: EventLog, text: str) -> int:
-    """The sequence after which a range begins that is said to begin at `text`, inclusive."""
-    point = parse_point(text)
-    return max(point.sequence - 1, 0) if point.sequence is not None else await log.sequence_at(point.moment)
-
-
-async def until_point(log: EventLog, text: str) -> int:
-    """The last sequence of a range that is said to end at `text`, inclusive."""
-    point = parse_point(text)
-    return point.sequence if point.sequence is not None else await log.sequence_at(point.moment)

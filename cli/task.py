@@ -11,6 +11,7 @@ from cuebook.cli.groups import Noun
 from cuebook.cli.options import (
     DEFAULT_NATS_URL,
     DEFAULT_SPACE,
+    At,
     Creds,
     NatsUrl,
     Output,
@@ -33,6 +34,7 @@ def _noun() -> None:  # a single command would otherwise be the noun itself
 @app.command()
 def show(
     task: TaskId,
+    at: At = "",
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
@@ -42,13 +44,14 @@ def show(
     with reported_errors(as_json=output.for_programs):
         from cuebook.cli.session import run_command
 
-        run_command(_show(Target(nats_url=nats_url, creds=creds, space=space), task, output))
+        run_command(_show(Target(nats_url=nats_url, creds=creds, space=space), task, at, output))
 
 
-async def _show(target: Target, name: str, output: Output) -> None:
+async def _show(target: Target, name: str, at: str, output: Output) -> None:
     from cuebook.actors.orchestrator.state import TaskState
     from cuebook.cli import run_show
     from cuebook.cli.output import show_one
+    from cuebook.cli.points import find_place
     from cuebook.cli.session import session
     from cuebook.cli.views import Item, event_view, item_view
     from cuebook.events.envelope import Envelope
@@ -57,15 +60,16 @@ async def _show(target: Target, name: str, output: Output) -> None:
 
     run_id, n = parse_task_id(name)
     async with session(target) as client:
-        state, history = await run_show.find_run(client.log, run_id)
+        until = (await find_place(client.log, at)).sequence if at else None
+        state, history = await run_show.find_run(client.log, run_id, until)
         item = state.items.get(n)
         if item is None:
             numbers = ", ".join(map(str, sorted(state.items))) or "none yet"
             raise NotFoundError(f"run {run_id} has no task or step {n}", remedy=f"its numbers: {numbers}")
         waiting = {}
-        if isinstance(item, TaskState) and not item.closed:
+        if isinstance(item, TaskState) and not item.closed and not at:
             waiting = await run_show.why_waiting(client, state, output)
-        progress = await run_show.read_progress(client.log, state, None)
+        progress = await run_show.read_progress(client.log, state, until)
     own: list[Item] = [one for one in history if isinstance(one, Envelope) and one.address.n == n]
     view = {
         **item_view(item, history, waiting.get(str(n), ""), progress.get(n)),

@@ -13,7 +13,7 @@ from cuebook.events.facts import Error, Event
 from cuebook.events.log import Unreadable
 from cuebook.events.subjects import Address
 
-__all__ = ["event_line", "run_line", "words"]
+__all__ = ["alarm", "event_line", "run_line", "words"]
 
 _ALARMING = {"failed": "red", "escalated": "bold yellow", "stuck": "bold red", "aborted": "red", "rejected": "red",
              "lost": "red", "suspected": "yellow", "completed": "green", "compensating": "yellow"}  # fmt: skip
@@ -40,10 +40,13 @@ def words(item: Item) -> str:
     return plain(_of_task(item.event, item.address) or _of_run(item.event, item.address) or _other(item))
 
 
+def alarm(item: Item) -> str:
+    """The rich style of what a person should notice; empty for all else."""
+    return "red" if isinstance(item, Unreadable) else _ALARMING.get(item.address.fact, "")
+
+
 def _coloured(item: Item, text: str) -> str:
-    if isinstance(item, Unreadable):
-        return styled(text, "red")
-    return styled(text, _ALARMING.get(item.address.fact, ""))
+    return styled(text, alarm(item))
 
 
 def _of_run(event: Event, address: Address) -> str:  # noqa: C901 - one branch a fact

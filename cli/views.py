@@ -1,4 +1,4 @@
-"""Events, runs, tasks and steps as plain data with field names that stay: what `-o json` prints.
+"""Events, runs, tasks, steps and agents as plain data with field names that stay: what `-o json` prints.
 
 Times are ISO 8601 in UTC by the server's clock; what has not happened is null.
 """
@@ -9,12 +9,15 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
+from cuebook.actors.orchestrator.variants import Team
 from cuebook.cli.moments import iso
 from cuebook.events.catalogue import to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
     Error,
+    HandlerSpec,
     TaskAssigned,
     TaskCancelled,
     TaskCompleted,
@@ -24,7 +27,17 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import Unreadable
 
-__all__ = ["Item", "error_view", "event_view", "item_view", "run_status", "run_summary", "run_view"]
+__all__ = [
+    "Item",
+    "error_view",
+    "event_view",
+    "handlers_view",
+    "instance_view",
+    "item_view",
+    "run_status",
+    "run_summary",
+    "run_view",
+]
 
 Item = Envelope | Unreadable
 _STANDALONE = {"new": "requested", "waiting": "requested", "completed": "completed", "cancelled": "cancelled",
@@ -213,3 +226,56 @@ def _end(attempt: dict[str, Any], item: Envelope) -> None:
 def error_view(error: Error | None) -> dict[str, Any] | None:
     """What went wrong."""
     return {"type": error.type, "message": error.message, "retryable": error.retryable} if error is not None else None
+
+
+def instance_view(one: InstanceState, in_flight: dict[str, int] | None = None) -> dict[str, Any]:
+    """One instance. `in_flight` is null where nobody counts."""
+    return {
+        "agent": one.agent,
+        "instance": one.instance,
+        "health": one.health,
+        "version": one.version,
+        "slots": one.slots,
+        "in_flight": in_flight.get(one.instance, 0) if in_flight is not None else None,
+        "labels": one.labels,
+        "handlers": sorted(one.variant.handlers) if one.variant is not None else [],
+        "host": one.host,
+        "pid": one.pid,
+        "registered_at": iso(one.registered_at),
+        "changed_at": iso(one.changed_at),
+        "reason": one.reason or None,
+    }
+
+
+def handlers_view(team: Team) -> dict[str, dict[str, Any]]:
+    """Each handler by name, as the newest release that has it describes it.
+
+    Where releases differ, `versions` says which have it so, and `others` how the rest have it: `differs` names fields.
+    """
+    view: dict[str, dict[str, Any]] = {}
+    for name in sorted({name for variant in team.present for name in variant.handlers}):
+        having = [variant for variant in reversed(team.present) if name in variant.handlers]
+        specs: list[HandlerSpec] = []
+        for variant in having:
+            if variant.handlers[name] not in specs:
+                specs.append(variant.handlers[name])
+        told = [_handler_view(spec) for spec in specs]
+        for spec, one in zip(specs, told, strict=True):
+            one["versions"] = [team.name(variant) for variant in reversed(having) if variant.handlers[name] == spec]
+            one["differs"] = [field for field in one if field != "versions" and one[field] != told[0][field]]
+        view[name] = {**told[0], "everywhere": len(having) == len(team.present) and len(told) == 1, "others": told[1:]}
+        del view[name]["differs"]
+    return view
+
+
+def _handler_view(spec: HandlerSpec) -> dict[str, Any]:
+    return {
+        "description": spec.description,
+        "timeout_s": spec.timeout_s,
+        "retry": {"attempts": spec.retry.attempts, "backoff_s": spec.retry.backoff_s, "factor": spec.retry.factor,
+                  "max_s": spec.retry.max_s, "jitter": spec.retry.jitter,
+                  "rules": [to_data(rule) for rule in spec.retry.rules]},
+        "compensation": spec.compensation,
+        "input_schema": spec.input_schema,
+        "output_schema": spec.output_schema,
+    }  # fmt: skip

@@ -48,7 +48,8 @@ RESEND_AFTER_S = 2.0
 """Doubled with every repetition."""
 BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
-_CONFLICTS = frozenset({10071, 10164})
+_CONFLICTS = frozenset({10070, 10071, 10164})
+"""Another last message id, which only copies expect; another last sequence, on one server and replicated."""
 _TRANSIENT = frozenset({10002, 10158})
 """Limits of the account, which an operator can mend; an earlier sending of ours that is still on its way to the log."""
 _SEQUENCE = b'"seq":'
@@ -150,16 +151,26 @@ class Appender:
         await self._idle.wait()
 
     def post(
-        self, subject: str, body: bytes, *, event_id: str, scope: str = "", expected: int | None = None, done: Done
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        event_id: str,
+        scope: str = "",
+        expected: int | None = None,
+        block: bytes | None = None,
+        done: Done,
     ) -> None:
         """Append without waiting. With `expected`, only if the last message matching `scope` has that sequence.
 
-        Raises at once, before anything is sent: InvalidTokenError for a subject, scope or id that cannot stand in a
-        header or protocol line, PoisonMessageError for a message larger than the server takes.
+        `block`: the whole header block of a message that is a copy; it says in its own way what `scope` and `expected`
+        say, and `subject` is one that a stream has stored, with what is not UTF-8 as surrogates. Raises at once, before
+        anything is sent: InvalidTokenError for a subject, scope or id that cannot stand in a header or protocol line,
+        PoisonMessageError for a message larger than the server takes.
         """
-        if _is_subject(subject) is None:
+        if _is_subject(subject) is None and block is None:
             raise InvalidTokenError(f"{subject[:80]!r} is no subject to append to")
-        header = _header(subject, event_id, scope, expected)
+        header = _header(subject, event_id, scope, expected) if block is None else block
         size = len(header) + len(body)
         if size > self._connection.max_payload:
             raise PoisonMessageError(
@@ -168,7 +179,7 @@ class Appender:
             )
         self._number = number = self._number + 1
         frame = b"HPUB %b %b%d %d %d\r\n%b%b\r\n" % (
-            subject.encode(), self._inbox, number, len(header), size, header, body,
+            subject.encode("utf-8", "surrogateescape"), self._inbox, number, len(header), size, header, body,
         )  # fmt: skip
         now = time.monotonic()
         entry = _Append(number, subject, frame, event_id, scope, expected, done, now + self._give_up_s)

@@ -72,10 +72,15 @@ class Feed:
         on_message: OnMessage,
         held: Callable[[], bool] | None = None,
         on_open: Callable[[], None] | None = None,
+        exact: bool = False,
     ) -> None:
-        """`start`: the first sequence wanted, from 1. `on_open` is called whenever delivery has begun (again)."""
+        """`start`: the first sequence wanted, from 1. `on_open` is called whenever delivery has begun (again).
+
+        `exact`: times are nanoseconds, and what is not UTF-8 in a subject is there as surrogates instead of replaced.
+        """
         self._connection, self._stream, self._filters, self._on_message = connection, stream, list(filters), on_message
         self._held, self._on_open = held, on_open
+        self._time_unit_ns, self._undecodable = (1, "surrogateescape") if exact else (1000, "replace")
         self._next = max(start, 1)
         self._last: tuple[int, int] | None = None  # sequence and nanoseconds since 1970 of the last message taken
         self._delivered = 0
@@ -197,7 +202,8 @@ class Feed:
             if not self._held():
                 self._acknowledge(reply)
         try:
-            self._on_message(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
+            name, recorded_at = subject.decode("utf-8", self._undecodable), recorded_ns // self._time_unit_ns
+            self._on_message(name, payload, sequence, recorded_at, headers)
         except Exception as error:  # noqa: BLE001 - of any kind: it is handed on
             self._fail(error)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 from cuebook.events.append import Appender, Done
 from cuebook.events.codec import decode, encode
 from cuebook.events.connection import Connection
+from cuebook.events.copies import original_of
 from cuebook.events.envelope import Envelope, EventIds, Position, to_datetime
 from cuebook.events.errors import HistoryRegressedError, PoisonMessageError
 from cuebook.events.facts import Event
@@ -21,10 +21,12 @@ from cuebook.events.lookup import first_match, matches, message_at
 from cuebook.events.stream import StreamFacts, ensure_stream, verify_stream
 from cuebook.events.subjects import Subjects
 
-__all__ = ["EventLog", "Unreadable"]
+__all__ = ["EventLog", "Stored", "Unreadable"]
 
 READ_AHEAD = UNACKED
 """Messages a reader holds before the server is made to wait; it may send as many again."""
+BATCH = READ_AHEAD // 4
+"""Messages handed over at once: a reader that is slow with them shall not hold two loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,16 @@ class Unreadable:
     remedy: str = ""
 
 
+class Stored(NamedTuple):
+    """A message as the stream holds it, byte for byte; what is not UTF-8 in its subject is there as surrogates."""
+
+    subject: str
+    body: bytes
+    sequence: int
+    recorded_ns: int
+    headers: bytes | None
+
+
 class EventLog:
     """The log of `space`. Use `async with`; the connection stays the caller's.
 
@@ -51,6 +63,8 @@ class EventLog:
     def __init__(self, connection: Connection, space: str, *, source: str) -> None:
         self.connection, self.subjects, self.source = connection, Subjects(space), source
         self.ids = EventIds()
+        self.sees_originals = False
+        """The stream holds copies; known once it was verified."""
         self.appender = Appender(connection, first_after=self._first_after)
 
     async def __aenter__(self) -> Self:
@@ -60,13 +74,23 @@ class EventLog:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.appender.__aexit__(*exc_info)
 
-    async def ensure(self, *, replicas: int = 1) -> StreamFacts:
-        """Create the stream if it is missing and verify it. Raises ConfigurationError, UnavailableError."""
-        return await ensure_stream(self.connection, self.subjects, replicas=replicas)
+    async def ensure(self, *, replicas: int = 1, recording: bool = False, origin: str = "") -> StreamFacts:
+        """Create the stream if it is missing and verify it; `recording` marks a new one as a copy of history.
+
+        Raises ConfigurationError, UnavailableError.
+        """
+        facts = await ensure_stream(
+            self.connection, self.subjects, replicas=replicas, recording=recording, origin=origin
+        )
+        return self._noted(facts)
 
     async def verify(self) -> StreamFacts:
         """Check the stream that must be there. Raises ConfigurationError, UnavailableError."""
-        return await verify_stream(self.connection, self.subjects)
+        return self._noted(await verify_stream(self.connection, self.subjects))
+
+    def _noted(self, facts: StreamFacts) -> StreamFacts:
+        self.sees_originals = facts.recording or bool(facts.imported)
+        return facts
 
     # --- writing ---
 
@@ -139,9 +163,16 @@ class EventLog:
     def decode(
         self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None
     ) -> Envelope | Unreadable:
-        """Decode a stored message; one that is no event comes back as Unreadable instead of raising."""
+        """Decode a stored message; one that is no event comes back as Unreadable instead of raising.
+
+        In a copy it has the time, the headers and the id that the original had.
+        """
+        original = original_of(headers) if self.sees_originals else None
+        if original is not None:
+            recorded_at, headers = original.recorded_ns // 1000, original.headers or None
         try:
-            return decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at, headers=headers)
+            item = decode(self.subjects, subject, body, sequence=sequence, recorded_at=recorded_at, headers=headers)
+            return item if original is None else _with_id_of(original.sequence, item)
         except PoisonMessageError as error:
             return Unreadable(
                 subject=_printable(subject),
@@ -187,13 +218,13 @@ class EventLog:
             async for item in items:
                 yield item
 
-    async def history(self, run_id: str) -> list[Envelope | Unreadable]:
-        """Everything about one run, in order; empty when there is no such run."""
+    async def history(self, run_id: str, *, until: int | None = None) -> list[Envelope | Unreadable]:
+        """Everything about one run up to a sequence, in order; empty when there was no such run."""
         scope = self.subjects.everything_of(run_id)
         first = await self.first_sequence(scope)
         if not first:
             return []
-        async with aclosing(self.read(filters=[scope], after=first - 1)) as items:
+        async with aclosing(self.read(filters=[scope], after=first - 1, until=until)) as items:
             return [item async for item in items]
 
     async def scope_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:
@@ -216,6 +247,8 @@ class EventLog:
 
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
+        if self.sees_originals:
+            return await self._original_before(moment)
         config = {
             "deliver_policy": "by_start_time",
             "opt_start_time": to_datetime(moment).isoformat().replace("+00:00", "Z"),
@@ -229,6 +262,19 @@ class EventLog:
         answer = await js_request(self.connection, f"CONSUMER.CREATE.{stream}", request)
         self.connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
         return int(answer["delivered"]["stream_seq"])
+
+    async def _original_before(self, moment: int) -> int:
+        """The same in an import, whose messages the server has stored much later: search by halves."""
+        facts = await self.verify()
+        low, high = facts.first_sequence - 1, facts.last_sequence
+        while low < high:
+            middle = (low + high + 1) // 2
+            item = await self.at(middle)
+            if item is not None and item.recorded_at < moment:
+                low = middle
+            else:
+                high = middle - 1
+        return low if facts.first_sequence <= low else 0
 
     async def verify_position(self, position: Position) -> None:
         """Raise HistoryRegressedError unless the event at `position` is still the one that was read there.
@@ -254,11 +300,25 @@ class EventLog:
     async def _iterate(
         self, after: int, filters: Sequence[str], until: int | None
     ) -> AsyncGenerator[Envelope | Unreadable]:
-        waiting: deque[tuple[str, bytes, int, int, bytes | None]] = deque()
+        async with aclosing(self.batches(after=after, filters=filters, until=until)) as batches:
+            async for batch in batches:
+                for subject, body, sequence, recorded_ns, headers in batch:
+                    if not subject.isascii():
+                        subject = subject.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                    yield self.decode(subject, body, sequence, recorded_ns // 1000, headers)
+
+    async def batches(
+        self, *, after: int = 0, until: int | None = None, filters: Sequence[str] = ()
+    ) -> AsyncGenerator[list[Stored]]:
+        """Messages as they are stored, undecoded, a few hundred at a time; `until` None: without end.
+
+        `until` must be stored already. Memory and errors as for `follow`.
+        """
+        waiting: list[Stored] = []
         news = asyncio.Event()
 
-        def receive(*message: Any) -> None:
-            waiting.append(message)
+        def receive(subject: str, body: bytes, sequence: int, recorded_ns: int, headers: bytes | None) -> None:
+            waiting.append(Stored(subject, body, sequence, recorded_ns, headers))
             news.set()
 
         feed = Feed(
@@ -269,19 +329,21 @@ class EventLog:
             on_message=receive,
             held=lambda: len(waiting) > READ_AHEAD,
             on_open=news.set,
+            exact=True,
         )
         feed.failure.add_done_callback(lambda _: news.set())
         async with feed:
             while True:
                 while waiting:
-                    message = waiting.popleft()
-                    if len(waiting) == READ_AHEAD // 2:
+                    batch = waiting[:BATCH]
+                    del waiting[:BATCH]
+                    if len(waiting) <= READ_AHEAD // 2:
                         feed.resume()
-                    if until is not None and message[2] > until:
+                    if until is not None and batch[-1].sequence >= until:
+                        if batch := [message for message in batch if message.sequence <= until]:
+                            yield batch
                         return
-                    yield self.decode(*message)
-                    if message[2] == until:
-                        return
+                    yield batch
                 if feed.failure.done():
                     feed.failure.result()
                 if until is not None and feed.pending == 0:
@@ -302,6 +364,15 @@ class EventLog:
             return None
         item = self.decode(*found)
         return found.sequence, item.id if isinstance(item, Envelope) else ""
+
+
+def _with_id_of(sequence: int, item: Envelope) -> Envelope:
+    """A message without an id is named by its place in the log where it was written first."""
+    named = f"seq-{item.sequence}"
+    if item.id != named or item.sequence == sequence:
+        return item
+    own = f"seq-{sequence}"
+    return replace(item, id=own, correlation_id=own if item.correlation_id == named else item.correlation_id)
 
 
 def _printable(text: str) -> str:

@@ -6,19 +6,25 @@ Source of the settings: design §6; JetStream ADR-1, ADR-8, ADR-50; server 2.12 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection
+from cuebook.events.copies import IMPORT
 from cuebook.events.errors import ConfigurationError, StreamMissingError
 from cuebook.events.jetstream import js_request
-from cuebook.events.subjects import Subjects
 
-__all__ = ["StreamFacts", "ensure_stream", "verify_stream"]
+__all__ = ["RECORDING", "StreamFacts", "StreamNames", "ensure_stream", "refuse_recording", "verify_stream"]
+
+RECORDING = "cuebook.recording"
+"""Key in the metadata of a stream that holds a copy of history, such as a replay or an import. It is set when the
+stream is made, and whoever drives a space refuses such a stream: so nothing in a copy has an effect a second time."""
 
 DUPLICATE_WINDOW_S = 120
 MIN_DUPLICATE_WINDOW_S = 60
 """Appends without an expected sequence are repeated for half as long; see append.GIVE_UP_S."""
+RECORDING_DUPLICATE_WINDOW_NS = 100_000_000
+"""The least the server takes. Copies name each other by message id, and each id is 250 bytes of memory for so long."""
 HEADER_ALLOWANCE = 4 * 1024
 """`max_msg_size` counts headers too."""
 MAX_MESSAGE_BYTES = MAX_BYTES + HEADER_ALLOWANCE
@@ -59,14 +65,49 @@ class StreamFacts:
     bytes: int
     consumers: int
     replicas: int
+    recording: bool = False
+    """It holds a copy of history, which nothing may drive; see `RECORDING`."""
+    origin: str = ""
+    """Of a recording: where it comes from, as whoever made it has said."""
+    created: str = ""
+    """When it was made, by the server's clock: two streams of one name differ in it."""
+    imported: str = ""
+    """What was imported into it, as JSON; empty for a stream that was not. Its messages are copies, see `copies`."""
+    sealed: bool = False
+    """Nothing can be added any more: an import that is complete."""
 
 
-def stream_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+class StreamNames(Protocol):
+    """How a stream is called, what it takes in and where it says so again. `Subjects` is one."""
+
+    @property
+    def space(self) -> str:
+        """Whose it is."""
+
+    @property
+    def stream(self) -> str:
+        """The stream's own name."""
+
+    @property
+    def all(self) -> str:
+        """What it takes in."""
+
+    @property
+    def live(self) -> str:
+        """Where each message is published again once it is stored."""
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, in a few words."""
+
+
+def stream_config(subjects: StreamNames, replicas: int, *, recording: bool = False) -> dict[str, Any]:
     """The configuration a space's stream is created with, as the server takes it."""
     return {
         **_MUST,
+        **({"metadata": {RECORDING: "true"}} if recording else {}),
         "name": subjects.stream,
-        "description": f"cuebook space {subjects.space}: the log",
+        "description": f"cuebook space {subjects.space}: {subjects.purpose}",
         "subjects": [subjects.all],
         "max_bytes": -1,
         "max_msg_size": MAX_MESSAGE_BYTES,
@@ -77,20 +118,35 @@ def stream_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
-async def ensure_stream(connection: Connection, subjects: Subjects, *, replicas: int = 1) -> StreamFacts:
-    """Create the stream of a space, or check the one that is there. Raises as `verify_stream`."""
+async def ensure_stream(
+    connection: Connection, subjects: StreamNames, *, replicas: int = 1, recording: bool = False, origin: str = ""
+) -> StreamFacts:
+    """Create the stream of a space, or check the one that is there. Raises as `verify_stream`.
+
+    `recording` marks a stream that is created here, with its `origin`: nobody hears of its messages on `live.` a second
+    time, and there is room for what a copy says about its original. One that is there stays what it is: look at what is
+    returned.
+    """
+    config = stream_config(subjects, replicas, recording=recording)
+    if recording:
+        config |= {
+            "max_msg_size": MAX_MESSAGE_BYTES + HEADER_ALLOWANCE,
+            "metadata": {RECORDING: origin or "true"},
+            "duplicate_window": RECORDING_DUPLICATE_WINDOW_NS,
+        }
+        config.pop("republish", None)
     _check_server(connection)
     # One that is there with another configuration is left alone: the check says what is wrong with it.
     await js_request(
         connection,
         f"STREAM.CREATE.{subjects.stream}",
-        stream_config(subjects, replicas),
+        config,
         none_for={_NAME_IN_USE},
     )
     return await verify_stream(connection, subjects)
 
 
-async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFacts:
+async def verify_stream(connection: Connection, subjects: StreamNames) -> StreamFacts:
     """Refuse a stream that could lose or change events.
 
     Raises ConfigurationError naming each setting that is wrong, or when there is no such stream or no JetStream;
@@ -118,7 +174,21 @@ async def verify_stream(connection: Connection, subjects: Subjects) -> StreamFac
         bytes=state["bytes"],
         consumers=state["consumer_count"],
         replicas=config.get("num_replicas", 1),
+        recording=RECORDING in (config.get("metadata") or {}),
+        origin=(config.get("metadata") or {}).get(RECORDING, ""),
+        created=info["created"],
+        imported=(config.get("metadata") or {}).get(IMPORT, ""),
+        sealed=bool(config.get("sealed")),
     )
+
+
+def refuse_recording(facts: StreamFacts) -> None:
+    """Raise ConfigurationError for a stream that nothing may drive or add work to."""
+    if facts.recording:
+        raise ConfigurationError(
+            f"stream {facts.name} is a recording of what happened elsewhere: nothing in it may have effects",
+            remedy="use another --space; a recording is there to be read",
+        )
 
 
 def _check_server(connection: Connection) -> None:
@@ -136,13 +206,16 @@ def _check_server(connection: Connection) -> None:
         )
 
 
-def _differences(config: dict[str, Any], subjects: Subjects) -> list[str]:
+def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
     must = {
         **_MUST,
         **dict.fromkeys(_MUST_NOT),
         "subjects": [subjects.all],
         "republish": {"src": subjects.all, "dest": subjects.live},
     }
+    copy = not {IMPORT, RECORDING}.isdisjoint(config.get("metadata") or {})
+    if copy:  # nobody shall hear of it again, and to one that is complete nothing can be added
+        must |= {"republish": None, "sealed": config.get("sealed")}
     wrong = [
         f"{name} is {config.get(name)!r}, must be {want!r}"
         for name, want in must.items()
@@ -152,7 +225,7 @@ def _differences(config: dict[str, Any], subjects: Subjects) -> list[str]:
         wrong.append(f"persist_mode is {config['persist_mode']!r}, must be 'default'")
     if 0 <= config.get("max_msg_size", -1) < MAX_MESSAGE_BYTES:
         wrong.append(f"max_msg_size is {config['max_msg_size']}, must be at least {MAX_MESSAGE_BYTES}")
-    if config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9:
+    if config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9 and not copy:
         wrong.append(
             f"duplicate_window is {config.get('duplicate_window', 0)}, must be at least {MIN_DUPLICATE_WINDOW_S} s"
         )

@@ -35,7 +35,7 @@ _TASK_PATTERN = (
     rf"run\.({_ID})\.task\.({_NUMBER_PATTERN})\.({_ID})"
     rf"(?:\.({_ID})(?:\.({_ID}))?)?"
 )
-_RESERVED = frozenset({"control", "deliver", "heartbeat", "live", "query"})
+_RESERVED = frozenset({"control", "deliver", "heartbeat", "live", "query", "seals"})
 _MAX_NUMBER = 999_999_999
 _MAX_SEQUENCE = 2**63 - 1
 _is_token = re.compile(_ID).fullmatch
@@ -89,10 +89,12 @@ class Subjects:
             raise InvalidTokenError(
                 f"{space!r} cannot be a space: its stream would take in subjects of the others", remedy="choose another"
             )
+        self.purpose = "the log"
         self.all = f"{space}.>"
         self.live = f"live.{space}.>"
         self.all_runs = f"{space}.run.>"
         self.all_agents = f"{space}.agent.>"
+        self.all_rejected = f"{space}.rejected.*"
         self.stream = space.upper()
         self._cut = len(space) + 1
         self._prefix = f"{space}."

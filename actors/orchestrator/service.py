@@ -30,6 +30,7 @@ from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableE
 from cuebook.events.facts import Event, RunCompleted, RunStuck, StepAsked, StepWaiting, TaskRequested
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
+from cuebook.events.stream import refuse_recording
 
 __all__ = ["OrchestratorService"]
 
@@ -86,10 +87,12 @@ class OrchestratorService:
     async def run(self) -> None:
         """Serve until `stop()`.
 
-        Raises ConfigurationError for a stream that could lose events, HistoryRegressedError.
+        Raises ConfigurationError for a stream that could lose events or that is a recording, HistoryRegressedError.
         """
         async with self.log:
-            began = (await self.log.ensure(replicas=self._replicas)).last_sequence
+            facts = await self.log.ensure(replicas=self._replicas)
+            refuse_recording(facts)
+            began = facts.last_sequence
             if began and self._age_s:
                 began = await self._find_beginning()
             self.core.world.listening.process_began = began

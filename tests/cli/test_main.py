@@ -75,7 +75,7 @@ async def test_a_flag_may_come_from_the_environment(cli: Cli, client: Client) ->
     ("words", "complaint", "fix"),
     [
         (["rnu"], "No such command 'rnu'. Did you mean 'run'?", "see 'cuebook --help'"),
-        (["run"], "'cuebook run' needs a command: list, show, tail", "see 'cuebook run --help'"),
+        (["run"], "'cuebook run' needs a command: list, show, diff", "see 'cuebook run --help'"),
         (["run", "lst"], "No such command 'lst'. Did you mean 'list'?", "see 'cuebook run --help'"),
         (["run", "list", "--limt", "3"], "No such option: --limt", "see 'cuebook run list --help'"),
         (["run", "list", "--limit", "x"], "Invalid value for '--limit'", "see 'cuebook run list --help'"),

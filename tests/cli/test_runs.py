@@ -138,8 +138,9 @@ async def test_a_run_is_shown_as_it_was(cli: Cli, agents: object) -> None:
     then = await cli.json("run", "show", "o1", "--at", str(started["sequence"]))
     assert (then["status"], then["items"], then["sequence"]) == ("running", [], started["sequence"])
     by_time = await cli.json("run", "show", "o1", "--at", history[-1]["recorded_at"])
-    assert by_time["sequence"] == history[-2]["sequence"]
-    assert "began at sequence" in await cli.fails(3, "run", "show", "o1", "--at", "2020-01-01")
+    assert by_time["sequence"] == history[-1]["sequence"]
+    assert "began at sequence" in await cli.fails(3, "run", "show", "o1", "--at", "1")
+    assert "nothing was recorded yet" in await cli.fails(3, "run", "show", "o1", "--at", "2020-01-01")
     assert "no moment" in await cli.fails(2, "run", "show", "o1", "--at", "yesterday")
 
 

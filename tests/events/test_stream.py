@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from cuebook.actors.orchestrator.service import OrchestratorService
+from cuebook.actors.runtime import AgentHost
 from cuebook.events import stream as stream_module
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection, connect
@@ -13,7 +15,7 @@ from cuebook.events.errors import ConfigurationError, CuebookError, StreamMissin
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
-from cuebook.events.stream import ensure_stream, stream_config, verify_stream
+from cuebook.events.stream import ensure_stream, refuse_recording, stream_config, verify_stream
 from cuebook.events.subjects import Subjects
 from tests.events.server import plain_server
 
@@ -213,3 +215,23 @@ async def test_nothing_can_be_deleted_or_purged(log: EventLog) -> None:
     assert (
         json.loads((await log.connection.request(f"$JS.API.STREAM.INFO.{stream}", b"")).data)["state"]["messages"] == 1
     )
+
+
+async def test_a_recording_is_marked_when_it_is_made_and_stays_what_it_is(connection: Connection, space: str) -> None:
+    subjects = Subjects(space)
+    assert (await ensure_stream(connection, subjects, recording=True)).recording
+    assert (await ensure_stream(connection, subjects)).recording
+    live = Subjects(f"{space}-live")
+    assert not (await ensure_stream(connection, live)).recording
+    assert not (await ensure_stream(connection, live, recording=True)).recording
+    with pytest.raises(ConfigurationError, match="is a recording"):
+        refuse_recording(await verify_stream(connection, subjects))
+
+
+async def test_nothing_drives_a_recording(connection: Connection, space: str) -> None:
+    await ensure_stream(connection, Subjects(space), recording=True)
+    with pytest.raises(ConfigurationError, match="is a recording"):
+        await OrchestratorService(connection, space, []).run()
+    with pytest.raises(ConfigurationError, match="is a recording"):
+        await AgentHost(connection, space, []).run()
+    assert (await verify_stream(connection, Subjects(space))).last_sequence == 0

@@ -1,0 +1,49 @@
+"""What a message in a copy of a log was where it came from: the server gives it a new time, and acts on its headers.
+
+So a copy stores the original's place, time and headers in one header of its own, which means something only in streams
+that are marked as an import. Everything that reads such a stream sees the original.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode, b64encode
+from typing import NamedTuple
+
+__all__ = ["IMPORT", "Original", "copy_headers", "original_line", "original_of"]
+
+IMPORT = "cuebook.import"
+"""Key in the metadata of a stream that was filled from an export: what was imported, as JSON."""
+_HEADER = re.compile(rb"\r\nCuebook-Original: 1 ([0-9]{1,19}) ([0-9]{1,19}) ([A-Za-z0-9+/=]*)\r\n")
+
+
+class Original(NamedTuple):
+    """Sequence, nanoseconds since 1970, and raw headers (empty: none) that the message had."""
+
+    sequence: int
+    recorded_ns: int
+    headers: bytes
+
+
+def copy_headers(original: Original, expected_last: int) -> bytes:
+    """The header block of a copy, which is stored only if the stream ends at `expected_last`."""
+    return b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\n%b\r\n" % (expected_last, original_line(original))
+
+
+def original_line(original: Original) -> bytes:
+    """The header of a copy that says what the original was, as a line with its end."""
+    sequence, recorded_ns, headers = original
+    return b"Cuebook-Original: 1 %d %d %b\r\n" % (sequence, recorded_ns, b64encode(headers))
+
+
+def original_of(headers: bytes | None) -> Original | None:
+    """What a copy's headers say; None when they are not those of a copy."""
+    found = _HEADER.search(headers or b"")
+    if found is None:
+        return None
+    sequence, recorded_ns, encoded = found.groups()
+    try:
+        return Original(int(sequence), int(recorded_ns), b64decode(encoded, validate=True))
+    except binascii.Error:
+        return None
