@@ -13,7 +13,7 @@ from cuebook.cli.directory import ask_or_none, fold_agents
 from cuebook.cli.exits import InputError
 from cuebook.cli.moments import iso
 from cuebook.cli.options import Output, Target
-from cuebook.cli.output import compact, line, show_list, show_one, table
+from cuebook.cli.output import compact, gist, line, show_list, show_one, table
 from cuebook.cli.run_show import find_run
 from cuebook.cli.runfold import RunFold, fold_runs
 from cuebook.cli.session import session
@@ -69,12 +69,16 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 ".".join(filter(None, [row["agent"], row["handler"]])) or row["saga"] or "",
                 str(row["requested_at"])[:19].replace("T", " "),
                 (row["due"] or "")[:19].replace("T", " "),
-                str(row["question"] or row["error"]) + (f" {compact(row['context'], 60)}" if row["context"] else ""),
+                " ".join([gist(str(row["question"] or row["error"])), *_shown(row["context"])]),
             ]
             for row in rows
         ],
         empty="nothing waits for a person",
     )
+
+
+def _shown(context: Any) -> list[str]:
+    return [compact(context, 60)] if context else []
 
 
 async def resolve(target: Target, name: str, decision: Decision, output: Output, *, by: str) -> None:

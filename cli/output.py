@@ -21,6 +21,7 @@ __all__ = [
     "compact",
     "document",
     "fields",
+    "gist",
     "heading",
     "line",
     "note",
@@ -64,6 +65,12 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def gist(text: str) -> str:
+    """The first line, with a sign that there is more."""
+    first, _, rest = text.partition("\n")
+    return f"{first} …" if rest else first
 
 
 def note(message: str, output: Output = Output.TEXT) -> None:
@@ -148,14 +155,15 @@ def section(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
 def fields(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print names and values under each other; values that are None or empty are left out.
 
-    A str is printed as it is, anything else as JSON, over several lines where it is long.
+    A str is printed as it is, line by line, anything else as JSON, over several lines where it is long.
     """
     shown = [(name, value) for name, value in pairs if value is not None and value not in ("", [], {})]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        text = plain(value) if isinstance(value, str) else to_json(value)
+        margin = "\n" + " " * (width + 2)
+        text = margin.join(map(plain, value.split("\n"))) if isinstance(value, str) else to_json(value)
         if not isinstance(value, str) and len(text) > _WIDE:
-            text = to_json(value, indent=2).replace("\n", "\n" + " " * (width + 2))
+            text = to_json(value, indent=2).replace("\n", margin)
         _print(f"{styled(name.ljust(width), 'dim')}  {styled(text, _STYLES.get(text, ''))}")
 
 

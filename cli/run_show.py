@@ -12,7 +12,7 @@ from cuebook.cli.directory import ask_or_none
 from cuebook.cli.exits import OUTCOMES, Exit
 from cuebook.cli.moments import span
 from cuebook.cli.options import Output, Target
-from cuebook.cli.output import Lines, compact, fields, heading, line, note, section, show_one
+from cuebook.cli.output import Lines, compact, fields, gist, heading, line, note, section, show_one
 from cuebook.cli.points import find_place
 from cuebook.cli.session import session
 from cuebook.cli.timeline import run_line
@@ -158,7 +158,7 @@ def _print_stuck(view: dict[str, Any]) -> None:
 def _step_row(item: dict[str, Any]) -> list[str]:
     n, status = str(item["n"]), item["status"]
     if item["kind"] != "task":
-        what = item["question"] or item["topic"] or (span(item["timeout_s"]) if item["timeout_s"] else "")
+        what = gist(item["question"] or "") or item["topic"] or (span(item["timeout_s"]) if item["timeout_s"] else "")
         due = f"until {item['due'][:19]}Z" if item["due"] else ""
         answer = compact(item["value"], 60) if item["value"] is not None else ""
         return [n, status, f"{item['kind']} {what}", "", "", answer or due]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cuebook.cli.moments import clock, span
-from cuebook.cli.output import compact, plain, styled
+from cuebook.cli.output import compact, gist, plain, styled
 from cuebook.cli.views import Item
 from cuebook.events import facts
 from cuebook.events.envelope import Envelope
@@ -83,7 +83,7 @@ def _of_run(event: Event, address: Address) -> str:  # noqa: C901 - one branch a
         case facts.StepMatched():
             return f"got the message at {event.sequence}: {compact(event.data)}"
         case facts.StepAsked():
-            return f"asks: {event.question}"
+            return f"asks: {gist(event.question)}"
         case facts.StepAnswered():
             return f"answered{_by(event.by)}: {compact(event.value)}{_because(event.note)}"
         case facts.AnswerRefused():

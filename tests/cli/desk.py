@@ -96,7 +96,7 @@ async def order(run: Run, given: In) -> Out:
             approval = await run.ask_human("really?", Approval, context={"n": 15}, timeout=hours(1))
             return Out(n=int(bool(approval)))
         case 16:
-            return Out(n=await run.ask_human("how many?", int))
+            return Out(n=await run.ask_human("how many?\nNo more than three.", int))
         case 17:
             await run.sleep(3600)
     return first

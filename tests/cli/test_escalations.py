@@ -58,6 +58,10 @@ async def test_a_question_takes_only_what_fits(cli: Cli, client: Client) -> None
         await reaches(client, run_id, items=2)
     assert {one["kind"] for one in await eventually_listed(cli, 3)} == {"question"}
     assert await cli.json("escalation", "list", "--kind", "task") == []
+    listed = await cli.ok("escalation", "list")
+    assert "how many? …" in listed
+    assert "three" not in listed
+    assert "No more than three." in [one.strip() for one in (await cli.ok("task", "show", "number/1")).splitlines()]
     assert "not a task" in await cli.fails(2, "escalation", "resolve", "yes/1", "--retry")
     assert "wants no approval" in await cli.fails(2, "escalation", "resolve", "number/1", "--approve")
     assert "does not fit" in await cli.fails(2, "escalation", "resolve", "number/1", "--answer", '"many"')
