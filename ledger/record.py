@@ -14,6 +14,7 @@ __all__ = ["Record", "leaf_data", "leaf_of", "parse_leaf_data", "view_of"]
 
 DOMAIN = b"cuebook-leaf-v1\n"
 _FIXED = struct.Struct(">QQIII")
+_MAX_BRACKETS = 500
 _LEAF = b"\0" + DOMAIN
 _pack = _FIXED.pack
 
@@ -66,10 +67,20 @@ def view_of(body: bytes) -> str:
         if body[:1] and body[0] & 0xF0 == 0x90:
             shown: Any = msgpack.unpackb(msgpack.unpackb(body, max_ext_len=0)[3], max_ext_len=0)
         else:
-            shown = body.decode("utf-8")
+            shown = _text(body.decode("utf-8"))
         return _dumps(shown)
     except Exception:  # noqa: BLE001 - what nobody can read is shown as such; the bytes are there
         return "null"
+
+
+def _text(text: str) -> Any:
+    """JSON as what it says, any other text as it is; how deep Python's parser goes shall make no difference."""
+    if text[:1] not in "{[" or text.count("[") + text.count("{") > _MAX_BRACKETS:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _other(value: Any) -> Any:
