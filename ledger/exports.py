@@ -68,7 +68,9 @@ def open_export(path: str | Path) -> Iterator[Reader]:
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed below, also when reading its beginning fails
     except OSError as error:
-        raise ExportError(f"{str(path)!r} cannot be read: {error.strerror}", remedy="name the file of an export") from error
+        raise ExportError(
+            f"{str(path)!r} cannot be read: {error.strerror}", remedy="name the file of an export"
+        ) from error
     with file:
         yield _reader(file, str(path))
 

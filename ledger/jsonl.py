@@ -107,7 +107,11 @@ class JsonlReader:
         while line := self._file.readline(MAX_LINE_BYTES):
             number += 1
             text, item = line[:-_TAIL_BYTES], None
-            if line[-3:] != _TAIL or line[-_TAIL_BYTES:-67] != _SUM or sha256(text).hexdigest().encode() != line[-67:-3]:
+            if (
+                line[-3:] != _TAIL
+                or line[-_TAIL_BYTES:-67] != _SUM
+                or sha256(text).hexdigest().encode() != line[-67:-3]
+            ):
                 wrong = "its sum does not fit"
             elif text.startswith(_END):
                 yield from self._finish(line, number, sound=sound)

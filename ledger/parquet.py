@@ -144,7 +144,9 @@ class ParquetReader:
             about = json.loads((self._parquet.metadata.metadata or {}).get(b"cuebook", b"null"))
             self.header = Header.from_data(about)
             self._end = End.from_data(about["end"])
-            self._groups = [(int(size), int(first), int(last), str(sum_)) for size, first, last, sum_ in about["groups"]]
+            self._groups = [
+                (int(size), int(first), int(last), str(sum_)) for size, first, last, sum_ in about["groups"]
+            ]
             said = str(about["footer"]).encode()
         except ExportError:
             raise
