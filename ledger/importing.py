@@ -61,7 +61,7 @@ class Importer:
                 "the export leaves messages out, so what refers to a sequence would mean another message",
                 remedy="export without filters, or import without --live-effects",
             )
-        self._first = imported.header.first if imported.keeps_sequences else 1
+        self._first = imported.end.first if imported.keeps_sequences else 1
 
     async def prepare(self, *, replicas: int = 1) -> int:
         """Make the stream, or find one that this very import has begun. Returns how many messages it holds already.

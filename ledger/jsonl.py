@@ -120,6 +120,9 @@ class JsonlReader:
                 item = _record(text, has_view)
                 wrong = item if isinstance(item, str) else ""
             self._sum.update(line)
+            if len(line) < MAX_LINE_BYTES and line[-1:] != b"\n":
+                yield Damage(f"line {number}", last + 1, self.header.last, "it is cut short there")
+                return
             if isinstance(item, Record):
                 last, altered = item.sequence, 0
                 yield item
