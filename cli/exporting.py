@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def _tell(path: str, name: str, header: dict[str, Any], end: End, output: Output
         "stream": header["stream"],
         "filters": header["filters"],
         **{key: value for key, value in end.to_data().items() if key != "cuebook"},
-        "bytes": os.stat(path).st_size if path != "-" else None,
+        "bytes": Path(path).stat().st_size if path != "-" else None,
     }
     if path == "-":
         note(f"{end.count} events, sequences {end.first} to {end.last}, sha256 {end.sha256}", output)

@@ -26,6 +26,7 @@ class _Cuebook(LazyGroup):
         "projection": ("cuebook.cli.projection", "See, rebuild and mend the tables in PostgreSQL."),
         "events": ("cuebook.cli.events", "Read the log, follow it, publish to it."),
         "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
+        "audit": ("cuebook.cli.audit", "Search the audit log, verify it, prove what is in it."),
     }
 
 

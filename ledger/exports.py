@@ -81,11 +81,7 @@ def _reader(file: BinaryIO, path: str) -> Reader:
     end = file.read(4)
     file.seek(0)
     try:
-        if not start:
-            raise ExportError("the file is empty", remedy="make the export again")
-        for magic, program in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise ExportError(f"the file is packed with {program}", remedy="unpack it first")
+        _refuse(start)
         if _PARQUET in (start, end):
             from cuebook.ledger.parquet import ParquetReader
 
@@ -93,6 +89,14 @@ def _reader(file: BinaryIO, path: str) -> Reader:
         return JsonlReader(file)
     except (ExportError, TamperedError) as error:
         raise type(error)(f"{path}: {error}", remedy=error.remedy) from error
+
+
+def _refuse(start: bytes) -> None:
+    if not start:
+        raise ExportError("the file is empty", remedy="make the export again")
+    for magic, program in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ExportError(f"the file is packed with {program}", remedy="unpack it first")
 
 
 @contextlib.contextmanager

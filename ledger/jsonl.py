@@ -1,12 +1,13 @@
 r"""Exports as lines of JSON: a header, a line for each message, and an end.
 
     {"cuebook":"export","format":1,...,"sum":"<hex>"}
-    {"sequence":17,"recorded_ns":"1767...","subject":"cue.event.x","headers":"<base64>","body":"<base64>","view":...,"sum":"<hex>"}
+    {"sequence":17,"recorded_ns":"1767...","subject":"cue.event.x","headers":"<base64>","body":"<base64>","view":...,
+     "sum":"<hex>"}
     {"cuebook":"end","count":1,...,"sha256":"<hex>","sum":"<hex>"}
 
 `sum` is the SHA-256 of the line's bytes before `,"sum"`, so that an altered byte is found in its own line. Lines are
 ASCII, with exactly these keys in this order and no blanks between them: what one reader sees in a line is what all see.
-"""  # noqa: E501 - the shape of a line
+"""
 
 from __future__ import annotations
 

@@ -77,23 +77,28 @@ class Header:
                 f"the export is of format {version}, and this release reads up to {FORMAT}", remedy="upgrade cuebook"
             )
         try:
-            before = data["before"]
-            found = cls(
-                space=_text(data["space"]),
-                stream=_text(data["stream"]),
-                filters=tuple(_text(one) for one in data["filters"]),
-                first=_number(data["first"]),
-                last=_number(data["last"]),
-                log_first=_number(data["log_first"]),
-                before=None if before is None else tuple(_hash(node) for node in before),
-                view=bool(data["view"]),
-            )
-            if version != FORMAT or not 1 <= found.log_first <= found.first <= found.last:
-                raise ValueError(data)
-            if found.before is not None and len(found.before) != (found.first - found.log_first).bit_count():
-                raise ValueError(found.before)
+            found = cls._of(data)
         except (KeyError, TypeError, ValueError) as error:
             raise ExportError(f"the export's header makes no sense: {error!r:.80}", remedy=_AGAIN) from error
+        return found
+
+    @classmethod
+    def _of(cls, data: dict[str, Any]) -> Self:
+        before = data["before"]
+        found = cls(
+            space=_text(data["space"]),
+            stream=_text(data["stream"]),
+            filters=tuple(_text(one) for one in data["filters"]),
+            first=_number(data["first"]),
+            last=_number(data["last"]),
+            log_first=_number(data["log_first"]),
+            before=None if before is None else tuple(_hash(node) for node in before),
+            view=bool(data["view"]),
+        )
+        if data["format"] != FORMAT or not 1 <= found.log_first <= found.first <= found.last:
+            raise ValueError(data)
+        if found.before is not None and len(found.before) != (found.first - found.log_first).bit_count():
+            raise ValueError(found.before)
         return found
 
 
@@ -101,7 +106,7 @@ class Header:
 class End:
     """What an export holds: `count` messages, the sequences of the first and the last (0: none).
 
-    `root` is that of the Merkle tree of these messages alone, the same in each format; `sha256` that of all bytes before.
+    `root` is that of the Merkle tree of these messages alone, the same in each format; `sha256` that of all before.
     """
 
     count: int
@@ -124,9 +129,9 @@ class End:
     @classmethod
     def from_data(cls, data: Any) -> Self:
         """Read it. Raises ExportError."""
+        if not isinstance(data, dict) or data.get("cuebook") != "end":
+            raise ExportError("the export's last part is no end", remedy=_AGAIN)
         try:
-            if data["cuebook"] != "end":
-                raise ValueError(data)
             return cls(
                 count=_number(data["count"]),
                 first=_number(data["first"]),

@@ -53,18 +53,17 @@ class Checkpoint:
     def parse(cls, text: str, note: str = "") -> Self:
         """Read the text of a note as a checkpoint. Raises ExportError."""
         lines = text.split("\n")
+        origin, size, root = (*lines[:3], "", "", "")[:3]
         try:
-            origin, size, root = lines[:3]
-            if not origin or _is_size(size) is None or lines[-1] or not all(lines[:-1]):
-                raise ValueError(text)
-            found = cls(origin=origin, size=int(size), root=_base64(root), note=note)
-            if len(found.root) != HASH_BYTES:
-                raise ValueError(root)
-        except ValueError as error:
+            data = _base64(root)
+        except ValueError:
+            data = b""
+        whole = lines[-1] == "" and all(lines[:-1])
+        if not whole or not origin or _is_size(size) is None or len(data) != HASH_BYTES:
             raise ExportError(
                 f"{lines[0][:60]!r} begins no checkpoint", remedy="a checkpoint is origin, size and root, a line each"
-            ) from error
-        return found
+            )
+        return cls(origin=origin, size=int(size), root=data, note=note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +178,15 @@ class PrivateKey:
             raise ConfigurationError(
                 f"the key file {str(path)!r} can be read by others (mode {mode:o})", remedy=f"chmod 600 {path}"
             )
-        name, number, encoded = (text.removeprefix("PRIVATE+KEY+").split("+", 2) + ["", ""])[:3]
+        name, number, encoded = (*text.removeprefix("PRIVATE+KEY+").split("+", 2), "", "")[:3]
+        refusal = ConfigurationError(f"{str(path)!r} is no private key", remedy=f"make one: cuebook audit key {path}")
         try:
             data = _base64(encoded)
             found = cls(name, data[1:])
-            if not text.startswith("PRIVATE+KEY+") or data[:1] != _ED25519 or number != found.public.id.hex():
-                raise ValueError(path)
         except (ValueError, ConfigurationError, nacl.exceptions.CryptoError) as error:
-            raise ConfigurationError(
-                f"{str(path)!r} is no private key", remedy=f"make one: cuebook audit key {path}"
-            ) from error
+            raise refusal from error
+        if not text.startswith("PRIVATE+KEY+") or data[:1] != _ED25519 or number != found.public.id.hex():
+            raise refusal
         return found
 
     def save(self, path: Path) -> Path:
@@ -203,7 +201,8 @@ class PrivateKey:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for name, content, mode in ((path, text, 0o600), (public, str(self.public), 0o644)):
-                with open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+                number = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                with os.fdopen(number, "w", encoding="utf-8") as file:
                     file.write(f"{content}\n")
                     file.flush()
                     os.fsync(file.fileno())

@@ -25,12 +25,16 @@ __all__ = ["ConsistencyProof", "InclusionProof", "check_proof"]
 _INCLUSION = "c2sp.org/tlog-proof@v1"
 _CONSISTENCY = "cuebook consistency-proof v1"
 _MAX_STEPS = 64
-_is_number = re.compile(r"0|[1-9][0-9]{0,18}").fullmatch
+_match_inclusion = re.compile(
+    re.escape(_INCLUSION)
+    + r"\n(?:extra ([A-Za-z0-9+/=]+)\n)?index (0|[1-9][0-9]{0,18})\n((?:[A-Za-z0-9+/=]+\n)*)\n(.*)",
+    re.DOTALL,
+).fullmatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InclusionProof:
-    """That a leaf is number `index` (from 0) of the tree of the checkpoint in `note`. `extra` proves nothing by itself."""
+    """That a leaf is number `index`, from 0, of the tree of the checkpoint in `note`; `extra` comes along unproved."""
 
     index: int
     path: tuple[bytes, ...]
@@ -46,20 +50,15 @@ class InclusionProof:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read it. Raises ExportError."""
-        head, blank, note = text.partition("\n\n")
-        first, *lines = head.split("\n")
-        extra = b""
+        found = _match_inclusion(text)
+        refusal = ExportError("this is no inclusion proof", remedy="make one: cuebook audit prove SEQUENCE")
+        if found is None:
+            raise refusal
+        extra, index, path, note = found.groups("")
         try:
-            if first != _INCLUSION or not blank:
-                raise ValueError(first)
-            if lines and lines[0].startswith("extra "):
-                extra = b64decode(lines.pop(0).removeprefix("extra "), validate=True)
-            word, _, index = lines.pop(0).partition(" ")
-            if word != "index" or _is_number(index) is None:
-                raise ValueError(word)
-            return cls(index=int(index), path=_hashes(lines), note=note, extra=extra)
-        except (ValueError, IndexError, binascii.Error) as error:
-            raise ExportError("this is no inclusion proof", remedy="make one: cuebook audit prove SEQUENCE") from error
+            return cls(index=int(index), path=_hashes(path), note=note, extra=b64decode(extra, validate=True))
+        except (ValueError, binascii.Error) as error:
+            raise refusal from error
 
     def check(self, key: PublicKey, leaf: bytes) -> Checkpoint:
         """The checkpoint whose tree holds this leaf. Raises TamperedError, ExportError."""
@@ -89,14 +88,15 @@ class ConsistencyProof:
     def parse(cls, text: str) -> Self:
         """Read it. Raises ExportError."""
         head, _, rest = text.partition("\n\n")
-        first, *lines = head.split("\n")
+        first, _, path = head.partition("\n")
         notes, left = read_notes(rest)
+        refusal = ExportError("this is no consistency proof", remedy="make one: cuebook audit grown OLD")
+        if first != _CONSISTENCY or len(notes) != 2 or left:
+            raise refusal
         try:
-            if first != _CONSISTENCY or len(notes) != 2 or left:
-                raise ValueError(first)
-            return cls(path=_hashes(lines), old=notes[0], new=notes[1])
+            return cls(path=_hashes(path), old=notes[0], new=notes[1])
         except (ValueError, binascii.Error) as error:
-            raise ExportError("this is no consistency proof", remedy="make one: cuebook audit grown") from error
+            raise refusal from error
 
     def check(self, key: PublicKey) -> tuple[Checkpoint, Checkpoint]:
         """The two checkpoints. Raises TamperedError, ExportError."""
@@ -130,8 +130,8 @@ def _lines(path: Sequence[bytes]) -> list[str]:
     return [b64encode(step).decode() for step in path]
 
 
-def _hashes(lines: Sequence[str]) -> tuple[bytes, ...]:
-    found = tuple(b64decode(line, validate=True) for line in lines)
+def _hashes(lines: str) -> tuple[bytes, ...]:
+    found = tuple(b64decode(line, validate=True) for line in lines.split("\n") if line)
     if len(found) > _MAX_STEPS or any(len(step) != HASH_BYTES for step in found):
         raise ValueError(lines)
     return found

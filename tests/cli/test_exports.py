@@ -65,9 +65,7 @@ async def test_export_import_export_is_identical(
     )
 
 
-async def test_a_part_with_gaps_comes_back_as_it_was(
-    cli: Cli, history: EventLog, tmp_path: Path, space: str
-) -> None:
+async def test_a_part_with_gaps_comes_back_as_it_was(cli: Cli, history: EventLog, tmp_path: Path, space: str) -> None:
     first = await exported(cli, tmp_path / "first.jsonl", "--run", "o13", "--topic", "parcel.>")
     lines = [json.loads(line) for line in first.splitlines()]
     original = await cli.json("replay", "o13")
@@ -79,14 +77,13 @@ async def test_a_part_with_gaps_comes_back_as_it_was(
     await cli.ok("events", "export", str(tmp_path / "range.jsonl"), "--from", str(middle))
     await cli.ok("events", "import", str(tmp_path / "range.jsonl"), "--reroot", "--space", f"{space}-c")
     assert (await cli.json("events", "tail", "-n", "1000", "--space", f"{space}-c"))[0]["sequence"] == middle
-    assert await exported(cli, tmp_path / "again.jsonl", "--space", f"{space}-c") == (
-        tmp_path / "range.jsonl"
-    ).read_bytes()
+    assert (
+        await exported(cli, tmp_path / "again.jsonl", "--space", f"{space}-c")
+        == (tmp_path / "range.jsonl").read_bytes()
+    )
 
 
-async def test_an_import_shows_what_was_when_it_was(
-    cli: Cli, history: EventLog, tmp_path: Path, space: str
-) -> None:
+async def test_an_import_shows_what_was_when_it_was(cli: Cli, history: EventLog, tmp_path: Path, space: str) -> None:
     await exported(cli, tmp_path / "all.jsonl")
     await cli.ok("events", "import", str(tmp_path / "all.jsonl"), "--reroot", "--space", f"{space}-b")
     there = ("--space", f"{space}-b")
@@ -216,9 +213,7 @@ async def test_a_damaged_export_is_not_imported_at_all(
     assert "no stream" in await cli.fails(3, "events", "tail", "--space", f"{space}-b")
 
 
-async def test_what_is_no_export_is_refused_in_one_sentence(
-    cli: Cli, history: EventLog, tmp_path: Path
-) -> None:
+async def test_what_is_no_export_is_refused_in_one_sentence(cli: Cli, history: EventLog, tmp_path: Path) -> None:
     whole = (await exported(cli, tmp_path / "all.jsonl")).splitlines(keepends=True)
     bad = tmp_path / "bad.jsonl"
     cases = {

@@ -67,7 +67,7 @@ def test_a_note_of_another_key_or_log_is_refused(key: PrivateKey) -> None:
     with pytest.raises(TamperedError, match="has not signed"):
         PrivateKey("example.com/cue", b"\x08" * 32).public.checkpoint(key.checkpoint(1, b"r" * 32).note)
     other = Checkpoint(origin="example.com/other", size=1, root=b"r" * 32)
-    with pytest.raises(TamperedError, match="they must be of one log|the key of"):
+    with pytest.raises(TamperedError, match="the key of"):
         key.public.checkpoint(key.sign(other.text))
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_checkpoint_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "a+b+c", "example.com/foo+530d903b+" + VKEY.rpartition("+")[2], "/tmp"])
 def test_what_is_no_public_key_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="no public key|no Ed25519 public key"):
+    with pytest.raises(ConfigurationError, match="public key"):
         PublicKey.parse(text)
 
 
