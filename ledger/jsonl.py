@@ -170,7 +170,8 @@ def _sequence_of(line: bytes, last: int, altered: int, header: Header) -> int:
     """Which message an altered line is about: what it still says if that can be, else the next that is missing."""
     found = _beginning(line)
     said = int(found[1]) if found else 0
-    return said if last < said <= (last + altered if header.whole else header.last) else last + altered
+    about = said if last < said <= (last + altered if header.whole else header.last) else last + altered
+    return about if about <= header.last else 0  # the end itself
 
 
 def _checked(line: bytes, what: str) -> Any:

@@ -191,7 +191,9 @@ class ParquetReader:
     def _group(self, number: int, damage: Damage | None) -> Iterator[Record | Damage]:
         try:
             named = 0
-            for item in _rows(self._parquet.read_row_group(number), self.header.view, number):
+            for item in _rows(
+                self._parquet.read_row_group(number), self.header.view, number, *self._groups[number][1:3]
+            ):
                 named += isinstance(item, Damage)
                 yield item
             if damage is not None and not named:
@@ -202,7 +204,7 @@ class ParquetReader:
             yield damage
 
 
-def _rows(table: Any, has_view: bool, number: int) -> Iterator[Record | Damage]:
+def _rows(table: Any, has_view: bool, number: int, first: int, last: int) -> Iterator[Record | Damage]:
     times = table["recorded_at"].cast(pa.int64()).to_pylist()
     columns = {name: table[name].to_pylist() for name in table.column_names if name != "recorded_at"}
     views = columns["view"] if has_view else [None] * len(times)
@@ -221,7 +223,11 @@ def _rows(table: Any, has_view: bool, number: int) -> Iterator[Record | Damage]:
         else:
             yield record
             continue
-        yield Damage(f"row group {number + 1}, row {place + 1}", sequence, sequence, wrong)
+        where = f"row group {number + 1}, row {place + 1}"
+        if last - first + 1 == len(times):  # its own sequence may be what was altered
+            yield Damage(where, first + place, first + place, wrong)
+        else:
+            yield Damage(where, first, last, wrong)
 
 
 def _name(subject: bytes) -> tuple[str, bytes | None]:

@@ -97,11 +97,11 @@ class Sealer:
     # --- taking up where the last seal is ---
 
     async def _restore(self) -> None:
-        facts = await self._log.verify()
-        refuse_recording(facts)
-        self._log_first = max(facts.first_sequence, 1)
+        refuse_recording(await self._log.verify())
         self._number = (await self._seals.ensure(replicas=self._replicas)).last_sequence
         seal = await self._seals.at(self._number) if self._number else None
+        facts = await self._log.verify()  # after the seal: another sealer may be at work
+        self._log_first = max(facts.first_sequence, 1)
         if seal is not None:
             await self._compare(seal, facts)
         self._tree = seal.frontier if seal else Frontier()
