@@ -20,14 +20,6 @@ from cuebook.ledger.manifest import Damage, End, Header
 from cuebook.ledger.merkle import Frontier
 from cuebook.ledger.record import Record, leaf_of, view_of
 
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ModuleNotFoundError as missing:
-    raise ConfigurationError(
-        "Parquet needs pyarrow, which is not installed", remedy="pip install 'cuebook[parquet]', or export to JSONL"
-    ) from missing
-
 __all__ = ["ParquetReader", "ParquetWriter"]
 
 GROUP: Final = 1_000
@@ -36,25 +28,42 @@ MAGIC: Final = b"PAR1"
 _NO_SUM: Final = b'"footer":"' + b"0" * 64 + b'"'
 _CHUNK: Final = 1 << 20
 _MAX_FOOTER_BYTES: Final = 1 << 30
-_COLUMNS: Final = [
-    ("sequence", pa.int64()),
-    ("recorded_at", pa.timestamp("ns", tz="UTC")),
-    ("subject", pa.string()),
-    ("subject_bytes", pa.binary()),  # where the subject is no UTF-8, else null
-    ("headers", pa.binary()),
-    ("body", pa.binary()),
-    ("leaf", pa.binary(32)),
-]
-_VIEW: Final = ("view", pa.string())
+
+
+def _libraries() -> tuple[Any, Any]:
+    """The two modules of pyarrow, which are only there with an extra."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as missing:
+        raise ConfigurationError(
+            "Parquet needs pyarrow, which is not installed", remedy="pip install 'cuebook[parquet]', or use JSONL"
+        ) from missing
+    return pa, pq
+
+
+def _schema(pa: Any, *, view: bool) -> Any:
+    columns = [
+        ("sequence", pa.int64()),
+        ("recorded_at", pa.timestamp("ns", tz="UTC")),
+        ("subject", pa.string()),
+        ("subject_bytes", pa.binary()),  # where the subject is no UTF-8, else null
+        ("headers", pa.binary()),
+        ("body", pa.binary()),
+        ("leaf", pa.binary(32)),
+    ]
+    return pa.schema([*columns, ("view", pa.string())] if view else columns)
 
 
 class ParquetWriter:
     """Writes an export to a file that is open for reading and writing bytes; `close` completes it."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
+        """Raises ConfigurationError when pyarrow is missing."""
         self._file, self._header = file, header
         self._sink = _Sink(file)
-        self._schema = pa.schema([*_COLUMNS, *([_VIEW] if header.view else [])])
+        self._pa, pq = _libraries()
+        pa, self._schema = self._pa, _schema(self._pa, view=header.view)
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._sink, mode="w"), self._schema, compression="zstd", use_dictionary=False,
             write_statistics=["sequence", "recorded_at", "subject"], version="2.6", store_schema=True,
@@ -108,6 +117,7 @@ class ParquetWriter:
         ]
         if self._header.view:
             columns.append([view_of(record.body) for record in records])
+        pa = self._pa
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=GROUP)
         first, last = records[0].sequence, records[-1].sequence
@@ -132,7 +142,11 @@ class ParquetReader:
     name = "parquet"
 
     def __init__(self, file: BinaryIO) -> None:
-        """Read the footer. Raises ExportError; what was altered in the footer is told by `items`."""
+        """Read the footer; what was altered in it is told by `items`.
+
+        Raises ExportError, and ConfigurationError when pyarrow is missing.
+        """
+        self._pa, pq = _libraries()
         self._file = file
         self.position = 0
         self.end: End | None = None
@@ -189,23 +203,27 @@ class ParquetReader:
             self.end = self._end
 
     def _group(self, number: int, damage: Damage | None) -> Iterator[Record | Damage]:
+        named = 0
         try:
-            named = 0
-            for item in _rows(
-                self._parquet.read_row_group(number), self.header.view, number, *self._groups[number][1:3]
-            ):
+            table = self._parquet.read_row_group(number)
+            times = table["recorded_at"].cast(self._pa.int64()).to_pylist()
+            for item in _rows(table, times, self.header.view, self._groups[number], number):
                 named += isinstance(item, Damage)
                 yield item
-            if damage is not None and not named:
-                yield damage
-        except Exception as error:  # noqa: BLE001 - bytes that were altered may fail anywhere in the reading
+        except Exception as error:  # bytes that were altered may fail anywhere in the reading
             if damage is None:
-                damage = Damage(f"row group {number + 1}", self._groups[number][1], self._groups[number][2], str(error))
+                raise ExportError(
+                    f"row group {number + 1} cannot be read: {str(error)[:80]}", remedy="get the file again"
+                ) from error
+            named = 0
+        if damage is not None and not named:
             yield damage
 
 
-def _rows(table: Any, has_view: bool, number: int, first: int, last: int) -> Iterator[Record | Damage]:
-    times = table["recorded_at"].cast(pa.int64()).to_pylist()
+def _rows(
+    table: Any, times: list[int], has_view: bool, group: tuple[int, int, int, str], number: int
+) -> Iterator[Record | Damage]:
+    _, first, last, _ = group
     columns = {name: table[name].to_pylist() for name in table.column_names if name != "recorded_at"}
     views = columns["view"] if has_view else [None] * len(times)
     rows = zip(

@@ -150,7 +150,7 @@ class _Check:
 
     def record(self, record: Record) -> None:
         sequence = record.sequence
-        if sequence != self.last + 1:
+        if sequence != self.last + 1 or sequence > self.report.header.last:
             self._jump(record)
         self.report.count += 1
         self.last = sequence

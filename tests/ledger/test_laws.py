@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import re
 from bisect import bisect_right
 from dataclasses import replace
 from typing import Any
@@ -100,16 +99,20 @@ def test_every_altered_byte_of_a_parquet_export_is_found_in_its_row_group(monkey
         place = numbers.randrange(len(data))
         group = bisect_right(ends, place)
         changed = mutated(data, place, numbers)
-        try:
-            finding = read("parquet", changed).findings[0]
-        except CuebookError as error:
-            assert group == len(ends), place
-            assert re.search("footer|last part|header|no end|not an export|format", str(error))
-            continue
         if group == len(ends):
-            assert finding.place.endswith("the footer"), place
+            assert altered_footer(changed), place
         else:
+            finding = read("parquet", changed).findings[0]
             assert group * 10 < finding.first <= finding.last <= group * 10 + 10, place
+
+
+def altered_footer(data: bytes) -> bool:
+    """Whether it is refused, or all that is found wrong is the footer."""
+    try:
+        report = read("parquet", data)
+    except CuebookError:
+        return True
+    return [one.place.endswith("the footer") for one in report.findings] == [True]
 
 
 def mutated(data: bytes, place: int, numbers: random.Random) -> bytes:
