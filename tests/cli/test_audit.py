@@ -7,7 +7,10 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import pytest
 
 from cuebook.actors.runtime import AgentHost
 from cuebook.events.log import EventLog
+from cuebook.ledger.notes import PrivateKey, read_notes
 from tests.cli.conftest import Cli, Start
+from tests.commands import started
 from tests.waiting import eventually
 
 
@@ -278,3 +283,23 @@ async def test_the_audit_log_is_searched_by_who_what_when_why_and_conversation(
 
 def log_space(cli: Cli) -> str:
     return cli.env["CUEBOOK_SPACE"]
+
+
+def test_dev_seals_its_log(tmp_path: Path) -> None:
+    ports = ("--nats-port", "0", "--postgres-port", "0")
+    with started("dev", *ports, cwd=tmp_path) as dev:
+        dev.line(r"sealer +\| .*ready")
+        dev.line("Ctrl-C stops everything")
+        done = subprocess.run(
+            [sys.executable, "-m", "cuebook.cli.main", "events", "publish", "parcel.lost", "{}"],
+            env={**os.environ, **dev.exported()},
+            check=True,
+        )
+        assert done.returncode == 0
+        dev.interrupt()
+        dev.end()
+    folder = tmp_path / ".cuebook" / "seals"
+    key = PrivateKey.load(folder / "cue.key")
+    notes, rest = read_notes((folder / "cue.checkpoints").read_text())
+    assert rest == ""
+    assert key.public.checkpoint(notes[-1]).size >= 1
