@@ -102,7 +102,9 @@ def key(
 
 @app.command()
 def verify(
-    export: Annotated[str, typer.Argument(metavar="EXPORT", help="A file that 'cuebook events export' made.")],
+    export: Annotated[
+        str, typer.Argument(metavar="EXPORT", help="A file that 'cuebook events export' made; - is stdin.")
+    ],
     public_key: PublicKeyOption = "",
     checkpoint: Checkpoints = None,
     output: OutputOption = Output.TEXT,

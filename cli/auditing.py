@@ -61,8 +61,8 @@ def verify_export(path: str, key: str, files: Sequence[Path], output: Output) ->
         raise InputError("a key without a checkpoint verifies nothing", remedy="say --checkpoint FILE")
     checkpoints = read_checkpoints(files, public_key(key)) if files else []
     with open_export(path) as reader:
-        total = Path(path).stat().st_size
-        with Meter(1, total, silent=output.for_programs, verb="verified") as meter:
+        total = Path(path).stat().st_size if path != "-" else 0
+        with Meter(1, total, silent=output.for_programs or not total, verb="verified") as meter:
             report = verify(reader, checkpoints, watch=lambda count, position: meter.reached(position, count))
     show_one(output, report.to_data(), lambda: _print_report(path, report, checkpoints))
     if not report.sound:

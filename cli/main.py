@@ -18,7 +18,7 @@ class _Cuebook(LazyGroup):
     modules: ClassVar = {
         "dev": ("cuebook.cli.dev", "Run everything on this machine, servers included."),
         "demo": ("cuebook.cli.demo", "Watch the customer-support desk at work."),
-        "serve": ("cuebook.cli.serve", "Run agents, orchestrator or projections as a process."),
+        "serve": ("cuebook.cli.serve", "Run agents, orchestrator, projections or the sealer as a process."),
         "run": ("cuebook.cli.run", "Start, list, show, follow, cancel and retry runs."),
         "task": ("cuebook.cli.task", "Show one task of a run."),
         "agent": ("cuebook.cli.agent", "List, show and drain agents."),

@@ -64,7 +64,13 @@ def format_of(path: str, said: str = "") -> str:
 
 @contextlib.contextmanager
 def open_export(path: str | Path) -> Iterator[Reader]:
-    """Open an export file. Raises ExportError for what is none, is newer or is cut short, TamperedError."""
+    """Open an export file; `-` is stdin, for JSONL.
+
+    Raises ExportError for what is none, is newer or is cut short, TamperedError.
+    """
+    if path == "-":
+        yield JsonlReader(sys.stdin.buffer)
+        return
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed below, also when reading its beginning fails
     except OSError as error:

@@ -93,13 +93,9 @@ class JsonlReader:
         self._file = file
         self.end: End | None = None
         line = file.readline(MAX_LINE_BYTES)
+        self.position = len(line)
         self._sum = sha256(line)
         self.header = Header.from_data(_checked(line, "line 1, the header,"))
-
-    @property
-    def position(self) -> int:
-        """Bytes read."""
-        return self._file.tell()
 
     def items(self) -> Iterator[Record | Damage]:
         """All messages in order, and in their places what was altered."""
@@ -107,6 +103,7 @@ class JsonlReader:
         sound = True
         while line := self._file.readline(MAX_LINE_BYTES):
             number += 1
+            self.position += len(line)
             text, item = line[:-_TAIL_BYTES], None
             if (
                 line[-3:] != _TAIL
