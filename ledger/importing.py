@@ -113,6 +113,7 @@ class Importer:
         config = stream_config(self._subjects, replicas, recording=not self._live)
         config["first_seq"] = self._first
         if not self._live:
+            config["max_msg_size"] *= 2  # a copy's headers are those of the original in base64, and some more
             del config["republish"]  # nobody shall hear of it a second time
             config["metadata"][IMPORT] = self._imported.text
             config["description"] = f"cuebook space {self._subjects.space}: imported from {self._origin}"

@@ -71,6 +71,9 @@ async def test_an_export_is_verified_with_nothing_but_key_and_checkpoints(
     report = await cli.json("audit", "verify", export, *sealed.with_checkpoints, env=offline)
     assert (report["sound"], report["sealed_to"], report["count"]) == (True, sealed.last, sealed.last)
     assert report["checkpoints"][:2] == [4, 8]
+    if name == "jsonl":
+        piped = Path(export).read_text()
+        assert report == await cli.json("audit", "verify", "-", *sealed.with_checkpoints, stdin=piped)
     said = await cli.ok("audit", "verify", export, *sealed.with_checkpoints, env=offline)
     assert "unaltered" in said
     assert f"up to sequence {sealed.last}" in said

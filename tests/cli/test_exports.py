@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,15 @@ async def test_a_range_that_holds_nothing_is_refused_and_leaves_no_file(
     assert "not compressed" in await cli.fails(2, "events", "export", str(tmp_path / "x.jsonl.gz"))
     assert "is a folder" in await cli.fails(2, "events", "export", str(tmp_path))
     assert "cannot be written" in await cli.fails(1, "events", "export", str(tmp_path / "no" / "x.jsonl"))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_parquet_without_its_library_says_what_to_install(
+    cli: Cli, history: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    said = await cli.fails(1, "events", "export", str(tmp_path / "x.parquet"))
+    assert "pip install 'cuebook[parquet]'" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -129,7 +129,7 @@ async def test_killed_at_any_moment_it_goes_on_and_no_other_tree_is_signed(
         pass
 
     original = Sealer._write
-    killed = []
+    killed: list[object] = []
 
     def write(self: Sealer, checkpoint: Checkpoint) -> None:
         if checkpoint.size == 4 and not killed:
