@@ -1,4 +1,4 @@
-"""Proofs from the log or from an export: every leaf up to a checkpoint is read once, in order."""
+"""Proofs from the log or from an export. Of the log only what stands between two seals is read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from cuebook.events.errors import ConfigurationError, NotFoundError
 from cuebook.events.log import EventLog
 from cuebook.ledger.errors import TamperedError
 from cuebook.ledger.exports import open_export, sound_records
-from cuebook.ledger.merkle import Frontier, RangeRoots, consistency_ranges, inclusion_ranges
+from cuebook.ledger.merkle import (
+    Frontier,
+    PathFinder,
+    consistency_ranges,
+    inclusion_ranges,
+    inclusion_root,
+    verify_consistency,
+)
 from cuebook.ledger.notes import Checkpoint
 from cuebook.ledger.proofs import ConsistencyProof, InclusionProof
 from cuebook.ledger.record import Record, leaf_data, leaf_of, view_of
@@ -52,16 +60,15 @@ async def prove(target: Target, event: str, path: str, evidence: Evidence, outpu
                 remedy="wait for the sealer, or start it: cuebook serve sealer",
             )
         found: list[Record] = []
-        path_of = await _roots(
-            log,
-            checkpoint,
-            inclusion_ranges(index, checkpoint.size),
-            keep=lambda record, n: found.append(record) if n == index else None,
-        )
-    proof = InclusionProof(index=index, path=tuple(path_of), note=checkpoint.note, extra=leaf_data(found[0]))
+        finder = PathFinder(inclusion_ranges(index, checkpoint.size), index, await log.tree_before(index))
+        await _read(log, checkpoint, finder, keep=lambda record, n: found.append(record) if n == index else None)
+    steps = finder.roots()
+    if inclusion_root(leaf_of(found[0]), index, checkpoint.size, steps) != checkpoint.root:
+        raise _other_log(checkpoint)
+    proof = InclusionProof(index=index, path=tuple(steps), note=checkpoint.note, extra=leaf_data(found[0]))
     _write(path or f"{sequence}.tlog-proof", proof.text)
     view = {"proof": path or f"{sequence}.tlog-proof", "log": checkpoint.origin, "checkpoint": checkpoint.size}
-    view |= {"steps": len(path_of)} | record_view(found[0])
+    view |= {"steps": len(steps)} | record_view(found[0])
     _tell(path, view, output)
 
 
@@ -71,10 +78,15 @@ async def prove_growth(target: Target, old: int, new: int, path: str, evidence: 
         first, last = _found(await log.exactly(old), old), _found(await log.exactly(new), new)
         if last.size < first.size:
             raise InputError(f"{last.size} messages are fewer than {first.size}", remedy="say the smaller one first")
-        roots = await _roots(log, last, consistency_ranges(first.size, last.size))
+        ranges = consistency_ranges(first.size, last.size)
+        finder = PathFinder(ranges, first.size, await log.tree_before(first.size))
+        await _read(log, last, finder)
+    steps = finder.roots()
+    if not verify_consistency(first.size, first.root, last.size, last.root, steps):
+        raise _other_log(last)
     name = path or f"{first.size}-{last.size}.consistency-proof"
-    _write(name, ConsistencyProof(path=tuple(roots), old=first.note, new=last.note).text)
-    _tell(path, {"proof": name, "log": last.origin, "old": first.size, "new": last.size, "steps": len(roots)}, output)
+    _write(name, ConsistencyProof(path=tuple(steps), old=first.note, new=last.note).text)
+    _tell(path, {"proof": name, "log": last.origin, "old": first.size, "new": last.size, "steps": len(steps)}, output)
 
 
 def _found(checkpoint: Checkpoint | None, size: int) -> Checkpoint:
@@ -98,34 +110,35 @@ async def print_checkpoints(target: Target, key: str, *, last: bool) -> None:
             print((await seals.at(number)).checkpoint.note)  # noqa: T201 - a note ends its own lines
 
 
-async def _roots(
+async def _read(
     log: _LiveLog | _ExportedLog,
     checkpoint: Checkpoint,
-    ranges: list[tuple[int, int]],
+    finder: PathFinder,
     keep: Callable[[Record, int], None] | None = None,
-) -> list[bytes]:
-    """The roots of ranges, once it is clear that the log is the one that was signed."""
-    collector, tree = RangeRoots(ranges), Frontier()
-    with Meter(1, checkpoint.size, silent=log.output.for_programs) as meter:
-        async with aclosing(log.leaves(checkpoint.size)) as records:
+) -> None:
+    """Give the finder all leaves that it needs. Raises TamperedError when one is not there."""
+    start = number = finder.size
+    with Meter(start + 1, checkpoint.size, silent=log.output.for_programs) as meter:
+        async with aclosing(log.leaves(start, checkpoint.size)) as records:
             async for record in records:
-                if record.sequence != log.first + tree.size:
-                    raise TamperedError(
-                        f"the log holds nothing at sequence {log.first + tree.size}",
-                        remedy="compare it with its backup",
-                    )
-                leaf = leaf_of(record)
-                collector.add(tree.size, leaf)
+                if record.sequence != log.first + number:
+                    break
+                finder.add(number, leaf_of(record))
                 if keep is not None:
-                    keep(record, tree.size)
-                tree.add(leaf)
-                meter.at(tree.size)
-    if tree.size != checkpoint.size or tree.root() != checkpoint.root:
+                    keep(record, number)
+                number += 1
+                meter.at(number)
+    if number != checkpoint.size:
         raise TamperedError(
-            f"the first {checkpoint.size} messages are not those that were signed",
-            remedy="find out which: cuebook events export, then cuebook audit verify",
+            f"the log holds nothing at sequence {log.first + number}", remedy="compare it with its backup"
         )
-    return collector.roots()
+
+
+def _other_log(checkpoint: Checkpoint) -> TamperedError:
+    return TamperedError(
+        f"the first {checkpoint.size} messages are not those that were signed",
+        remedy="find out which: cuebook events export, then cuebook audit verify",
+    )
 
 
 @asynccontextmanager
@@ -157,10 +170,17 @@ class _LiveLog:
         self._log, self._source, self._seals, self._signed, self.output = log, source, seals, signed, output
         self.first = source.log_first
 
-    async def leaves(self, size: int) -> AsyncGenerator[Record]:
-        """The messages that the first `size` leaves stand for."""
+    async def tree_before(self, size: int) -> Frontier:
+        """The tree of the newest seal of at most so many messages; what it says is proved by the proof itself."""
+        if self._source.imported is not None:
+            return Frontier()
+        seal = await self._seals.last_within(size)
+        return seal.frontier if seal else Frontier()
+
+    async def leaves(self, start: int, size: int) -> AsyncGenerator[Record]:
+        """The messages that leaves `start` to `size` - 1 stand for."""
         last = self.first + size - 1
-        async with aclosing(self._source.batches(after=self.first - 1, until=last)) as batches:
+        async with aclosing(self._source.batches(after=self.first + start - 1, until=last)) as batches:
             async for batch in batches:
                 for record in batch:
                     yield record
@@ -201,12 +221,14 @@ class _ExportedLog:
         self._path, self.output, self.first, self._last = path, output, header.first, header.last
         self._signed = [one for one in signed if one.size <= header.last - header.first + 1]
 
-    async def leaves(self, size: int) -> AsyncGenerator[Record]:
-        """The messages that the first `size` leaves stand for."""
+    async def tree_before(self, size: int) -> Frontier:  # noqa: ARG002 - the other one knows more
+        """The empty tree: an export is read from its beginning."""
+        return Frontier()
+
+    async def leaves(self, start: int, size: int) -> AsyncGenerator[Record]:
+        """The messages that leaves `start` to `size` - 1 stand for."""
         with open_export(self._path) as reader:
-            for number, record in enumerate(sound_records(reader)):
-                if number == size:
-                    return
+            for record in islice(sound_records(reader), start, size):
                 yield record
 
     async def find(self, name: str) -> int:

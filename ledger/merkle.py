@@ -15,6 +15,7 @@ __all__ = [
     "EMPTY_ROOT",
     "HASH_BYTES",
     "Frontier",
+    "PathFinder",
     "RangeRoots",
     "consistency_ranges",
     "inclusion_ranges",
@@ -147,6 +148,38 @@ class RangeRoots:
             if tree.size != end - start:
                 raise ValueError(f"leaves {start} to {end - 1} are needed, {tree.size} of them came")
         return [tree.root() for tree in self._trees]
+
+
+class PathFinder:
+    """Computes such ranges around a boundary, from a tree that ends at or before it and the leaves from there on.
+
+    What stands before the boundary are the nodes of the tree at the boundary, so nobody has to read all leaves.
+    """
+
+    def __init__(self, ranges: Sequence[Range], boundary: int, before: Frontier) -> None:
+        """`boundary` is the leaf of an inclusion proof, or the old size of a consistency proof."""
+        if before.size > boundary:
+            raise ValueError(f"a tree of {before.size} leaves is beyond {boundary}")
+        self._ranges, self._boundary, self._tree = ranges, boundary, before.copy()
+        self._right = RangeRoots([one for one in ranges if one[0] >= boundary])
+        self.size = before.size
+        """Leaves that are known without being read."""
+
+    def add(self, index: int, leaf: bytes) -> None:
+        """Take the hash of a leaf; they come in order, from the size of the tree given."""
+        if index < self._boundary:
+            self._tree.add(leaf)
+        else:
+            self._right.add(index, leaf)
+
+    def roots(self) -> list[bytes]:
+        """The roots in the order asked. Raises ValueError when leaves are missing."""
+        if self._tree.size != self._boundary:
+            raise ValueError(f"leaves from {self._tree.size} on are needed")
+        left = sorted(one for one in self._ranges if one[0] < self._boundary)
+        found = dict(zip(left, self._tree.nodes, strict=bool(left)))
+        right = iter(self._right.roots())
+        return [found[one] if one in found else next(right) for one in self._ranges]
 
 
 def inclusion_root(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes | None:

@@ -130,7 +130,7 @@ class Sealer:
     async def _mend_file(self, seal: Seal | None) -> None:
         """Cut off what a crash has left unfinished, and add the checkpoints that are only in the stream."""
         notes = _read(self._file)
-        known = [self._key.public.checkpoint(note) for note in notes]
+        known = [self._key.public.checkpoint(note) for note in notes[-1:]]
         last = known[-1].size if known else 0
         if last > self._sealed:
             raise HistoryRegressedError(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cuebook.ledger.merkle import (
     EMPTY_ROOT,
     Frontier,
+    PathFinder,
     RangeRoots,
     consistency_ranges,
     inclusion_ranges,
@@ -150,6 +151,18 @@ def test_a_tree_taken_up_again_grows_like_one_that_never_stopped(before: int, mo
     assert inclusion_root(following, before, before + 1, path) == tree(before + 1).root()
 
 
+@given(sizes, st.data())
+def test_proofs_need_only_the_leaves_from_any_earlier_tree_on(size: int, data: st.DataObject) -> None:
+    hashes = leaves(size)
+    index, old = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, size))
+    for boundary, ranges in ((index, inclusion_ranges(index, size)), (old, consistency_ranges(old, size))):
+        known = data.draw(st.integers(0, boundary))
+        finder = PathFinder(ranges, boundary, tree(known))
+        for n in range(known, size):
+            finder.add(n, hashes[n])
+        assert finder.roots() == roots(ranges, hashes)
+
+
 def test_what_cannot_be_is_refused() -> None:
     for size, nodes in ((1, []), (0, [EMPTY_ROOT]), (3, [EMPTY_ROOT]), (1, [b"short"]), (-1, [])):
         with pytest.raises(ValueError, match="no tree"):
@@ -160,6 +173,10 @@ def test_what_cannot_be_is_refused() -> None:
         consistency_ranges(4, 3)
     with pytest.raises(ValueError, match="are needed"):
         roots([(0, 4)], leaves(3))
+    with pytest.raises(ValueError, match="is beyond"):
+        PathFinder([], 3, tree(4))
+    with pytest.raises(ValueError, match="are needed"):
+        PathFinder([], 3, tree(2)).roots()
     assert not verify_consistency(2, EMPTY_ROOT, 3, EMPTY_ROOT, [])
     assert not verify_consistency(3, tree(3).root(), 3, tree(3).root(), [EMPTY_ROOT])
     assert verify_consistency(3, tree(3).root(), 3, tree(3).root(), [])
