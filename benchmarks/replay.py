@@ -22,7 +22,8 @@ from rich.table import Table
 from benchmarks.history import fill
 from benchmarks.machine import machine_facts
 from cuebook.cli.auditing import verify_export
-from cuebook.cli.exporting import Part, export
+from cuebook.cli.exits import Interruption
+from cuebook.cli.exporting import Part, export, import_
 from cuebook.cli.options import Output, Target
 from cuebook.cli.proving import Evidence, prove
 from cuebook.embedded.nats_server import nats_server
@@ -70,6 +71,10 @@ async def read(log: EventLog, events: int) -> None:
             pass
 
 
+async def fill_space(target: Target, file: str) -> None:
+    await import_(target, file, Output.JSON, Interruption(), reroot=True, live_effects=False, replicas=1)
+
+
 @asynccontextmanager
 async def written(folder: Path, events: int, console: Console) -> AsyncIterator[tuple[str, EventLog]]:
     """A server with a log of so many events."""
@@ -94,7 +99,7 @@ async def measure(events: int, console: Console) -> Table:
             target = Target(nats_url=url, space=SPACE)
             with figures.row("read, undecoded"):
                 await read(log, events)
-            with figures.row("sealed, with a checkpoint every 1,000"):
+            with figures.row("sealed, a checkpoint every 1,000"):
                 await seal(log, key, checkpoints, events)
             for name, file in files.items():
                 with figures.row(f"exported to {name}", file):
@@ -102,6 +107,8 @@ async def measure(events: int, console: Console) -> Table:
             with figures.row("the last event proved from the log"):
                 evidence = Evidence(export="", key="", checkpoints=[])
                 await prove(target, str(events), str(folder / "proof"), evidence, Output.JSON)
+            with figures.row("imported into another space"):
+                await fill_space(Target(nats_url=url, space=f"{SPACE}-copy"), str(files["jsonl"]))
         for name, file in files.items():
             with figures.row(f"audit verify of {name}", file):
                 verify_export(str(file), str(public), [checkpoints], Output.JSON)

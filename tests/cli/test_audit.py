@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from cuebook.actors.runtime import AgentHost
+from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from cuebook.ledger.notes import PrivateKey, read_notes
 from tests.cli.conftest import Cli, Start
@@ -193,6 +194,23 @@ async def test_what_is_not_sealed_or_not_there_cannot_be_proved(cli: Cli, sealed
     assert "cannot be read" in await cli.fails(2, "audit", "check-proof", "/none", "--key", sealed.public)
     assert "no inclusion proof" in await cli.fails(2, "audit", "check-proof", sealed.export, "--key", sealed.public)
     assert "say --checkpoint" in await cli.fails(2, "audit", "prove", "3", "-", "--export", sealed.export)
+
+
+async def test_a_rewritten_log_proves_nothing_and_its_sealer_stops(
+    cli: Cli, sealed: Sealed, log: EventLog, start: Start
+) -> None:
+    await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
+    await log.ensure()
+    for _ in range(sealed.last):
+        await log.connection.request(f"{log.subjects.space}.event.parcel.lost", b"{}")
+    assert "are not those that were signed" in await cli.fails(8, "audit", "prove", "5", "-")
+    assert "are not those that were signed" in await cli.fails(8, "audit", "grown", "4", "8", "--to", "-")
+    await cli.ok("events", "export", sealed.export)
+    said = await cli.fails(8, "audit", "verify", sealed.export, *sealed.with_checkpoints)
+    assert "altered: sequences 1 to 4: the tree of 4 messages is not the one that was signed" in said
+    async with start("serve", "sealer", "--key", sealed.key, "--file", sealed.checkpoints) as program:
+        assert await program.ends() == 8
+        assert f"holds another message at {sealed.last} than was sealed" in program.errors
 
 
 async def test_checkpoints_come_from_the_stream_as_the_file_has_them(cli: Cli, sealed: Sealed) -> None:
