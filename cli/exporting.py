@@ -79,7 +79,7 @@ async def export(target: Target, part: Part, path: str, said: str, output: Outpu
     name = format_of(path, said)
     if path != "-" and Path(path).is_dir():
         raise InputError(f"{path!r} is a folder", remedy="name a file")
-    async with session(target) as client:
+    async with session(target, follows=True) as client:
         log = client.log
         after, until, filters = await part_of(log, part)
         source = Source(log, await log.verify())

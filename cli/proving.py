@@ -150,7 +150,7 @@ async def _opened(target: Target, evidence: Evidence, output: Output) -> AsyncIt
             raise InputError("an export has no checkpoints in it", remedy="say --checkpoint FILE and --key")
         yield _ExportedLog(evidence.export, signed, output)
         return
-    async with session(target) as client:
+    async with session(target, follows=True) as client:
         source = Source(client.log, await client.log.verify())
         origin = source.imported
         if origin is not None and not (origin.keeps_sequences and origin.end.first == source.log_first):
