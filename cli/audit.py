@@ -124,7 +124,7 @@ def verify(
 def prove(
     event: Annotated[str, typer.Argument(metavar="SEQ|EVENT_ID", help="Where it stands, or its id.")],
     file: Annotated[
-        str, typer.Argument(metavar="[FILE]", help="Where to; default: SEQUENCE.tlog-proof, - is stdout.")
+        str, typer.Argument(metavar="FILE", help="Where to; default: SEQUENCE.tlog-proof, - is stdout.")
     ] = "",
     export: ExportFile = "",
     public_key: PublicKeyOption = "",
@@ -147,7 +147,7 @@ def prove(
 @app.command()
 def grown(
     old: Annotated[int, typer.Argument(metavar="OLD", min=1, help="Size of a checkpoint.")],
-    new: Annotated[int, typer.Argument(metavar="[NEW]", min=0, help="Size of a later one; default: the newest.")] = 0,
+    new: Annotated[int, typer.Argument(metavar="NEW", min=0, help="Size of a later one; default: the newest.")] = 0,
     file: Annotated[str, flag("--to", metavar="FILE", help="Where to; - is stdout.")] = "",
     export: ExportFile = "",
     public_key: PublicKeyOption = "",
