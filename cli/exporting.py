@@ -11,10 +11,11 @@ from typing import Any
 from cuebook.cli.exits import InputError, Interruption
 from cuebook.cli.filters import subject_filters
 from cuebook.cli.meter import Meter
-from cuebook.cli.moments import iso
+from cuebook.cli.moments import iso, parse_point
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import fields, note, show_one
-from cuebook.cli.session import after_point, session, until_point
+from cuebook.cli.points import after_point
+from cuebook.cli.session import session
 from cuebook.events.connection import connect
 from cuebook.events.log import EventLog
 from cuebook.events.stream import StreamFacts, verify_stream
@@ -48,7 +49,7 @@ async def part_of(log: EventLog, part: Part) -> tuple[int, int, list[str]]:
         raise InputError("--from and --since say both where to begin", remedy="say one of them")
     begin = part.first or part.since
     after = await after_point(log, begin) if begin else 0
-    until = await until_point(log, part.last) if part.last else facts.last_sequence
+    until = await _until_point(log, part.last) if part.last else facts.last_sequence
     if part.last and begin and until <= after:
         raise InputError(
             f"the range from {begin} to {part.last} is empty", remedy="exchange --from and --to, or widen it"
@@ -66,6 +67,11 @@ async def part_of(log: EventLog, part: Part) -> tuple[int, int, list[str]]:
         )
     filters = subject_filters(log.subjects, part.filters, part.topics, part.runs)
     return max(after, facts.first_sequence - 1), min(until, facts.last_sequence), filters
+
+
+async def _until_point(log: EventLog, text: str) -> int:
+    point = parse_point(text)
+    return point.sequence if point.sequence is not None else await log.sequence_at(point.moment)
 
 
 async def _ends(log: EventLog, facts: StreamFacts) -> str:
