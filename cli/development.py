@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cuebook.actors.client import Client
+from cuebook.cli.auditing import default_name
 from cuebook.cli.children import Say
 from cuebook.cli.durability import syncs_always
 from cuebook.cli.loading import load_agents, load_sagas
@@ -22,6 +23,7 @@ from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import Servers, exports, servers
 from cuebook.cli.support_desk import AGENTS, SAGA, support_desk
 from cuebook.events.connection import Connection, connect
+from cuebook.ledger.notes import PrivateKey
 
 __all__ = ["Development"]
 
@@ -82,14 +84,30 @@ class Development:
             stack.push_async_callback(connection.close)
             client = await stack.enter_async_context(Client(connection, self._target.space, by="cuebook dev"))
             self._tell_servers(found, await _durability(connection, found))
+            own_log = any(name.startswith("nats-server") for name in found.embedded)
             parts = await stack.enter_async_context(
-                parts_of_a_space(client, sagas=self._sagas, agents=self._agents, env=env, say=self._print)
+                parts_of_a_space(
+                    client,
+                    sagas=self._sagas,
+                    agents=self._agents,
+                    env=env,
+                    say=self._print,
+                    sealer=self._sealer() if own_log else [],
+                )
             )
             if desk is not None:
                 await desk.prepare()
             await parts.ready()
             self._tell_ready(found, shared)
             await asyncio.Event().wait()
+
+    def _sealer(self) -> list[str]:
+        """The flags of the sealer; its key is made at the first start."""
+        folder, space = self._data_dir / "seals", self._target.space
+        key = folder / f"{space}.key"
+        if not key.exists():
+            PrivateKey.generate(default_name(space)).save(key)
+        return ["--key", str(key), "--file", str(folder / f"{space}.checkpoints")]
 
     def _target_environment(self) -> dict[str, str]:
         env = {"CUEBOOK_SPACE": self._target.space} if self._target.space != DEFAULT_SPACE else {}

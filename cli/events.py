@@ -83,6 +83,69 @@ def show(
 
 
 @app.command()
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; - is stdout. Ending in .parquet: Parquet.")],
+    filter_: Annotated[
+        list[str] | None, flag("--filter", metavar="SUBJECT", help="With * and >; may be repeated.")
+    ] = None,
+    topic: Annotated[
+        list[str] | None, flag("--topic", metavar="TOPIC", help="Outside events on it; may be repeated.")
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        flag("--run", metavar="RUN", autocompletion=complete_run, help="Of this run; may be repeated."),
+    ] = None,
+    from_: Annotated[str, flag("--from", metavar="SEQ|TIME", help="Begin at a sequence, an age or a time.")] = "",
+    to: Annotated[str, flag("--to", metavar="SEQ|TIME", help="End there; default: the last event now.")] = "",
+    since: Since = "",
+    format_: Annotated[str, flag("--format", metavar="jsonl|parquet", help="Default: what the file's name says.")] = "",
+    bare: Annotated[bool, flag("--bare", help="Leave out the bodies as JSON; their bytes are there anyway.")] = False,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Write the log, or a part of it, to a file that can be verified, queried and imported, byte for byte."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import exporting
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        part = exporting.Part(
+            filters=filter_ or [], topics=topic or [], runs=run or [], first=from_, last=to, since=since
+        )
+        run_command(exporting.export(target, part, file, format_, output, view=not bare))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An export, in JSONL or Parquet.")],
+    reroot: Annotated[
+        bool, flag("--reroot", help="The export is of another space: exchange its name in all subjects.")
+    ] = False,
+    live_effects: Annotated[
+        bool, flag("--live-effects", help="Make a living space of it, in which open work is done.")
+    ] = False,
+    replicas: Annotated[int, flag("--replicas", min=1, max=5, help="Of the stream that is made.")] = 1,
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+) -> None:
+    """Fill a new space from an export, to be read only: nothing in it is ever done again. Goes on when interrupted."""
+    with reported_errors(as_json=output.for_programs) as interruption:
+        from cuebook.cli import exporting
+        from cuebook.cli.session import run_command
+
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        run_command(
+            exporting.import_(
+                target, file, output, interruption, reroot=reroot, live_effects=live_effects, replicas=replicas
+            )
+        )
+
+
+@app.command()
 def publish(
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Such as ticket.opened.")],
     data: Annotated[str, typer.Argument(metavar="JSON", help="The event's data; @FILE reads a file, - reads stdin.")],

@@ -23,6 +23,7 @@ from cuebook.events.errors import (
     StreamMissingError,
     UnavailableError,
 )
+from cuebook.ledger.errors import ExportError, TamperedError
 
 __all__ = ["OUTCOMES", "DriftError", "Exit", "InputError", "Interruption", "print_error", "reported_errors"]
 
@@ -84,7 +85,9 @@ _STATUSES: tuple[tuple[type[Exception], Exit], ...] = (
     (AccessDeniedError, Exit.AUTH),
     (UnavailableError, Exit.UNREACHABLE),
     (ConcurrencyConflictError, Exit.CONFLICT),
+    (ExportError, Exit.USAGE),
     (HistoryRegressedError, Exit.DRIFT),
+    (TamperedError, Exit.DRIFT),
     (DriftError, Exit.DRIFT),
     (TimeoutError, Exit.TIMEOUT),
 )

@@ -24,7 +24,7 @@ from cuebook.events.envelope import Envelope
 from cuebook.events.errors import NotFoundError
 from cuebook.events.log import EventLog
 
-__all__ = ["Chosen", "Reach", "publish", "show", "tail"]
+__all__ = ["Chosen", "Reach", "find_message", "publish", "show", "tail"]
 
 DEFAULT_LIMIT = 20
 FIRST_WINDOW = 1_000
@@ -122,12 +122,13 @@ async def newest(log: EventLog, filters: Sequence[str], keep: Keep, limit: int, 
 async def show(target: Target, name: str, output: Output) -> None:
     """Print one message by its sequence or its id. Raises NotFoundError."""
     async with session(target) as client:
-        item = await _find(client.log, name, output)
+        item = await find_message(client.log, name, output)
     view = event_view(item)
     show_one(output, view, lambda: _print_event(view))
 
 
-async def _find(log: EventLog, name: str, output: Output) -> Item:
+async def find_message(log: EventLog, name: str, output: Output) -> Item:
+    """The message with a sequence or an id. Raises NotFoundError."""
     number = name.removeprefix("seq-")  # the id of what came without one
     if number.isascii() and number.isdigit() and len(number) < 19:
         found = await log.at(int(number)) if int(number) else None

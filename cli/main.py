@@ -18,7 +18,7 @@ class _Cuebook(LazyGroup):
     modules: ClassVar = {
         "dev": ("cuebook.cli.dev", "Run everything on this machine, servers included."),
         "demo": ("cuebook.cli.demo", "Watch the customer-support desk at work."),
-        "serve": ("cuebook.cli.serve", "Run agents, orchestrator or projections as a process."),
+        "serve": ("cuebook.cli.serve", "Run agents, orchestrator, projections or the sealer as a process."),
         "run": ("cuebook.cli.run", "Start, list, show, follow, cancel and retry runs."),
         "task": ("cuebook.cli.task", "Show one task of a run."),
         "agent": ("cuebook.cli.agent", "List, show and drain agents."),
@@ -26,6 +26,7 @@ class _Cuebook(LazyGroup):
         "projection": ("cuebook.cli.projection", "See, rebuild and mend the tables in PostgreSQL."),
         "events": ("cuebook.cli.events", "Read the log, follow it, publish to it."),
         "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
+        "audit": ("cuebook.cli.audit", "Search the audit log, verify it, prove what is in it."),
     }
 
 

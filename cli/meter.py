@@ -19,8 +19,8 @@ _LOOK_EVERY = 500
 class Meter:
     """Call `at` with each sequence read. Says nothing about what takes less than a second, or when it is silent."""
 
-    def __init__(self, first: int, last: int, *, silent: bool = False) -> None:
-        self._first, self._last, self._silent = first, last, silent
+    def __init__(self, first: int, last: int, *, silent: bool = False, verb: str = "read") -> None:
+        self._first, self._last, self._silent, self._verb = first, last, silent, verb
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
         self._next = self._began + FIRST_AFTER_S
@@ -37,7 +37,13 @@ class Meter:
     def at(self, sequence: int) -> None:
         """The message at this sequence has been read."""
         self._count += 1
-        if self._silent or self._count % _LOOK_EVERY:
+        if not self._count % _LOOK_EVERY:
+            self.reached(sequence, self._count)
+
+    def reached(self, sequence: int, count: int) -> None:
+        """So many messages were dealt with in all, up to this sequence; for those who count themselves."""
+        self._count = count
+        if self._silent:
             return
         now = time.monotonic()
         if now < self._next:
@@ -47,6 +53,6 @@ class Meter:
         share = (sequence - self._first + 1) / max(self._last - self._first + 1, 1)
         elapsed = now - self._began
         left = span(elapsed / share - elapsed) if share > 0 else "?"
-        text = f"read {self._count} events, {self._count / elapsed:.0f}/s, {share:.0%}, {left} left"
+        text = f"{self._verb} {self._count} events, {self._count / elapsed:.0f}/s, {share:.0%}, {left} left"
         sys.stderr.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
         sys.stderr.flush()

@@ -48,9 +48,17 @@ class Parts:
 
 @contextlib.asynccontextmanager
 async def parts_of_a_space(
-    client: Client, *, sagas: Sequence[str], agents: Sequence[str], env: Mapping[str, str], say: Say
+    client: Client,
+    *,
+    sagas: Sequence[str],
+    agents: Sequence[str],
+    env: Mapping[str, str],
+    say: Say,
+    sealer: Sequence[str] = (),
 ) -> AsyncIterator[Parts]:
     """Run the orchestrator with `sagas`, the projections, and each of `agents` (all written MODULE:NAME).
+
+    `sealer`: the flags of a sealer, which is run too if there are any.
 
     At the end the agents finish what they have while the others still run. Raises ConfigurationError, out of the block,
     for a program that never stays up.
@@ -62,6 +70,8 @@ async def parts_of_a_space(
         Program(name="orchestrator", argv=_serve("orchestrator", *sagas), env=env),
         Program(name="projections", argv=_serve("projections"), env=env),
     ]
+    if sealer:
+        core.append(Program(name="sealer", argv=_serve("sealer", *sealer), env=env))
     hosts = [Program(name=agent.rpartition(":")[2].lower(), argv=_serve("agents", agent), env=env) for agent in agents]
     async with running(core, say), running(hosts, say) as children:
         yield Parts(client, children)

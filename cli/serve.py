@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,9 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, add_completion=False, help="Run agents, orchestrator or projections as a process.")
+app = typer.Typer(
+    cls=Noun, add_completion=False, help="Run agents, orchestrator, projections or the sealer as a process."
+)
 
 DrainS = Annotated[
     float,
@@ -131,3 +134,46 @@ def serve_projections(
         monitor_url=monitor_url,
     )
     run_service(settings, lambda serving: services.serve_projections(serving, database_url))
+
+
+@app.command("sealer")
+def serve_sealer(
+    key: Annotated[
+        Path | None,
+        flag("--key", envvar="CUEBOOK_SEAL_KEY", metavar="FILE", help="The private key; see 'cuebook audit key'."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        flag(
+            "--file",
+            envvar="CUEBOOK_CHECKPOINTS",
+            metavar="FILE",
+            help="Where checkpoints are appended, best on another disk; default: SPACE.checkpoints.",
+        ),
+    ] = None,
+    every: Annotated[int, flag("--every", metavar="N", min=1, help="A checkpoint after so many events.")] = 1_000,
+    every_s: Annotated[float, flag("--every-s", metavar="S", min=0.01, help="Or after so many seconds.")] = 10.0,
+    replicas: Annotated[int, flag("--replicas", min=1, max=5, help="Of the stream of seals, when it is made.")] = 1,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    drain_s: DrainS = 30.0,
+    wait_s: WaitS = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    monitor_url: MonitorUrl = "",
+) -> None:
+    """Seal the log with signed checkpoints, in a stream of their own and in a file. Waits for NATS and the stream."""
+    from cuebook.cli import services
+    from cuebook.cli.serving import Settings, run_service
+
+    settings = Settings(
+        target=Target(nats_url=nats_url, creds=creds, space=space),
+        drain_s=drain_s,
+        wait_s=wait_s,
+        log_format=log_format,
+        log_level=log_level,
+        monitor_url=monitor_url,
+    )
+    plan = services.SealingPlan(key=key, file=file, every=every, every_s=every_s, replicas=replicas)
+    run_service(settings, lambda serving: services.serve_sealer(serving, plan))

@@ -1,8 +1,10 @@
-"""The three services, wired: from names on the command line to something that runs."""
+"""The services, wired: from names on the command line to something that runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from cuebook.cli.durability import report_durability
 from cuebook.cli.loading import load_agents, load_sagas
@@ -12,7 +14,18 @@ from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
 
-__all__ = ["serve_agents", "serve_orchestrator", "serve_projections"]
+__all__ = ["SealingPlan", "serve_agents", "serve_orchestrator", "serve_projections", "serve_sealer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealingPlan:
+    """What the sealer is told. `file` None: SPACE.checkpoints in the folder it was started in."""
+
+    key: Path | None
+    file: Path | None
+    every: int
+    every_s: float
+    replicas: int
 
 
 async def serve_agents(serving: Serving, specs: Sequence[str]) -> None:
@@ -74,6 +87,29 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
         give_way()
         running = Running(run=runner.run(), stop=runner.drain, ready=runner.ready, facts={"space": space})
         await serving.serve(running, connection)
+
+
+async def serve_sealer(serving: Serving, plan: SealingPlan) -> None:
+    """Seal the log, until told to stop."""
+    from cuebook.ledger.notes import PrivateKey
+    from cuebook.ledger.sealer import Sealer
+
+    settings, space = serving.settings, _space(serving)
+    if plan.key is None:
+        raise ConfigurationError(
+            "the sealer needs a key", remedy="make one with 'cuebook audit key FILE', and say --key FILE"
+        )
+    key, file = PrivateKey.load(plan.key), plan.file or Path(f"{space}.checkpoints")
+    connection = await serving.connect("sealer")
+    if connection is None:
+        return
+    async with connection, EventLog(connection, space, source="sealer") as log:
+        if not await serving.stream(log):
+            return
+        await report_durability(connection, settings.monitor_url)
+        sealer = Sealer(log, key, file, every=plan.every, every_s=plan.every_s, replicas=plan.replicas)
+        facts = {"origin": key.public.name, "file": str(file), "space": space}
+        await serving.serve(Running(run=sealer.run(), stop=sealer.stop, ready=sealer.ready, facts=facts), connection)
 
 
 def _space(serving: Serving) -> str:

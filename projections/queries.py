@@ -186,6 +186,8 @@ async def search_audit(
     topic: str | None = None,
     subject: str | None = None,
     source: str | None = None,
+    who: str | None = None,
+    what: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     after: int | None = None,
@@ -198,10 +200,11 @@ async def search_audit(
 ) -> list[AuditRecord]:
     """Messages of the log by sequence. All filters must match.
 
-    `subject` may hold the wildcards of NATS. `contains` is data that must be within an event's own, such as
-    `{"order": 8812}`. `text` is looked for in data and reason, whatever the case. `after` is a sequence. There are
-    indexes for correlation, causation, run, data and times; with any other filter alone the log is searched from its
-    end until `limit` messages are found.
+    `who` is the author, the agent or instance in the subject, or the person that the data names under `by`. `what` is a
+    type without its version if one likes, with `*` for any characters. `subject` may hold the wildcards of NATS.
+    `contains` is data that must be within an event's own, such as `{"order": 8812}`. `text` is looked for in data and
+    reason, whatever the case. `after` is a sequence. There are indexes for correlation, causation, run, data and times;
+    with any other filter alone the log is searched from its end until `limit` messages are found.
     """
     values = {
         "correlation_id": correlation_id,
@@ -216,6 +219,8 @@ async def search_audit(
         "topic": topic,
         "subject": None if subject is None else _subject_pattern(subject),
         "source": source,
+        "who": who,
+        "what": None if what is None else _type_pattern(what),
         "since": since,
         "until": until,
         "after": after,
@@ -273,6 +278,10 @@ def _subject_pattern(subject: str) -> str:
     """A NATS subject filter as a regular expression; without wildcards the plain text, which an index may know."""
     parts = [{"*": r"[^.]+", ">": ".+"}.get(token, re.escape(token)) for token in subject.split(".")]
     return "^" + r"\.".join(parts) + "$"
+
+
+def _type_pattern(what: str) -> str:
+    return "^" + ".*".join(re.escape(part) for part in what.split("*")) + r"(\.v[0-9]+)?$"
 
 
 def _substring(text: str) -> str:

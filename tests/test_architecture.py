@@ -18,7 +18,8 @@ ALLOWED = {
     "projections": {"events"},
     "embedded": {"events"},
     "examples": {"actors", "events"},
-    "cli": {"actors", "embedded", "events", "examples", "projections"},
+    "ledger": {"events"},
+    "cli": {"actors", "embedded", "events", "examples", "ledger", "projections"},
 }
 MODULES = sorted(path.relative_to(ROOT) for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
 

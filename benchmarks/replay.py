@@ -1,0 +1,129 @@
+"""What can be done with a log of a given size afterwards: `just bench-replay`, on servers of its own.
+
+The log is sealed, exported in both formats, verified against its checkpoints, and its last event is proved; each
+figure with the CPU time of our process and the largest memory it had until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import resource
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, redirect_stdout
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.history import fill
+from benchmarks.machine import machine_facts
+from cuebook.cli.auditing import verify_export
+from cuebook.cli.exits import Interruption
+from cuebook.cli.exporting import Part, export, import_
+from cuebook.cli.options import Output, Target
+from cuebook.cli.proving import Evidence, prove
+from cuebook.embedded.nats_server import nats_server
+from cuebook.events.connection import connect
+from cuebook.events.log import EventLog
+from cuebook.ledger.notes import PrivateKey
+from cuebook.ledger.sealer import Sealer
+
+SPACE = "bench"
+FORMATS = ("jsonl", "parquet")
+
+
+class Figures:
+    """What was measured, a row each."""
+
+    def __init__(self, events: int) -> None:
+        self._events = events
+        self.table = Table(box=None, header_style="bold")
+        for column in ("what", "seconds", "events/s", "CPU s of ours", "memory MiB", "file MB"):
+            self.table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
+
+    @contextmanager
+    def row(self, what: str, file: Path | None = None) -> Iterator[None]:
+        began, cpu = time.perf_counter(), time.process_time()
+        with redirect_stdout(io.StringIO()):
+            yield
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        size = f"{file.stat().st_size / 1e6:,.0f}" if file is not None else ""
+        self.table.add_row(what, f"{seconds:.1f}", f"{self._events / seconds:,.0f}", f"{cpu:.1f}", str(memory), size)
+
+
+async def seal(log: EventLog, key: PrivateKey, file: Path, events: int) -> None:
+    sealer = Sealer(log, key, file)
+    running = asyncio.create_task(sealer.run())
+    while sealer.sealed < events // 1000 * 1000 and not running.done():  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0.05)
+    sealer.stop()
+    await running
+
+
+async def read(log: EventLog, events: int) -> None:
+    async with aclosing(log.batches(until=events)) as batches:
+        async for _ in batches:
+            pass
+
+
+async def fill_space(target: Target, file: str) -> None:
+    await import_(target, file, Output.JSON, Interruption(), reroot=True, live_effects=False, replicas=1)
+
+
+@asynccontextmanager
+async def written(folder: Path, events: int, console: Console) -> AsyncIterator[tuple[str, EventLog]]:
+    """A server with a log of so many events."""
+    async with nats_server(folder / "nats") as server:
+        connection = await connect(server.url, name="bench replay")
+        async with connection, EventLog(connection, SPACE, source="bench") as log:
+            await log.ensure()
+            began = time.perf_counter()
+            await fill(log, events)
+            console.print(f"log of {events:,} events written in {time.perf_counter() - began:.0f} s")
+            yield server.url, log
+
+
+async def measure(events: int, console: Console) -> Table:
+    figures = Figures(events)
+    with tempfile.TemporaryDirectory(prefix="cuebook-bench-") as name:
+        folder = Path(name)
+        key = PrivateKey.generate("example.com/bench")
+        public, checkpoints = key.save(folder / "key"), folder / "checkpoints"
+        files = {name: folder / f"all.{name}" for name in FORMATS}
+        async with written(folder, events, console) as (url, log):
+            target = Target(nats_url=url, space=SPACE)
+            with figures.row("read, undecoded"):
+                await read(log, events)
+            with figures.row("sealed, a checkpoint every 1,000"):
+                await seal(log, key, checkpoints, events)
+            for name, file in files.items():
+                with figures.row(f"exported to {name}", file):
+                    await export(target, Part(), str(file), "", Output.JSON, view=True)
+            with figures.row("the last event proved from the log"):
+                evidence = Evidence(export="", key="", checkpoints=[])
+                await prove(target, str(events), str(folder / "proof"), evidence, Output.JSON)
+            with figures.row("imported into another space"):
+                await fill_space(Target(nats_url=url, space=f"{SPACE}-copy"), str(files["jsonl"]))
+        for name, file in files.items():
+            with figures.row(f"audit verify of {name}", file):
+                verify_export(str(file), str(public), [checkpoints], Output.JSON)
+    return figures.table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    options = parser.parse_args(arguments)
+    console = Console(width=110)
+    for name, value in machine_facts().items():
+        console.print(f"[dim]{name:12} {value}[/]")
+    console.print(asyncio.run(measure(options.events, console)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The log as evidence: exports that carry its bytes, a Merkle tree over them, signed checkpoints, and proofs."""

@@ -1,0 +1,208 @@
+"""Filling a stream from an export, so that nothing happens by it.
+
+An import goes into a stream of its own, which is made for it: marked as a recording, which no orchestrator and no agent
+touches, not republished, and sealed by the server when it is complete. Sequences stay what they were wherever the
+export leaves nothing out. The server gives each message a new time and would act on its headers, so both are carried in
+one header of our own; whoever reads the stream sees the original. An import that was interrupted goes on where it was.
+
+With `live_effects` the stream becomes a living space instead: work that was open in the export is then done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from cuebook.events.connection import Connection
+from cuebook.events.copies import IMPORT, Original, copy_headers
+from cuebook.events.errors import ConcurrencyConflictError, ConfigurationError, UnavailableError
+from cuebook.events.jetstream import js_request
+from cuebook.events.log import EventLog
+from cuebook.events.lookup import message_at
+from cuebook.events.stream import stream_config
+from cuebook.events.subjects import Subjects
+from cuebook.ledger.exports import Reader, sound_records
+from cuebook.ledger.record import Record
+from cuebook.ledger.source import Imported
+
+__all__ = ["Importer"]
+
+WINDOW: Final = 512
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+ANSWER_WITHIN_S: Final = 10.0
+_NO_STREAM: Final = 10059
+_SEQUENCE: Final = b'"seq":'
+_OURS: Final = "nats-"
+
+
+class Importer:
+    """One import of one export. The export is read twice: once to see that it is sound, and once to store it."""
+
+    def __init__(
+        self, connection: Connection, space: str, imported: Imported, *, reroot: bool, live_effects: bool
+    ) -> None:
+        """`imported`: header and end of an export that was read through.
+
+        Raises ConfigurationError when it is of another space and `reroot` is not wanted.
+        """
+        self._connection, self._imported, self._live = connection, imported, live_effects
+        self._subjects = Subjects(space)
+        self._origin = imported.header.space
+        self._rerooted = space != self._origin
+        if self._rerooted and not reroot:
+            raise ConfigurationError(
+                f"the export is of space {self._origin!r}, and its subjects begin with that",
+                remedy=f"import into space {self._origin} (of another server), or rename the subjects with --reroot",
+            )
+        if live_effects and not imported.keeps_sequences:
+            raise ConfigurationError(
+                "the export leaves messages out, so what refers to a sequence would mean another message",
+                remedy="export without filters, or import without --live-effects",
+            )
+        self._first = imported.end.first if imported.keeps_sequences else 1
+
+    async def prepare(self, *, replicas: int = 1) -> int:
+        """Make the stream, or find one that this very import has begun. Returns how many messages it holds already.
+
+        Raises ConfigurationError for a stream that is something else; UnavailableError.
+        """
+        stream = self._subjects.stream
+        info = await js_request(self._connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM})
+        if info is None:
+            await js_request(self._connection, f"STREAM.CREATE.{stream}", self._config(replicas))
+            await EventLog(self._connection, self._subjects.space, source="import").verify()
+            return 0
+        metadata, state = info["config"].get("metadata") or {}, info["state"]
+        if not self._live and metadata.get(IMPORT) == self._imported.text:
+            return int(state["messages"])
+        empty = state["messages"] == 0 and state["last_seq"] + 1 == self._first and IMPORT not in metadata
+        if self._live and empty:
+            await EventLog(self._connection, self._subjects.space, source="import").verify()
+            return 0
+        if IMPORT in metadata:
+            reason, remedy = "holds another import", "import into another --space, with --reroot"
+        elif state["messages"]:
+            reason, remedy = (
+                f"holds {state['messages']} messages already",
+                "import into a --space of its own, with --reroot",
+            )
+        else:
+            reason = "is that of a living space, where open work would be done"
+            remedy = "import into a --space of its own; or, if that is what you want, say --live-effects"
+        raise ConfigurationError(f"stream {stream} {reason}", remedy=remedy)
+
+    async def fill(self, reader: Reader, *, stored: int, watch: Callable[[int], None] | None = None) -> int:
+        """Store what is not there yet; `watch` is called with each number of messages done. Returns how many came.
+
+        Raises UnavailableError, after which the same import goes on where it was; TamperedError;
+        ConcurrencyConflictError when somebody else writes to the stream.
+        """
+        records = sound_records(reader)
+        last: Record | None = None
+        for _ in range(stored):
+            last = next(records)
+        if last is not None:
+            await self._compare(last, stored)
+        came = await self._publish(records, stored, watch)
+        await self._complete(stored + came)
+        return came
+
+    def _config(self, replicas: int) -> dict[str, Any]:
+        config = stream_config(self._subjects, replicas, recording=not self._live)
+        config["first_seq"] = self._first
+        if not self._live:
+            config["max_msg_size"] *= 2  # a copy's headers are those of the original in base64, and some more
+            del config["republish"]  # nobody shall hear of it a second time
+            config["metadata"][IMPORT] = self._imported.text
+            config["description"] = f"cuebook space {self._subjects.space}: imported from {self._origin}"
+        return config
+
+    async def _compare(self, record: Record, stored: int) -> None:
+        """What was stored before must be what the file has there."""
+        found = await message_at(self._connection, self._subjects.stream, self._first + stored - 1)
+        if found is None or found.body != record.body:
+            raise ConfigurationError(
+                f"stream {self._subjects.stream} holds something else at {self._first + stored - 1} than the file",
+                remedy="import into another --space, with --reroot",
+            )
+
+    async def _publish(self, records: Iterator[Record], stored: int, watch: Callable[[int], None] | None) -> int:
+        inbox = self._connection.new_inbox()
+        answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+        def receive(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:  # noqa: ARG001
+            answers.put_nowait(payload)
+
+        listener = await self._connection.listen(inbox, receive)
+        came = under_way = under_way_bytes = 0
+        sizes: list[int] = []
+        try:
+            for record in records:
+                frame = self._frame(record, self._first + stored + came - 1, inbox)
+                self._connection.write(frame)
+                came += 1
+                under_way, under_way_bytes = under_way + 1, under_way_bytes + len(frame)
+                sizes.append(len(frame))
+                if under_way >= WINDOW or under_way_bytes >= WINDOW_BYTES:
+                    taken = max(under_way // 2, 1)
+                    await self._answers(answers, taken)
+                    under_way, under_way_bytes = under_way - taken, under_way_bytes - sum(sizes[:taken])
+                    del sizes[:taken]
+                    if watch is not None:
+                        watch(stored + came)
+            await self._answers(answers, under_way)
+        finally:
+            await listener.close()
+        return came
+
+    async def _answers(self, answers: asyncio.Queue[bytes], count: int) -> None:
+        for _ in range(count):
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    payload = await answers.get()
+            except TimeoutError as error:
+                raise UnavailableError(
+                    "the server does not acknowledge any more", remedy="run the same command again: it goes on"
+                ) from error
+            if payload.startswith(b'{"error"') or _SEQUENCE not in payload:
+                failure = json.loads(payload)["error"] if payload else {"description": "no stream listens", "code": 503}
+                raise self._refusal(failure)
+
+    def _refusal(self, failure: dict[str, Any]) -> Exception:
+        if failure.get("err_code") in (10071, 10164):
+            return ConcurrencyConflictError(self._subjects.stream, self._first)
+        return UnavailableError(
+            f"the server refused a message: {failure.get('description')}",
+            remedy="run the same command again: it goes on where it was",
+        )
+
+    def _frame(self, record: Record, expected_last: int, inbox: str) -> bytes:
+        sequence, recorded_ns, subject, headers, body = record
+        if self._rerooted:
+            subject = self._subjects.space.encode() + subject[len(self._origin) :]
+        if self._live:
+            block = _live_headers(headers, expected_last)
+        else:
+            block = copy_headers(Original(sequence, recorded_ns, headers), expected_last)
+        return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+            subject, inbox.encode(), len(block), len(block) + len(body), block, body,
+        )  # fmt: skip
+
+    async def _complete(self, count: int) -> None:
+        stream = self._subjects.stream
+        info = await js_request(self._connection, f"STREAM.INFO.{stream}", {})
+        state = info["state"]
+        if (state["messages"], state["last_seq"]) != (count, self._first + count - 1) and not self._live:
+            raise ConcurrencyConflictError(stream, self._first + count - 1)
+        if not self._live and not info["config"].get("sealed"):
+            await js_request(self._connection, f"STREAM.UPDATE.{stream}", {**info["config"], "sealed": True})
+
+
+def _live_headers(headers: bytes, expected_last: int) -> bytes:
+    """What an author wrote, without what the server would act on once more."""
+    kept = [
+        line for line in headers.split(b"\r\n")[1:] if line and not line.lower().lstrip().startswith(_OURS.encode())
+    ]
+    return b"\r\n".join([b"NATS/1.0", b"Nats-Expected-Last-Sequence: %d" % expected_last, *kept, b"", b""])
