@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from cuebook.cli.meter import Meter
 from cuebook.cli.slices import Message, Slice
 from cuebook.events.append import WINDOW, Appender
-from cuebook.events.copies import Original, original_line, original_of
+from cuebook.events.copies import Original, copy_guard, copy_headers, original_of
 from cuebook.events.errors import (
     ConfigurationError,
     CuebookError,
@@ -177,21 +177,10 @@ class Recording(_Space):
         self._last += 1
 
     def _block(self, original: Original) -> bytes:
-        """The first message after a look at the stream expects its end, each other one the very copy before it.
-
-        To expect sequences all along would not do: with somebody else's message in the place of one of ours, those that
-        follow would be taken. The server takes an expected last sequence of 0 for none; measured on 2.15.1.
-        """
         token = self._token(original.sequence).encode()
-        if self._before:
-            guard = b"Nats-Expected-Last-Msg-Id: %b" % self._before
-        elif self._last:
-            guard = b"Nats-Expected-Last-Sequence: %d" % self._last
-        else:
-            scope = self.log.subjects.all.encode()
-            guard = b"Nats-Expected-Last-Subject-Sequence: 0\r\nNats-Expected-Last-Subject-Sequence-Subject: " + scope
+        guard = copy_guard(self._before, self._last, self.log.subjects.all)
         self._before = token
-        return b"NATS/1.0\r\n%b\r\nNats-Msg-Id: %b\r\n%b\r\n" % (guard, token, original_line(original))
+        return copy_headers(original, token, guard)
 
     def _token_in(self, headers: bytes | None) -> str:
         original = original_of(headers)

@@ -11,7 +11,7 @@ import re
 from base64 import b64decode, b64encode
 from typing import NamedTuple
 
-__all__ = ["IMPORT", "Original", "copy_headers", "original_line", "original_of"]
+__all__ = ["IMPORT", "Original", "copy_guard", "copy_headers", "original_line", "original_of"]
 
 IMPORT = "cuebook.import"
 """Key in the metadata of a stream that was filled from an export: what was imported, as JSON."""
@@ -26,9 +26,24 @@ class Original(NamedTuple):
     headers: bytes
 
 
-def copy_headers(original: Original, expected_last: int) -> bytes:
-    """The header block of a copy, which is stored only if the stream ends at `expected_last`."""
-    return b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\n%b\r\n" % (expected_last, original_line(original))
+def copy_headers(original: Original, name: bytes, guard: bytes) -> bytes:
+    """The header block of a copy. `name`: its message id; `guard`: the condition for storing it, from `copy_guard`."""
+    return b"NATS/1.0\r\n%bNats-Msg-Id: %b\r\n%b\r\n" % (guard, name, original_line(original))
+
+
+def copy_guard(before: bytes, last: int, everything: str) -> bytes:
+    """The condition of storing a copy: behind the one named `before` or, where that is empty, where all ends at `last`.
+
+    To expect sequences all along would not do: with somebody else's message in the place of one of ours, those that
+    follow would be taken. `everything`: the filter for all of the stream, since the server takes an expected last
+    sequence of 0 for none; measured on 2.15.1.
+    """
+    if before:
+        return b"Nats-Expected-Last-Msg-Id: %b\r\n" % before
+    if last:
+        return b"Nats-Expected-Last-Sequence: %d\r\n" % last
+    scope = everything.encode()
+    return b"Nats-Expected-Last-Subject-Sequence: 0\r\nNats-Expected-Last-Subject-Sequence-Subject: %b\r\n" % scope
 
 
 def original_line(original: Original) -> bytes:

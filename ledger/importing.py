@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from cuebook.events.connection import Connection
-from cuebook.events.copies import IMPORT, Original, copy_headers
+from cuebook.events.copies import IMPORT, Original, copy_guard, copy_headers
 from cuebook.events.errors import ConcurrencyConflictError, ConfigurationError, UnavailableError
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
@@ -33,8 +34,12 @@ WINDOW: Final = 512
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 ANSWER_WITHIN_S: Final = 10.0
 _NO_STREAM: Final = 10059
+_NO_MESSAGE: Final = 10037
 _SEQUENCE: Final = b'"seq":'
-_OURS: Final = "nats-"
+_OURS: Final = b"nats-"
+_NAME: Final = b"nats-msg-id"
+_CONFLICTS: Final = frozenset({10070, 10071, 10164})
+"""Another last message id, another last sequence. Source: nats-server `errors.json`."""
 
 
 class Importer:
@@ -79,6 +84,7 @@ class Importer:
             return int(state["messages"])
         empty = state["messages"] == 0 and state["last_seq"] + 1 == self._first and IMPORT not in metadata
         if self._live and empty:
+            await self._check_undriven()
             await EventLog(self._connection, self._subjects.space, source="import").verify()
             return 0
         if IMPORT in metadata:
@@ -109,6 +115,19 @@ class Importer:
         await self._complete(stored + came)
         return came
 
+    async def _check_undriven(self) -> None:
+        """An orchestrator would act on a request before it has seen its answer, which comes later in the export."""
+        lease = f"{self._subjects.space}_leases"
+        request = {"last_by_subj": f"$KV.{lease}.orchestrator"}
+        held = await js_request(
+            self._connection, f"STREAM.MSG.GET.KV_{lease}", request, none_for={_NO_STREAM, _NO_MESSAGE}
+        )
+        if held is not None and b"KV-Operation: " not in b64decode(held["message"].get("hdrs", "")):  # not given back
+            raise ConfigurationError(
+                f"an orchestrator decides in space {self._subjects.space!r}",
+                remedy="stop it, import, and start it again: it must see all of the export at once",
+            )
+
     def _config(self, replicas: int) -> dict[str, Any]:
         config = stream_config(self._subjects, replicas, recording=not self._live)
         config["first_seq"] = self._first
@@ -137,6 +156,7 @@ class Importer:
 
         listener = await self._connection.listen(inbox, receive)
         came = under_way = under_way_bytes = 0
+        self._before = b""
         sizes: list[int] = []
         try:
             for record in records:
@@ -171,7 +191,7 @@ class Importer:
                 raise self._refusal(failure)
 
     def _refusal(self, failure: dict[str, Any]) -> Exception:
-        if failure.get("err_code") in (10071, 10164):
+        if failure.get("err_code") in _CONFLICTS:
             return ConcurrencyConflictError(self._subjects.stream, self._first)
         return UnavailableError(
             f"the server refused a message: {failure.get('description')}",
@@ -182,10 +202,12 @@ class Importer:
         sequence, recorded_ns, subject, headers, body = record
         if self._rerooted:
             subject = self._subjects.space.encode() + subject[len(self._origin) :]
+        name = b"%d" % sequence
+        guard = copy_guard(self._before, expected_last, self._subjects.all)
         if self._live:
-            block = _live_headers(headers, expected_last)
+            block, self._before = _live_headers(headers, guard)
         else:
-            block = copy_headers(Original(sequence, recorded_ns, headers), expected_last)
+            block, self._before = copy_headers(Original(sequence, recorded_ns, headers), name, guard), name
         return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
             subject, inbox.encode(), len(block), len(block) + len(body), block, body,
         )  # fmt: skip
@@ -200,9 +222,15 @@ class Importer:
             await js_request(self._connection, f"STREAM.UPDATE.{stream}", {**info["config"], "sealed": True})
 
 
-def _live_headers(headers: bytes, expected_last: int) -> bytes:
-    """What an author wrote, without what the server would act on once more."""
-    kept = [
-        line for line in headers.split(b"\r\n")[1:] if line and not line.lower().lstrip().startswith(_OURS.encode())
-    ]
-    return b"\r\n".join([b"NATS/1.0", b"Nats-Expected-Last-Sequence: %d" % expected_last, *kept, b"", b""])
+def _live_headers(headers: bytes, guard: bytes) -> tuple[bytes, bytes]:
+    """What an author wrote, without what the server would act on once more; and its message id, an event's name."""
+    kept, name = [], b""
+    for line in headers.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == _NAME:
+            name = name or value.strip()
+        elif line and not key.strip().lower().startswith(_OURS):
+            kept.append(line + b"\r\n")
+    if name:
+        kept.append(b"Nats-Msg-Id: %b\r\n" % name)
+    return b"NATS/1.0\r\n%b%b\r\n" % (guard, b"".join(kept)), name

@@ -140,6 +140,13 @@ async def test_live_effects_must_be_spelled_out_and_then_open_work_is_done(
         words = ("events", "import", str(tmp_path / "all.jsonl"), "--reroot", "--space", there)
         assert "say --live-effects" in await cli.fails(1, *words)
         assert (await log.verify()).messages == 0
+        service = OrchestratorService(connection, there, [])
+        running = asyncio.create_task(service.run())
+        await eventually(service.deciding.is_set)
+        assert "an orchestrator decides" in await cli.fails(1, *words, "--live-effects")
+        service.stop()
+        await running
+        assert (await log.verify()).messages == 0
         await cli.ok(*words, "--live-effects")
         service = OrchestratorService(connection, there, [desk.order])
         running = asyncio.create_task(service.run())

@@ -7,15 +7,15 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuebook.events.copies import Original, copy_headers, original_of
+from cuebook.events.copies import Original, copy_guard, copy_headers, original_of
 from cuebook.events.log import EventLog
 
 originals = st.builds(Original, st.integers(1, 2**63 - 1), st.integers(0, 2**63 - 1), st.binary(max_size=100))
 
 
-@given(originals, st.integers(0, 2**63 - 1))
-def test_an_original_comes_back_from_its_copy(original: Original, expected_last: int) -> None:
-    assert original_of(copy_headers(original, expected_last)) == original
+@given(originals, st.sampled_from([b"", b"17"]), st.integers(0, 2**63 - 1))
+def test_an_original_comes_back_from_its_copy(original: Original, before: bytes, last: int) -> None:
+    assert original_of(copy_headers(original, b"18", copy_guard(before, last, "cue.>"))) == original
 
 
 @given(st.binary(max_size=100))

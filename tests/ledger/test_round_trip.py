@@ -6,10 +6,12 @@ import asyncio
 import io
 import secrets
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cuebook.events.connection import Connection, connect
+from cuebook.events.errors import ConcurrencyConflictError, ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.ledger.importing import Importer
 from cuebook.ledger.source import Imported, Source
@@ -103,3 +105,34 @@ def test_the_largest_message_comes_back_the_same(nats_url: str) -> None:
             ],
         )
     )
+
+
+async def test_a_message_of_somebody_else_is_never_taken_for_one_of_the_export(nats_url: str, space: str) -> None:
+    connection = await connect(nats_url, name="tests")
+    async with connection, EventLog(connection, space, source="tests") as log:
+        await log.ensure()
+        await publish(log, [(b"event.a", None, b"%d" % n) for n in range(40)])
+        data = await exported(log, "jsonl")
+        report = read("jsonl", data)
+        assert report.end is not None
+        origin = Imported(header=report.header, end=report.end)
+        there = f"{space}-b"
+        write, frames = connection.write, 0
+
+        def slip_in(frame: bytes) -> None:
+            nonlocal frames
+            if frame.startswith(f"HPUB {there}.event.a ".encode()):
+                frames += 1
+                if frames == 20:
+                    write(b"PUB %b.event.a 1\r\nx\r\n" % there.encode())
+            write(frame)
+
+        connection.write = slip_in  # type: ignore[method-assign]
+        importer = Importer(connection, there, origin, reroot=True, live_effects=False)
+        with pytest.raises(ConcurrencyConflictError):
+            await importer.fill(READERS["jsonl"](io.BytesIO(data)), stored=await importer.prepare())
+        again = Importer(connection, there, origin, reroot=True, live_effects=False)
+        stored = await again.prepare()
+        assert stored == 20
+        with pytest.raises(ConfigurationError, match="something else at 20"):
+            await again.fill(READERS["jsonl"](io.BytesIO(data)), stored=stored)
