@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import nats.errors
 
-from cuebook.actors.forking import Past, plan_fork
+from cuebook.actors.forking import Fork, Past, plan_fork
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, fold_run
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.envelope import Envelope
@@ -375,8 +375,8 @@ class Client:
 
     async def fork(
         self, run_id: str, *, at: int | None = None, answers: Mapping[int, Any] | None = None, new_id: str = ""
-    ) -> str:
-        """Start a run that shares the history of another up to the sequence `at`; returns its id once that is stored.
+    ) -> Fork:
+        """Start a run that shares the history of another up to the sequence `at`; returns once that is stored.
 
         `answers` replaces those of some steps, by number; without `at` the history is shared up to the last of these,
         or to its end. The orchestrator goes on with it, or rejects it where the saga's present code would not have come
@@ -405,7 +405,7 @@ class Client:
             )
         except ConcurrencyConflictError as error:
             raise _taken(new_id) from error
-        return new_id
+        return fork
 
     async def resolve(self, run_id: str, n: int, *, action: str = "", value: Any = None, note: str = "") -> int:
         """Decide about an escalated task (action supply, retry or abort), or answer a question (no action).

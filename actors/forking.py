@@ -25,10 +25,16 @@ __all__ = ["Fork", "Past", "plan_fork"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """What opens the new run: its events with their subjects, the first one first, and what they are caused by."""
+    """What opens the new run: its events with their subjects, the first one first, and what they are caused by.
+
+    `copied` and `changed` are numbers of steps: those it shares, and those among them with another answer.
+    """
 
     run_id: str
+    fork_of: str
     at: int
+    copied: list[int]
+    changed: list[int]
     events: list[tuple[str, Event]]
     correlation_id: str
     causation_id: str
@@ -81,11 +87,13 @@ def plan_fork(subjects: Subjects, past: Past, run_id: str, answers: Mapping[int,
         )
     for n, value in answers.items():
         _check_answer(past, n, value)
+    copied: list[int] = []
     copies: list[tuple[str, Event]] = []
     for n, item in sorted(state.items.items()):
         if item.closed or n in answers:
             if isinstance(item, TaskState) and item.compensates is not None and not past.undone:
                 continue  # half undone: what is left to undo is the origin's
+            copied.append(n)
             copies.append(_copy(subjects, past, run_id, item, answers))
     forked = RunForked(
         saga=state.saga,
@@ -101,7 +109,10 @@ def plan_fork(subjects: Subjects, past: Past, run_id: str, answers: Mapping[int,
     )
     return Fork(
         run_id=run_id,
+        fork_of=state.run_id,
         at=past.sequence,
+        copied=copied,
+        changed=forked.changed,
         events=[(subjects.run(run_id, "forked"), forked), *copies],
         correlation_id=state.correlation_id,
         causation_id=past.event_id,

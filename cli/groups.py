@@ -33,7 +33,8 @@ class LazyGroup(TyperGroup):
     """The root. A command's module is imported when it is used; the help of the root needs only `modules`."""
 
     modules: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """By command: the module with its `app`, and one line of help."""
+    """By command: the module with its `app`, and one line of help. A command may be of two words, `replay diff`, beside
+    one that is the first of them."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature of the base
         """All commands, in the order of `modules`."""
@@ -46,6 +47,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The real command, imported."""
+        if " ".join(args[:2]) in self.modules:
+            args = [" ".join(args[:2]), *args[2:]]
         self.commands = cast(Any, self.modules)  # only its keys are looked at, for "did you mean"
         name, command, rest = super().resolve_command(ctx, args)
         return name, self.load(name) if command is not None and name is not None else None, rest
@@ -55,12 +58,14 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(self.modules[name][0])
         command: Any = typer.main.get_command(module.app)
         command.name = name
-        _name_variables(command, f"CUEBOOK_{name.upper()}")
-        for verb, one in getattr(command, "commands", {}).items():
-            one.rich_markup_mode = self.rich_markup_mode
-            _name_variables(one, f"CUEBOOK_{name.upper()}_{verb.upper()}")
-        command.rich_markup_mode = self.rich_markup_mode
+        self._dress(command, f"CUEBOOK_{name.replace(' ', '_').upper()}")
         return command
+
+    def _dress(self, command: Any, prefix: str) -> None:
+        command.rich_markup_mode = self.rich_markup_mode
+        _name_variables(command, prefix)
+        for verb, one in getattr(command, "commands", {}).items():
+            self._dress(one, f"{prefix}_{verb.upper()}")
 
     def main(
         self,

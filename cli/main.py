@@ -19,13 +19,15 @@ class _Cuebook(LazyGroup):
         "dev": ("cuebook.cli.dev", "Run everything on this machine, servers included."),
         "demo": ("cuebook.cli.demo", "Watch the customer-support desk at work."),
         "serve": ("cuebook.cli.serve", "Run agents, orchestrator or projections as a process."),
-        "run": ("cuebook.cli.run", "Start, list, show, follow, cancel and retry runs."),
+        "run": ("cuebook.cli.run", "Start, list, show, follow, cancel, retry and fork runs."),
+        "saga": ("cuebook.cli.saga", "Check sagas against the log."),
         "task": ("cuebook.cli.task", "Show one task of a run."),
         "agent": ("cuebook.cli.agent", "List, show and drain agents."),
         "escalation": ("cuebook.cli.escalation", "See what waits for a person, and decide."),
         "projection": ("cuebook.cli.projection", "See, rebuild and mend the tables in PostgreSQL."),
-        "events": ("cuebook.cli.events", "Read the log, follow it, publish to it."),
+        "events": ("cuebook.cli.events", "Read the log, follow it, publish to it, and know its types."),
         "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
+        "replay diff": ("cuebook.cli.replay_diff", "Run an agent's handlers again on recorded inputs."),
     }
 
 

@@ -112,7 +112,7 @@ class Catalogue:
             self._read[event_type] = validate
             for older in self.older(event_type):
                 self._read[older] = partial(_upcast_and_read, older, self._steps_from(older), validate)
-        if stray := sorted(set(self.upcasters) - self._read.keys()):
+        if stray := sorted(self.upcasters.keys() - (self._read.keys() - self.types.keys())):
             raise ConfigurationError(f"the upcaster of {stray[0]} leads nowhere", remedy="its fact has no class here")
 
     def older(self, event_type: str) -> list[str]:

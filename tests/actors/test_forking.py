@@ -46,16 +46,19 @@ class Scribe(Agent):
     concurrency = 9
 
     @handler()
-    async def write(self, note: Note) -> Note: ...
+    async def write(self, note: Note) -> Note:
+        raise NotImplementedError  # the play has its own
 
     @write.compensation
     async def strike(self, note: Note, written: Note) -> None: ...
 
     @handler()
-    async def look(self, note: Note) -> Note: ...
+    async def look(self, note: Note) -> Note:
+        raise NotImplementedError  # the play has its own
 
     @handler()
-    async def refuse(self, note: Note) -> Note: ...
+    async def refuse(self, note: Note) -> Note:
+        raise NotImplementedError  # the play has its own
 
 
 @saga()
@@ -370,12 +373,13 @@ async def test_a_run_is_forked_on_a_server(nats_url: str, space: str) -> None:
         await desk.saw("a1", "asked")
         await client.resolve("a1", 1, value={"approved": False, "note": "not today"})
         assert (await client.wait("a1", timeout_s=10)).status == "compensated"
-        copy = await client.fork("a1", answers={1: {"approved": True}}, new_id="a1-yes")
+        copy = (await client.fork("a1", answers={1: {"approved": True}}, new_id="a1-yes")).run_id
         outcome = await client.wait(copy, timeout_s=10)
         assert (outcome.status, outcome.result) == ("completed", {"n": 3})
         log = await desk.log(copy)
         assert [f"{item.address.n} {item.address.fact}" for item in log] == [
-            "-1 forked", "0 copied", "1 copied", "-1 started", "2 requested", "2 assigned", "2 completed", "-1 completed",
+            "-1 forked", "0 copied", "1 copied", "-1 started", "2 requested", "2 assigned", "2 completed",
+            "-1 completed",
         ]  # fmt: skip
         origin = await desk.log("a1")
         assert {item.correlation_id for item in log} == {origin[0].correlation_id}
@@ -388,7 +392,7 @@ async def test_a_run_is_forked_on_a_server(nats_url: str, space: str) -> None:
         many = Number(n=1_200).model_dump()
         await client.submit_run("fan", many, run_id="f1")
         assert (await client.wait("f1", timeout_s=60)).result == many
-        copy = await client.fork("f1", new_id="f1-again")
+        copy = (await client.fork("f1", new_id="f1-again")).run_id
         assert (await client.wait(copy, timeout_s=60)).result == many
         assert sum(".copied." in fact for fact in await desk.facts(copy)) == 1_200
         assert not any(".assigned." in fact for fact in await desk.facts(copy))
