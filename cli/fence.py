@@ -48,6 +48,7 @@ class Fence:
         if not _watching.is_set():
             _watching.set()
             sys.addaudithook(_look)
+            _watch_threads()
 
     def __enter__(self) -> Self:
         self._loop = asyncio._get_running_loop()  # noqa: SLF001 - the loop's own hooks: else a task escapes the fence
@@ -78,6 +79,21 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
         fence.refuse(f"{event} {_shown(event, arguments)}".strip())
     elif event == "open" and _writes(*arguments[1:3]):
         fence.refuse(f"open {arguments[0]!r} for writing")
+
+
+def _watch_threads() -> None:
+    """Python 3.11 starts threads without an audit event."""
+    start = getattr(threading, "_start_new_thread", None)
+    if start is None:
+        return
+
+    def guarded(*arguments: Any) -> Any:
+        fence = _inside.get(threading.get_ident())
+        if fence is not None:
+            fence.refuse("_thread.start_new_thread")
+        return start(*arguments)
+
+    threading._start_new_thread = guarded  # type: ignore[attr-defined]  # noqa: SLF001 - what `Thread.start` calls
 
 
 def _writes(mode: Any, flags: Any) -> bool:
