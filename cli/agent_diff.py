@@ -35,6 +35,7 @@ class Wish:
     sample: int
     seed: int
     since: str
+    ignored: Sequence[str]
     fake: str
     live: bool
 
@@ -46,7 +47,7 @@ async def diff_agent(target: Target, wish: Wish, output: Output) -> None:
     tasks = await _sample(target, cls, wish)
     note(f"running {len(tasks)} tasks of {cls.name} again", output)
     async with started(agent, own=cls):
-        answers = await rehearsed(agent, tasks)
+        answers = await rehearsed(agent, tasks, ignored=wish.ignored)
     different = [answer for answer in answers if answer.outcome in _DIFFERENT]
     handlers = _summaries(answers)
     view = {

@@ -141,15 +141,18 @@ async def started(agent: Agent, *, own: type[Agent]) -> AsyncIterator[None]:
             await agent.stop()
 
 
-async def rehearsed(agent: Agent, tasks: Sequence[Recorded]) -> list[Answer]:
-    """Run each task's handler once, as many at a time as the agent takes; answers in the order of the tasks."""
+async def rehearsed(agent: Agent, tasks: Sequence[Recorded], *, ignored: Sequence[str] = ()) -> list[Answer]:
+    """Run each task's handler once, as many at a time as the agent takes; answers in the order of the tasks.
+
+    Changes in the fields `ignored`, such as `confidence` or `order.total`, do not count.
+    """
     handlers = type(agent).handlers()
     prepared = {name: PreparedHandler(handler, agent) for name, handler in handlers.items()}
     slots = asyncio.Semaphore(agent.concurrency)
 
     async def one(task: Recorded) -> Answer:
         async with slots:
-            return await _answer(agent, task, handlers, prepared)
+            return await _answer(agent, task, handlers, prepared, ignored)
 
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(one(task)) for task in tasks]
@@ -161,6 +164,7 @@ async def _answer(
     task: Recorded,
     handlers: Mapping[str, Handler[Any, Any]],
     prepared: Mapping[str, PreparedHandler],
+    ignored: Sequence[str],
 ) -> Answer:
     handler = handlers.get(task.handler)
     if handler is None:
@@ -174,10 +178,14 @@ async def _answer(
     if task.error is not None:
         return Answer(recorded=task, outcome="answers", output=output, error=None, changes=())
     before, note = _normalised(handler, task.output)
-    changes = find_changes(before, output)
+    changes = [change for change in find_changes(before, output) if not _is_in(change.name, ignored)]
     return Answer(
         recorded=task, outcome="changed" if changes else "same", output=output, error=None, changes=changes, note=note
     )
+
+
+def _is_in(name: str, fields: Sequence[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def _raised(task: Recorded, error: Error) -> Answer:

@@ -34,6 +34,9 @@ def diff(
     sample: Annotated[int, flag("--sample", min=1, help="Recorded tasks to take.")] = 200,
     seed: Annotated[int, flag("--seed", help="Which ones; the same seed takes the same.")] = 0,
     since: Since = "",
+    ignore: Annotated[
+        list[str] | None, flag("--ignore", metavar="FIELD", help="Changes there do not count; may be repeated.")
+    ] = None,
     fake: Annotated[
         str,
         flag("--fake", metavar="MODULE:NAME", help="Makes the agent with its effects stubbed; see docs/what-if.md."),
@@ -57,6 +60,13 @@ def diff(
 
         target = Target(nats_url=nats_url, creds=creds, space=space)
         wish = agent_diff.Wish(
-            agent=agent, handlers=handler or [], sample=sample, seed=seed, since=since, fake=fake, live=live_effects
+            agent=agent,
+            handlers=handler or [],
+            sample=sample,
+            seed=seed,
+            since=since,
+            ignored=ignore or [],
+            fake=fake,
+            live=live_effects,
         )
         run_command(agent_diff.diff_agent(target, wish, output))

@@ -83,6 +83,8 @@ async def test_other_answers_are_reported_field_by_field(cli: Cli, workplace: Pa
     assert changed["changes"] == [{"op": "replace", "path": "/n", "before": 8, "value": 9}]
     raises = next(one for one in found["different"] if one["id"] == "t3/0")
     assert raises["now"]["error"]["type"] == "ZeroDivisionError"
+    result = await cli.run("replay", "diff", "--agent", spec, "--ignore", "n", "-o", "json")
+    assert [one["id"] for one in json.loads(result.stdout)["different"]] == ["t3/0"]
     result = await cli.run("replay", "diff", "--agent", spec)
     assert 't7/0 add: another answer, input {"n": 7}\n     recorded | now\n  n  8        | 9\n' in result.stdout
     assert "4 of 10 answers of echo are not those recorded" in result.stderr
