@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from cuebook.actors.agent import Agent, Handler, Task
 from cuebook.actors.attempt import PreparedHandler, error_of
+from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator.state import TaskState
 from cuebook.cli.difference import Change, find_changes
 from cuebook.events.envelope import Envelope
@@ -147,7 +149,8 @@ async def rehearsed(agent: Agent, tasks: Sequence[Recorded], *, ignored: Sequenc
     Changes in the fields `ignored`, such as `confidence` or `order.total`, do not count.
     """
     handlers = type(agent).handlers()
-    prepared = {name: PreparedHandler(handler, agent) for name, handler in handlers.items()}
+    deadlines = Deadlines()
+    prepared = {name: PreparedHandler(handler, agent, deadlines) for name, handler in handlers.items()}
     slots = asyncio.Semaphore(agent.concurrency)
 
     async def one(task: Recorded) -> Answer:
@@ -172,7 +175,7 @@ async def _answer(
         return _raised(task, error)
     event = TaskAssigned(handler=task.handler, attempt=task.attempt, timeout_s=task.timeout_s, input=task.input)
     try:
-        output = await prepared[task.handler].call(event, lambda: _context(agent, task))
+        output = await prepared[task.handler].call(event, partial(_context, agent), task)
     except Exception as error:  # noqa: BLE001 - whatever the author's code raises is an outcome
         return _raised(task, error_of(error))
     if task.error is not None:
