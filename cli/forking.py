@@ -11,7 +11,6 @@ from typing import Any
 from cuebook.actors.client import Client
 from cuebook.actors.forking import Fork, Past
 from cuebook.actors.orchestrator.state import TaskState
-from cuebook.actors.schemas import find_error
 from cuebook.cli.directory import fold_agents
 from cuebook.cli.exits import Exit, InputError, print_error
 from cuebook.cli.moments import parse_point
@@ -112,10 +111,10 @@ def _at_step(past: Past, n: int, answers: Mapping[int, Any]) -> int | None:
 async def _check_tasks(client: Client, past: Past, answers: Mapping[int, Any]) -> None:
     """Raise InputError for a changed output that does not fit its handler, as far as the registry can tell."""
     tasks = [item for n in answers if isinstance(item := past.state.items.get(n), TaskState)]
-    registry = (await fold_agents(client.log)).registry if tasks else None
+    teams = (await fold_agents(client.log)).registry.teams if tasks else {}
     for task in tasks:
-        found = registry.find_handler(task.agent, task.handler) if registry is not None else None
-        wrong = find_error(found[1].output_schema, answers[task.n]) if found is not None else ""
+        team = teams.get(task.agent)
+        wrong = team.find_output_error(task.handler, answers[task.n]) if team is not None else ""
         if wrong:
             raise InputError(
                 f"the answer to {task.run_id}/{task.n} does not fit {task.agent}.{task.handler}: {wrong}",
