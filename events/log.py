@@ -176,13 +176,16 @@ class EventLog:
         members = []
         for subject, event in events:
             event_id = self.ids()
-            body = encode(
-                event,
-                event_id=event_id,
-                source=self.source,
-                correlation_id=correlation_id,
-                causation_id=causation_id,
-            )
+            try:
+                body = encode(
+                    event,
+                    event_id=event_id,
+                    source=self.source,
+                    correlation_id=correlation_id,
+                    causation_id=causation_id,
+                )
+            except PoisonMessageError as error:
+                raise PoisonMessageError(f"{subject}: {error}", remedy=error.remedy) from error
             members.append(Member(subject, body, event_id))
         for begin in range(0, len(members), MAX_BATCH):
             expected = await append_batch(
