@@ -126,7 +126,7 @@ def _outside(specs: Sequence[str]) -> dict[str, dict[str, Any]]:
     sagas = [saga for saga in load_sagas(specs) if saga.on]
     topics = [saga.on for saga in sagas]
     return {
-        f"event.{saga.on}" + (f" ({saga.name})" if topics.count(saga.on) > 1 else ""): saga.input_type.json_schema()
+        f"event.{saga.on}" + (f" ({saga.name})" if topics.count(saga.on) > 1 else ""): saga.input_type.schema()
         for saga in sorted(sagas, key=lambda one: (one.on, one.name))
     }
 

@@ -199,8 +199,7 @@ def _raised(task: Recorded, error: Error) -> Answer:
 def _normalised(handler: Handler[Any, Any], output: Any) -> tuple[Any, str]:
     """A recorded output as the present model writes it, or as it is with a word about that."""
     try:
-        value = handler.output_type.validate_python(output)
-        return handler.output_type.dump_python(value, mode="json", by_alias=True), ""
+        return handler.output_type.plain(handler.output_type.read(output)), ""
     except ValidationError as error:
         return output, f"the recorded output no longer fits the model ({error.error_count()} errors)"
 
