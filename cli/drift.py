@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, describe_request, error_of
 from cuebook.actors.orchestrator.state import RunState
+from cuebook.actors.orchestrator.watchdog import watched
 from cuebook.actors.saga import Saga, Step
 from cuebook.cli.fence import Fence
 
@@ -51,6 +52,7 @@ def check_run(saga: Saga[Any, Any], run: RunState, fence: Fence) -> dict[str, An
 
 
 def _drive(saga: Saga[Any, Any], run: RunState, fence: Fence) -> _Driven:
+    watched(int)  # starts this thread's watchdog, which is a thread of ours and no deed of the saga's
     with fence:
         execution = Execution(saga, run)
         try:
