@@ -33,8 +33,7 @@ class LazyGroup(TyperGroup):
     """The root. A command's module is imported when it is used; the help of the root needs only `modules`."""
 
     modules: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """By command: the module with its `app`, and one line of help. A command may be of two words, `replay diff`, beside
-    one that is the first of them."""
+    """By command: the module with its `app`, and one line of help."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature of the base
         """All commands, in the order of `modules`."""
@@ -47,8 +46,6 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The real command, imported."""
-        if " ".join(args[:2]) in self.modules:
-            args = [" ".join(args[:2]), *args[2:]]
         self.commands = cast(Any, self.modules)  # only its keys are looked at, for "did you mean"
         name, command, rest = super().resolve_command(ctx, args)
         return name, self.load(name) if command is not None and name is not None else None, rest
@@ -58,7 +55,7 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(self.modules[name][0])
         command: Any = typer.main.get_command(module.app)
         command.name = name
-        self._dress(command, f"CUEBOOK_{name.replace(' ', '_').upper()}")
+        self._dress(command, f"CUEBOOK_{name.upper()}")
         return command
 
     def _dress(self, command: Any, prefix: str) -> None:

@@ -27,7 +27,6 @@ class _Cuebook(LazyGroup):
         "projection": ("cuebook.cli.projection", "See, rebuild and mend the tables in PostgreSQL."),
         "events": ("cuebook.cli.events", "Read the log, follow it, publish to it, and know its types."),
         "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
-        "replay diff": ("cuebook.cli.replay_diff", "Run an agent's handlers again on recorded inputs."),
     }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from cuebook.cli.exits import reported_errors
 from cuebook.cli.options import (
     DEFAULT_NATS_URL,
@@ -20,12 +18,9 @@ from cuebook.cli.options import (
     flag,
 )
 
-__all__ = ["app"]
-
-app = typer.Typer(add_completion=False)
+__all__ = ["diff"]
 
 
-@app.command()
 def diff(
     agent: Annotated[str, flag("--agent", metavar="MODULE:AGENT", help="The agent whose handlers are run again.")],
     handler: Annotated[
