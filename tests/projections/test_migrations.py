@@ -98,7 +98,7 @@ async def test_readers_read_and_change_nothing(tables: Tables) -> None:
         for table in ("runs", "tasks", "agents", "agent_health", "audit", "checkpoints", "parked_events"):
             await connection.execute(f"SELECT * FROM {table}".encode())
         assert len(await queries.list_projections(connection, last_sequence=1)) == 3
-        assert [one.name for one in await queries.list_tables(connection, f"cuebook_{tables.space}@runs_v1_g1")] == [
+        assert [one.name for one in await queries.list_tables(connection, f"cuebook_{tables.space}@runs_v{Runs.version}_g1")] == [
             "runs", "tasks",
         ]  # fmt: skip
         for statement in (b"DELETE FROM runs", b"UPDATE checkpoints SET sequence = 0", b"CREATE TABLE t ()"):
@@ -197,7 +197,7 @@ async def test_a_table_in_the_place_of_one_of_our_views_is_named(tables: Tables)
 async def test_a_schema_that_is_not_ours_is_never_dropped(tables: Tables) -> None:
     await tables.prepare()
     await tables.rows("DELETE FROM checkpoints WHERE projection = 'runs' RETURNING 1")
-    schema = f"{schema_name(tables.space)}@runs_v1_g1"
+    schema = f"{schema_name(tables.space)}@runs_v{Runs.version}_g1"
     async with await connect(tables.url, [schema]) as connection:
         await connection.execute(f'COMMENT ON SCHEMA "{schema}" IS NULL'.encode())
     with pytest.raises(ConfigurationError, match="is not cuebook's"):
