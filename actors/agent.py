@@ -140,9 +140,15 @@ class Handler(Generic[In, Out]):
     """One handler of an agent class. `Agent.method` is this object, which a saga passes to `run.call`."""
 
     def __init__(
-        self, function: Callable[..., Any], timeout_s: float, retry: Retry, owner: type[Agent] | None = None
+        self,
+        function: Callable[..., Any],
+        timeout_s: float,
+        retry: Retry,
+        owner: type[Agent] | None = None,
+        *,
+        pure: bool = False,
     ) -> None:
-        self.function, self.timeout_s, self.retry, self.owner = function, timeout_s, retry, owner
+        self.function, self.timeout_s, self.retry, self.owner, self.pure = function, timeout_s, retry, owner, pure
         self.name = function.__name__.replace("__", "-").strip("_")
         self.undo: Callable[..., Any] | None = None
         self._types: tuple[DataType[Any], DataType[Any]] | None = None
@@ -162,7 +168,7 @@ class Handler(Generic[In, Out]):
 
     def _bound_to(self, owner: type[Agent]) -> Handler[In, Out]:
         """An agent that inherits the handler answers under its own name."""
-        bound: Handler[In, Out] = Handler(self.function, self.timeout_s, self.retry, owner)
+        bound: Handler[In, Out] = Handler(self.function, self.timeout_s, self.retry, owner, pure=self.pure)
         bound.undo, bound._types = self.undo, self._types
         return bound
 
@@ -247,18 +253,24 @@ class Handler(Generic[In, Out]):
         )
 
 
-def handler(*, timeout_s: float = DEFAULT_TIMEOUT_S, retry: Retry | None = None) -> _HandlerDecorator:
-    """Make a method of an Agent a handler. One attempt may take `timeout_s` seconds."""
+def handler(
+    *, timeout_s: float = DEFAULT_TIMEOUT_S, retry: Retry | None = None, pure: bool = False
+) -> _HandlerDecorator:
+    """Make a method of an Agent a handler. One attempt may take `timeout_s` seconds.
+
+    `pure` says that it changes nothing outside, though it may ask there, such as a model: `cuebook replay diff` may run
+    it again on recorded inputs, without a fake.
+    """
     if not 0 < timeout_s < math.inf:
         raise ConfigurationError("timeout_s must be more than 0, in seconds")
-    return _HandlerDecorator(timeout_s, retry or Retry())
+    return _HandlerDecorator(timeout_s, retry or Retry(), pure=pure)
 
 
 class _HandlerDecorator:
     """Typed so that `Refunds.issue` knows its input and output models."""
 
-    def __init__(self, timeout_s: float, retry: Retry) -> None:
-        self._timeout_s, self._retry = timeout_s, retry
+    def __init__(self, timeout_s: float, retry: Retry, *, pure: bool) -> None:
+        self._timeout_s, self._retry, self._pure = timeout_s, retry, pure
 
     @overload
     def __call__(self, function: Callable[[Any, In, Task], Coroutine[Any, Any, Out]]) -> Handler[In, Out]: ...
@@ -269,7 +281,7 @@ class _HandlerDecorator:
     @overload
     def __call__(self, function: Callable[[Any, In], Out]) -> Handler[In, Out]: ...
     def __call__(self, function: Callable[..., Any]) -> Handler[Any, Any]:
-        return Handler(function, self._timeout_s, self._retry)
+        return Handler(function, self._timeout_s, self._retry, pure=self._pure)
 
 
 class Agent:

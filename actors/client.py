@@ -10,10 +10,12 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import nats.errors
 
+from cuebook.actors.forking import Fork, Past, plan_fork
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, fold_run
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.envelope import Envelope
@@ -165,9 +167,7 @@ class Client:
                 causation_id=cause.opened_id if cause else "",
             )
         except ConcurrencyConflictError as error:
-            raise CommandRejectedError(
-                f"run {run_id} exists already", remedy="look at it with 'cuebook run show', or use another id"
-            ) from error
+            raise _taken(run_id) from error
 
     # --- outcomes ---
 
@@ -373,6 +373,40 @@ class Client:
         await self._open_run(subject, request, new_id, state)
         return new_id
 
+    async def fork(
+        self, run_id: str, *, at: int | None = None, answers: Mapping[int, Any] | None = None, new_id: str = ""
+    ) -> Fork:
+        """Start a run that shares the history of another up to the sequence `at`; returns once that is stored.
+
+        `answers` replaces those of some steps, by number; without `at` the history is shared up to the last of these,
+        or to its end. The orchestrator goes on with it, or rejects it where the saga's present code would not have come
+        there. Raises NotFoundError, CommandRejectedError, PoisonMessageError, UnavailableError.
+        """
+        answers, history = answers or {}, await self.log.history(run_id)
+        past = Past(run_id, history, at)
+        if past.state.status == "new" and not past.state.items:
+            raise NotFoundError(
+                f"there is no run {run_id} in space {self.log.subjects.space}"
+                if not history
+                else f"run {run_id} began at sequence {history[0].sequence}, after {at}",
+                remedy="see 'cuebook run show'" if history else "see 'cuebook run list'",
+            )
+        if at is None and answers and all(n in past.ends for n in answers):
+            past = Past(run_id, history, max(past.ends[n] for n in answers))
+        new_id = new_id or self.new_id(run_id[:40])
+        fork = plan_fork(self.log.subjects, past, new_id, answers, by=self._by)
+        try:
+            await self.log.append_all(
+                fork.events,
+                scope=self.log.subjects.everything_of(new_id),
+                expected=0,
+                correlation_id=fork.correlation_id,
+                causation_id=fork.causation_id,
+            )
+        except ConcurrencyConflictError as error:
+            raise _taken(new_id) from error
+        return fork
+
     async def resolve(self, run_id: str, n: int, *, action: str = "", value: Any = None, note: str = "") -> int:
         """Decide about an escalated task (action supply, retry or abort), or answer a question (no action).
 
@@ -410,6 +444,12 @@ class Client:
         """Ask an instance to finish what it has and stop."""
         event = DrainRequested(reason=reason, by=self._by)
         return await self.log.append(self.log.subjects.agent(agent, instance, "drain_requested"), event)
+
+
+def _taken(run_id: str) -> CommandRejectedError:
+    return CommandRejectedError(
+        f"run {run_id} exists already", remedy="look at it with 'cuebook run show', or use another id"
+    )
 
 
 def _fail(future: asyncio.Future[Outcome], error: CuebookError) -> None:

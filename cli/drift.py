@@ -1,14 +1,17 @@
-"""Whether the present code of a saga would have done what a recorded run did. Pure: nothing is called but the saga."""
+"""Whether the present code of a saga would have done what a recorded run did. Only the saga is called, in a fence."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, describe_request, error_of
 from cuebook.actors.orchestrator.state import RunState
-from cuebook.actors.saga import Saga
+from cuebook.actors.orchestrator.watchdog import watched
+from cuebook.actors.saga import Saga, Step
+from cuebook.cli.fence import Fence
 
 __all__ = ["check_run"]
 
@@ -17,32 +20,60 @@ _NOT_BY_THE_SAGA = frozenset({"PoisonMessageError"})
 """The run ended because what the saga asked for could not be stored."""
 
 
-def check_run(saga: Saga[Any, Any], run: RunState) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Driven:
+    """How far the recorded results took the saga's code."""
+
+    outcome: Returned | Raised | Drift | None
+    unrecorded: list[tuple[int, Any]]
+    unheeded: Step[Any] | None
+
+
+def check_run(saga: Saga[Any, Any], run: RunState, fence: Fence) -> dict[str, Any] | None:
     """Drive the saga by the run's recorded results; returns where it goes another way, or None.
 
     A run that goes on, or was cancelled, is compared as far as it went. One that ended must end in the same way.
     """
+    fence.tried.clear()
     try:
-        execution = Execution(saga, run)
+        driven = _drive(saga, run, fence)
     except ValidationError as error:
-        return _drift(run, None, run.input, None, f"the input no longer fits the saga: {error}")
-    try:
-        execution.advance(run)
-        outcome, unrecorded = execution.outcome, execution.unrecorded(run)
-        unheeded = execution.unsettled(run) if isinstance(outcome, Returned) else None
-    finally:
-        execution.close()
-    if isinstance(outcome, Drift):
-        return _drift(run, outcome.step, outcome.recorded, outcome.asked, outcome.reason)
+        return _drift(run, None, {"input": run.input}, None, f"the input no longer fits the saga: {error}")
+    if fence.tried:
+        return _drift(run, None, None, {"fenced": list(fence.tried)}, "the saga reaches outside by itself")
+    if isinstance(driven.outcome, Drift):
+        drift = driven.outcome
+        return _drift(run, drift.step, drift.recorded, drift.asked, drift.reason)
     if run.cancel_reason is not None or run.status in ("requested", "running", "stuck"):
         return None
     if run.error is not None and run.error.type in _NOT_BY_THE_SAGA:
         return None
-    if run.status in _RAISED and not unrecorded:
+    return _compare_end(run, driven)
+
+
+def _drive(saga: Saga[Any, Any], run: RunState, fence: Fence) -> _Driven:
+    watched(int)  # starts this thread's watchdog, which is a thread of ours and no deed of the saga's
+    with fence:
+        execution = Execution(saga, run)
+        try:
+            execution.advance(run)
+            outcome = execution.outcome
+            return _Driven(
+                outcome=outcome,
+                unrecorded=execution.unrecorded(run),
+                unheeded=execution.unsettled(run) if isinstance(outcome, Returned) else None,
+            )
+        finally:
+            execution.close()
+
+
+def _compare_end(run: RunState, driven: _Driven) -> dict[str, Any] | None:
+    outcome, unheeded = driven.outcome, driven.unheeded
+    if run.status in _RAISED and not driven.unrecorded:
         # A step that failed without ever being awaited ends a run too.
         return None if unheeded is not None and unheeded.error is not None else _compare_error(run, outcome)
-    if unrecorded:
-        n, request = unrecorded[0]
+    if driven.unrecorded:
+        n, request = driven.unrecorded[0]
         return _drift(run, n, None, describe_request(request), "the saga asks for more than it did")
     if run.status == "completed":
         if not isinstance(outcome, Returned):
@@ -71,5 +102,5 @@ def _ended(outcome: Any) -> dict[str, Any] | None:
 
 
 def _drift(run: RunState, step: int | None, recorded: Any, asked: Any, reason: str) -> dict[str, Any]:
-    return {"run_id": run.run_id, "saga": run.saga, "step": step, "recorded": recorded, "asked": asked,
-            "reason": reason}  # fmt: skip
+    return {"run_id": run.run_id, "saga": run.saga, "version": run.version, "status": run.status, "step": step,
+            "recorded": recorded, "asked": asked, "reason": reason}  # fmt: skip

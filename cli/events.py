@@ -26,7 +26,14 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, add_completion=False, help="Read the log, follow it, publish to it.")
+app = typer.Typer(cls=Noun, add_completion=False, help="Read the log, follow it, publish to it, and know its types.")
+schema_app = typer.Typer(cls=Noun, add_completion=False, help="Schemas of event types.")
+app.add_typer(schema_app, name="schema")
+
+_Sagas = Annotated[
+    list[str] | None,
+    flag("--saga", metavar="MODULE:SAGA", help="Also the outside events that it listens to; may be repeated."),
+]
 
 
 @app.command()
@@ -166,3 +173,39 @@ def publish(
 
         target = Target(nats_url=nats_url, creds=creds, space=space)
         run_command(log_reading.publish(target, topic, value, event_id, output, by=by))
+
+
+@app.command()
+def types(saga: _Sagas = None, output: OutputOption = Output.TEXT) -> None:
+    """List the types of events that this release writes, their fields, and the older versions that it reads."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import event_types
+
+        event_types.list_types(saga or [], output)
+
+
+@schema_app.command("show")
+def show_schema(
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="Such as task.completed.v1, or task.completed.")],
+    saga: _Sagas = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show a type's schema, and the way from an older version to the newest."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import event_types
+
+        event_types.show_schema(type_, saga or [], output)
+
+
+@schema_app.command("check")
+def check_schemas(
+    saga: _Sagas = None,
+    file: Annotated[str, flag("--file", metavar="FILE", help="Where the schemas of outside events are kept.")] = "",
+    write: Annotated[bool, flag("--write", help="Record new types and new fields that may be left out.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Check that no released type was edited where it should have been versioned; status 8 if one was."""
+    with reported_errors(as_json=output.for_programs):
+        from cuebook.cli import event_types
+
+        event_types.check_schemas(saga or [], file, output, write=write)

@@ -55,12 +55,14 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(self.modules[name][0])
         command: Any = typer.main.get_command(module.app)
         command.name = name
-        _name_variables(command, f"CUEBOOK_{name.upper()}")
-        for verb, one in getattr(command, "commands", {}).items():
-            one.rich_markup_mode = self.rich_markup_mode
-            _name_variables(one, f"CUEBOOK_{name.upper()}_{verb.upper()}")
-        command.rich_markup_mode = self.rich_markup_mode
+        self._dress(command, f"CUEBOOK_{name.upper()}")
         return command
+
+    def _dress(self, command: Any, prefix: str) -> None:
+        command.rich_markup_mode = self.rich_markup_mode
+        _name_variables(command, prefix)
+        for verb, one in getattr(command, "commands", {}).items():
+            self._dress(one, f"{prefix}_{verb.upper()}")
 
     def main(
         self,

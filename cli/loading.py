@@ -19,7 +19,7 @@ from cuebook.actors.agent import Agent
 from cuebook.actors.saga import Saga
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["load_agents", "load_sagas"]
+__all__ = ["load_agents", "load_fake", "load_sagas"]
 
 
 def load_agents(specs: Sequence[str]) -> list[type[Agent]]:
@@ -42,6 +42,21 @@ def load_sagas(specs: Sequence[str]) -> list[Saga[Any, Any]]:
     return sagas
 
 
+async def load_fake(spec: str, agent: type[Agent]) -> Agent:
+    """What `spec` makes when it is called with nothing: an object of the agent's class, or of one derived from it.
+
+    Raises ConfigurationError.
+    """
+    made = _load(spec, "fake", lambda value: callable(value) and _is_own(value, spec))()
+    made = await made if inspect.isawaitable(made) else made
+    if not isinstance(made, agent):
+        raise ConfigurationError(
+            f"{spec} makes {_what(made)}, and no {agent.__name__}",
+            remedy=f"derive a class from {agent.__name__}, or return an object of it with its effects stubbed",
+        )
+    return made
+
+
 @contextmanager
 def _blamed_on(spec: str) -> Iterator[None]:
     """What is wrong with the types of an agent or a saga is said with its name."""
@@ -57,6 +72,11 @@ def _blamed_on(spec: str) -> Iterator[None]:
 
 def _is_agent(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, Agent) and value is not Agent
+
+
+def _is_own(value: Any, spec: str) -> bool:
+    """Whether something is of that module, and not only imported there."""
+    return getattr(value, "__module__", "") == spec.partition(":")[0]
 
 
 def _is_saga(value: Any) -> bool:
@@ -110,11 +130,17 @@ def _import(name: str) -> ModuleType:
         ) from error
 
 
+_HOW = {
+    "agent": "a subclass of cuebook.actors.Agent",
+    "fake": "a class derived from the agent's, or a function that returns an object of it",
+    "saga": "an async function decorated with @saga()",
+}
+
+
 def _choice(module_name: str, there: list[str], kind: str) -> str:
     if there:
         return "there is " + ", ".join(f"{module_name}:{name}" for name in sorted(there))
-    how = "a subclass of cuebook.actors.Agent" if kind == "agent" else "an async function decorated with @saga()"
-    return f"{module_name} has no {kind}: {_article(kind)} is {how}"
+    return f"{module_name} has no {kind}: {_article(kind)} is {_HOW[kind]}"
 
 
 def _what(value: Any) -> str:

@@ -21,6 +21,7 @@ from cuebook.cli.options import (
     Target,
     flag,
 )
+from cuebook.cli.replay_diff import diff
 
 __all__ = ["app"]
 
@@ -132,3 +133,6 @@ def send(
         choice = Choice(runs=run or [], filters=filter_ or [], types=type_ or [], first=from_ or since, last=to)
         order = sending.Order(choice=choice, into=into, creds=into_creds, speed=speed, live_effects=live_effects)
         run_command(sending.send(target, order, output, interruption))
+
+
+app.command()(diff)

@@ -11,17 +11,17 @@ from typing import Any
 
 from cuebook.actors.orchestrator.state import RunState
 from cuebook.cli.directory import fold_agents
-from cuebook.cli.drift import check_run
-from cuebook.cli.exits import DriftError, InputError
+from cuebook.cli.exits import InputError
 from cuebook.cli.filters import subject_filters
 from cuebook.cli.loading import load_sagas
 from cuebook.cli.moments import clock, iso
 from cuebook.cli.options import Output, Target
-from cuebook.cli.output import Lines, fields, line, note, section, show_list, show_one
+from cuebook.cli.output import Lines, fields, note, section, show_one
 from cuebook.cli.points import find_range
 from cuebook.cli.run_list import COLUMNS, run_cells
 from cuebook.cli.run_show import find_run
 from cuebook.cli.runfold import RunFold, fold_runs
+from cuebook.cli.saga_check import Check
 from cuebook.cli.session import session
 from cuebook.cli.timeline import event_line, run_line
 from cuebook.cli.views import Item, event_view, instance_view, run_status
@@ -147,39 +147,17 @@ async def check(target: Target, span: Span, specs: Sequence[str], output: Output
     if span.filters:
         raise InputError("--check reads whole runs, so --filter has no meaning with it", remedy="name a RUN instead")
     sagas = {saga.name: saga for saga in load_sagas(specs)}
-    drifts: list[dict[str, Any]] = []
-    checked = Counter[str]()
-
-    def look(run: RunState) -> None:
-        saga = sagas.get(run.saga)
-        if saga is not None and run.started_sequence:
-            checked[run.saga] += 1
-            drift = check_run(saga, run)
-            if drift is not None:
-                drifts.append(drift)
-
     async with session(target) as client:
         log = client.log
         after, until = await _range(log, span)
-        if span.run:
-            look((await find_run(log, span.run, until))[0])
-        else:
-            runs = await fold_runs(log, RunFold(0, on_end=look), after=after, until=until, silent=output.for_programs)
-            for run in runs.open.values():
-                look(run)
-    show_list(output, drifts, lambda: _print_drifts(drifts))
-    note(", ".join(f"{checked[name]} runs of {name}" for name in sagas) + " checked", output)
-    if drifts:
-        raise DriftError(
-            f"{len(drifts)} of {checked.total()} runs would go another way with the present code",
-            remedy="finish or cancel open ones before this code is served, or give it another saga name",
-        )
-
-
-def _print_drifts(drifts: list[dict[str, Any]]) -> None:
-    for drift in drifts:
-        line(f"{drift['run_id']}: {drift['reason']}")
-        fields([("  step", drift["step"]), ("  recorded", drift["recorded"]), ("  asked", drift["asked"])])
+        last = (await log.verify()).last_sequence
+        with Lines(output) as lines:
+            held = Check(sagas, lines)
+            if span.run:
+                held.look((await find_run(log, span.run, until))[0])
+            else:
+                await held.read(log, after, last if until is None else min(until, last), silent=output.for_programs)
+        held.tell(output)
 
 
 async def _range(log: EventLog, span: Span) -> tuple[int, int | None]:

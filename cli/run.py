@@ -33,7 +33,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Noun, add_completion=False, help="Start, list, show, follow, cancel and retry runs.")
+app = typer.Typer(cls=Noun, add_completion=False, help="Start, list, show, follow, cancel, retry and fork runs.")
 
 
 class RunStatus(StrEnum):
@@ -263,3 +263,39 @@ def retry(
         from cuebook.cli.session import run_command
 
         run_command(run_submit.retry(Target(nats_url=nats_url, creds=creds, space=space), run, note, output, by=by))
+
+
+@app.command()
+def fork(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[/N]", help="A run; with /N up to the answer of step N.", autocompletion=complete_run
+        ),
+    ],
+    at: Annotated[
+        str, flag("--at", metavar="SEQ|TIME", help="Share the history up to a sequence, an age or a time.")
+    ] = "",
+    with_: Annotated[
+        str, flag("--with", metavar="JSON", help="Other answers by step number; also @FILE, or - for stdin.")
+    ] = "",
+    run_id: Annotated[str, flag("--id", metavar="RUN", help="The new run's id; one that exists is refused.")] = "",
+    output: OutputOption = Output.TEXT,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    by: By = "",
+) -> None:
+    """Start a run that shares another's history up to a point, perhaps with other answers, and goes on live from there.
+
+    Steps that had ended by then are not executed again, nor undone by the new run. Without a point it begins at the
+    last of the changed answers. Prints the new run's id.
+    """
+    with reported_errors(as_json=output.for_programs):
+        answers = read_json(with_, "--with") if with_ else {}
+        from cuebook.cli import forking
+        from cuebook.cli.session import run_command
+
+        wish = forking.Wish(name=run, at=at, answers=forking.parse_answers(answers), new_id=run_id)
+        target = Target(nats_url=nats_url, creds=creds, space=space)
+        raise typer.Exit(run_command(forking.fork_run(target, wish, output, by=by)))

@@ -131,6 +131,7 @@ def _print_run(view: dict[str, Any], history: list[Item], began_at: int) -> None
         ("ended", view["ended_at"]),
         ("took", span(view["duration_s"]) if view["duration_s"] is not None else None),
         ("retry of", view["retry_of"]),
+        ("fork of", "{run_id} at {sequence}".format(**view["fork_of"]) if view["fork_of"] else None),
         ("input", view["input"]),
         ("result", view["result"]),
         ("error", f"{view['error']['type']}: {view['error']['message']}" if view["error"] else None),
@@ -161,11 +162,18 @@ def _step_row(item: dict[str, Any]) -> list[str]:
         what = gist(item["question"] or "") or item["topic"] or (span(item["timeout_s"]) if item["timeout_s"] else "")
         due = f"until {item['due'][:19]}Z" if item["due"] else ""
         answer = compact(item["value"], 60) if item["value"] is not None else ""
-        return [n, status, f"{item['kind']} {what}", "", "", answer or due]
+        return [n, status, f"{item['kind']} {what}", "", _copied(item), answer or due]
     name = ".".join(filter(None, [item["agent"], item["handler"]]))
     if item["compensates"] is not None:
         name = f"undo {item['compensates']} by {name}"
-    return [n, status, name, str(item["attempt"] or ""), item["instance"] or "", _task_detail(item)]
+    return [n, status, name, str(item["attempt"] or ""), item["instance"] or _copied(item), _task_detail(item)]
+
+
+def _copied(item: dict[str, Any]) -> str:
+    """Where a step was executed that this run shares with another; nothing ran here."""
+    if not item["copied_from"]:
+        return ""
+    return f"copied from {item['copied_from']}" + (", answer changed" if item["changed"] else "")
 
 
 def _task_detail(item: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from cuebook.events.log import EventLog
 
 __all__ = ["RunFold", "fold_runs"]
 
-_OPENING = frozenset({("task", "requested"), ("run", "requested"), ("run", "started")})
+_OPENING = frozenset({("task", "requested"), ("run", "requested"), ("run", "started"), ("run", "forked")})
 _KINDS = frozenset({"run", "task", "step"})
 Keep = Callable[[dict[str, Any]], bool]
 

@@ -53,6 +53,9 @@ def _of_run(event: Event, address: Address) -> str:  # noqa: C901 - one branch a
     match event:
         case facts.RunRequested():
             return f"run of saga {address.agent} requested, input {compact(event.input)}"
+        case facts.RunForked():
+            other = f", other answers to {', '.join(map(str, event.changed))}" if event.changed else ""
+            return f"fork of {event.fork_of} at {event.at}{_by(event.by)}: {event.copied} steps are shared{other}"
         case facts.RunStarted():
             cause = f" by the message at {event.trigger}" if event.trigger else ""
             return f"saga {event.saga} version {event.version} started{cause}, input {compact(event.input)}"
@@ -78,6 +81,9 @@ def _of_run(event: Event, address: Address) -> str:  # noqa: C901 - one branch a
             return f"rejected: {event.reason}" + (f" ({event.remedy})" if event.remedy else "")
         case facts.StepSlept():
             return f"sleeps {span(event.seconds)}"
+        case facts.StepCopied():
+            answer = f": {compact(event.value)}" if event.value is not None else ""
+            return f"{_copied(event)}, {event.kind} {event.status}{answer}"
         case facts.StepWaiting():
             return f"waits for {event.topic}" + (f" with {compact(event.match)}" if event.match else "")
         case facts.StepMatched():
@@ -102,6 +108,10 @@ def _of_task(event: Event, address: Address) -> str:  # noqa: C901 - one branch 
             priority = f", priority {event.priority}" if event.priority else ""
             name = f"{address.agent}.{event.handler}" if event.handler else address.agent
             return f"asks {name}{undo}{priority}, input {compact(event.input)}"
+        case facts.TaskCopied():
+            outcome = compact(event.output) if event.error is None else _error(event.error)
+            name = f"{address.agent}.{event.handler}" if event.handler else address.agent
+            return f"{_copied(event)}, {name} {event.status}: {outcome}"
         case facts.TaskAssigned():
             why = f" ({event.reason['by']})" if "by" in event.reason else ""
             return f"attempt {event.attempt} at {address.agent}/{address.instance}{why}"
@@ -153,6 +163,12 @@ def _other(item: Envelope) -> str:
         case facts.MessageRejected() as event:
             return f"{event.subject} has no effect: {event.reason}" + (f" ({event.remedy})" if event.remedy else "")
     return compact(item.data)
+
+
+def _copied(event: facts.TaskCopied | facts.StepCopied) -> str:
+    origin = event.origin
+    other = ", with another answer" if event.changed else ""
+    return f"copied from {origin.run_id}/{origin.n} at {origin.sequence}{other}"
 
 
 def _error(error: Error) -> str:

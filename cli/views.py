@@ -26,6 +26,7 @@ from cuebook.events.facts import (
     TaskRetried,
 )
 from cuebook.events.log import Unreadable
+from cuebook.events.subjects import task_id
 
 __all__ = [
     "Item",
@@ -123,6 +124,7 @@ def run_view(
         "result": task.output if isinstance(task, TaskState) else state.result,
         "cancel_requested": state.cancel_reason,
         "retry_of": state.retry_of,
+        "fork_of": {"run_id": state.forked.fork_of, "sequence": state.forked.at} if state.forked is not None else None,
         "trigger": state.trigger or None,
         "undo": state.undo or [],
         "stuck": to_data(state.stuck) if state.stuck is not None else None,
@@ -157,6 +159,7 @@ def item_view(
         "labels": item.labels,
         "timeout_s": item.timeout_s,
         "compensates": item.compensates,
+        **_origin(item),
         "input": item.input,
         "output": item.output,
         "error": error_view(item.error),
@@ -172,6 +175,12 @@ def item_view(
     }
 
 
+def _origin(item: TaskState | StepState) -> dict[str, Any]:
+    """Of a step that a fork shares: where it was executed, and whether its answer is another one here."""
+    origin = item.origin
+    return {"copied_from": task_id(origin.run_id, origin.n) if origin is not None else None, "changed": item.changed}
+
+
 def _step_view(step: StepState) -> dict[str, Any]:
     return {
         "id": f"{step.run_id}/{step.n}",
@@ -184,6 +193,7 @@ def _step_view(step: StepState) -> dict[str, Any]:
         "topic": step.topic or None,
         "match": step.match or None,
         "timeout_s": step.timeout_s,
+        **_origin(step),
         "value": step.value,
         "by": step.by or None,
         "opened_at": iso(step.opened_at),

@@ -24,10 +24,18 @@ from urllib.parse import unquote_to_bytes
 
 import msgpack
 
-from cuebook.events.catalogue import event_type_of, parse_event, to_data
+from cuebook.events.catalogue import CATALOGUE, Catalogue, to_data
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import PoisonMessageError, UnknownEventError
-from cuebook.events.facts import AgentRegistered, Event, OutsideEvent, RunStuck, TaskAssigned, TaskRequested
+from cuebook.events.facts import (
+    AgentRegistered,
+    Event,
+    OutsideEvent,
+    RunStuck,
+    TaskAssigned,
+    TaskCopied,
+    TaskRequested,
+)
 from cuebook.events.subjects import Address, Subjects
 
 __all__ = [
@@ -65,7 +73,7 @@ _VERSION = 1
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.{0,64})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_WRAPPERS = (AgentRegistered, RunStuck, TaskAssigned)
+_WRAPPERS = (AgentRegistered, RunStuck, TaskAssigned, TaskCopied)
 _SCALARS = frozenset({str, int, bool, type(None)})
 _CONTAINERS = (dict, list, tuple)
 _pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
@@ -136,15 +144,25 @@ def pack_data(data: Any) -> bytes:
 
 
 def decode(
-    subjects: Subjects, subject: str, body: bytes, *, sequence: int, recorded_at: int, headers: bytes | None = None
+    subjects: Subjects,
+    subject: str,
+    body: bytes,
+    *,
+    sequence: int,
+    recorded_at: int,
+    headers: bytes | None = None,
+    catalogue: Catalogue = CATALOGUE,
 ) -> Envelope:
-    """Decode one stored message. Raises PoisonMessageError, or UnknownEventError for a type of a newer release."""
+    """Decode one stored message; what is stored in an older version comes as the event of the newest.
+
+    Raises PoisonMessageError, or UnknownEventError for a type of a newer release.
+    """
     address = subjects.parse(subject)
     if len(body) > MAX_BYTES:
         raise _too_large("the message", len(body))
     if body and body[0] & 0xF0 == 0x90:  # a MessagePack array, which no UTF-8 text begins with
-        return _decode_native(address, subject, body, sequence, recorded_at)
-    return _decode_foreign(address, subject, body, sequence, recorded_at, parse_headers(headers))
+        return _decode_native(catalogue, address, subject, body, sequence, recorded_at)
+    return _decode_foreign(catalogue, address, subject, body, sequence, recorded_at, parse_headers(headers))
 
 
 def unpack_data(data: bytes) -> Any:
@@ -200,7 +218,9 @@ def parse_headers(headers: bytes | None) -> dict[str, str]:
     return found
 
 
-def _decode_native(address: Address, subject: str, body: bytes, sequence: int, recorded_at: int) -> Envelope:
+def _decode_native(
+    catalogue: Catalogue, address: Address, subject: str, body: bytes, sequence: int, recorded_at: int
+) -> Envelope:
     outer = unpack_data(body)
     if not outer or type(outer[0]) is not int:
         raise PoisonMessageError("the envelope does not begin with its version")
@@ -222,14 +242,20 @@ def _decode_native(address: Address, subject: str, body: bytes, sequence: int, r
     ):
         raise PoisonMessageError("an envelope field is missing or of the wrong type", remedy="see docs/wire-format.md")
     return _envelope(
-        address, subject, sequence, recorded_at,
+        catalogue, address, subject, sequence, recorded_at,
         event_id, event_type, source, moment, correlation_id, causation_id, traceparent, data,
         outer[1], outer[2],
     )  # fmt: skip
 
 
 def _decode_foreign(
-    address: Address, subject: str, body: bytes, sequence: int, recorded_at: int, headers: dict[str, str]
+    catalogue: Catalogue,
+    address: Address,
+    subject: str,
+    body: bytes,
+    sequence: int,
+    recorded_at: int,
+    headers: dict[str, str],
 ) -> Envelope:
     """Plain JSON or a CloudEvent. Without an id of its own the event is named by its place in the log."""
     content = _parse_json(body) if body else {}
@@ -259,9 +285,9 @@ def _decode_foreign(
         event_type = ""  # the subject says what it is; the author's own word for it does not matter
     traceparent = attribute("traceparent", headers.get("traceparent", ""))
     return _envelope(
-        address, subject, sequence, recorded_at,
+        catalogue, address, subject, sequence, recorded_at,
         event_id,
-        event_type or event_type_of(address),
+        event_type or catalogue.event_type_of(address),
         attribute("source", "outside"),
         _parse_time(attributes["time"]) if "time" in attributes else recorded_at,
         attribute("correlationid", headers.get("cue-correlation-id", "")),
@@ -273,6 +299,7 @@ def _decode_foreign(
 
 
 def _envelope(
+    catalogue: Catalogue,
     address: Address,
     subject: str,
     sequence: int,
@@ -302,7 +329,7 @@ def _envelope(
         causation_id=causation_id,
         traceparent=traceparent,
         data=data,
-        event=parse_event(address, event_type, data),
+        event=catalogue.parse(address, event_type, data),
         address=address,
         subject=subject,
         sequence=sequence,

@@ -23,8 +23,9 @@ class Envelope:
     `time` is the author's clock and `recorded_at` the server's, both in microseconds since 1970 UTC. `sequence` counts
     from 1 over the whole stream. `correlation_id` is the id of the message that began the conversation, copied
     unchanged; `causation_id` that of the message being handled when this one was written. `event_type` is
-    `<family>.<fact>.v<n>`. `data` is the event's plain data, `event` the same as a typed object. `key_id` and
-    `signature` are empty until signed. Ids, type and source are short and printable; see codec.
+    `<family>.<fact>.v<n>` and `data` the event's plain data, both as stored; `event` is the same as a typed object of
+    the newest version. `key_id` and `signature` are empty until signed. Ids, type and source are short and printable;
+    see codec.
     """
 
     id: str

@@ -1,7 +1,8 @@
 """The event types of the log.
 
-Each class is version 1 of its type. A stored version is never edited: a change of meaning or of a required field is a
-new class with the next number. Fields unknown to this release are ignored when reading, so adding an optional field is
+Each class is the newest version of its type. A stored version is never edited: a change of meaning or of a required
+field is the next number, and a step in catalogue.UPCASTERS that reads the older one; `cuebook events schema check`
+watches over that. Fields unknown to this release are ignored when reading, so adding an optional field is
 not a new version. `data` of an event is exactly the fields below. Spans of time count in seconds from when the event
 was recorded, by the server's clock; no event carries a due time by its author's clock.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "HandlerSpec",
     "MessageRejected",
+    "Origin",
     "OutsideEvent",
     "RetryPolicy",
     "RetryRule",
@@ -37,6 +39,7 @@ __all__ = [
     "RunCompensating",
     "RunCompleted",
     "RunFailed",
+    "RunForked",
     "RunRejected",
     "RunRequested",
     "RunResumed",
@@ -47,6 +50,7 @@ __all__ = [
     "StepAnswered",
     "StepAsked",
     "StepCancelled",
+    "StepCopied",
     "StepExpired",
     "StepMatched",
     "StepSlept",
@@ -56,6 +60,7 @@ __all__ = [
     "TaskCancelRequested",
     "TaskCancelled",
     "TaskCompleted",
+    "TaskCopied",
     "TaskEscalated",
     "TaskFailed",
     "TaskProgressed",
@@ -122,6 +127,20 @@ class HandlerSpec:
     description: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a copied fact stands: under which run and number, at which stream sequence, recorded when.
+
+    `recorded_at`: microseconds since 1970 by the server's clock. Both are those of the fact that ended the step there;
+    of one that had not ended and got an answer of somebody's own, those of the last fact about it.
+    """
+
+    run_id: str
+    n: int
+    sequence: int
+    recorded_at: int
+
+
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +151,29 @@ class RunRequested(Event):
     event_type: ClassVar[str] = "run.requested.v1"
     input: Any = None
     retry_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunForked(Event):
+    """Somebody asks for a run that shares the history of the run `fork_of` up to the stream sequence `at`.
+
+    It waits until the facts `copied` of so many tasks and steps are there, and then goes on with the saga's present
+    code. `changed`: the steps with an answer other than the recorded one. `started_at` (microseconds since 1970, the
+    server's clock) and `started_sequence`: when and where the origin began, which is the time the saga sees and the
+    place from which its waits look for outside events. `cancelled`: why the origin was to end by then.
+    """
+
+    event_type: ClassVar[str] = "run.forked.v1"
+    saga: str
+    fork_of: str
+    at: int
+    copied: int
+    started_at: int
+    started_sequence: int
+    input: Any = None
+    changed: _ListOf[int] = field(default_factory=list)
+    cancelled: str | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +302,26 @@ class TaskRequested(Event):
     retry: RetryPolicy | None = None
     compensation: bool = False
     compensates: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCopied(Event):
+    """A task as it had ended in the run that this one was forked from. Nothing is executed, and nothing undone.
+
+    The subject names its agent. `status` is how it had ended, `changed` says that the output is somebody's own.
+    `compensates`: the task undid that step, where it was executed.
+    """
+
+    event_type: ClassVar[str] = "task.copied.v1"
+    origin: Origin
+    status: Literal["completed", "aborted", "cancelled", "rejected"]
+    handler: str = ""
+    input: Any = None
+    output: Any = None
+    error: Error | None = None
+    attempt: int = 0
+    compensates: int | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +485,30 @@ class StepMatched(Event):
     event_type: ClassVar[str] = "step.matched.v1"
     sequence: int
     data: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCopied(Event):
+    """A sleep, a wait or a question as it had ended in the run that this one was forked from.
+
+    The other fields are those of `slept`, `waiting` or `asked`, and of what ended it; `taken` is the stream sequence of
+    the outside event that a wait had got. `changed` says that the value is somebody's own.
+    """
+
+    event_type: ClassVar[str] = "step.copied.v1"
+    origin: Origin
+    kind: Literal["sleep", "wait", "ask"]
+    status: Literal["matched", "answered", "expired", "cancelled"]
+    timeout_s: float | None = None
+    topic: str = ""
+    match: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
+    schema: dict[str, Any] = field(default_factory=dict)
+    context: Any = None
+    value: Any = None
+    by: str = ""
+    taken: int = 0
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

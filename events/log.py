@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from cuebook.events.append import Appender, Done
+from cuebook.events.batch import MAX_BATCH, Member, append_batch
 from cuebook.events.codec import decode, encode
 from cuebook.events.connection import Connection
 from cuebook.events.copies import original_of
@@ -157,6 +158,44 @@ class EventLog:
             event_type=event_type,
         )
         return await self.appender.append(subject, body, event_id=event_id, scope=scope, expected=expected)
+
+    async def append_all(
+        self,
+        events: Sequence[tuple[str, Event]],
+        *,
+        scope: str,
+        expected: int,
+        correlation_id: str = "",
+        causation_id: str = "",
+    ) -> int:
+        """Append events, each with its subject under `scope`, in order; returns the sequence of the last one.
+
+        Up to 1,000 are stored all or none. Of more, whole batches are: each names the one before it, so that nothing of
+        somebody else's comes in between. Raises as `append`; when encoding fails nothing was sent.
+        """
+        members = []
+        for subject, event in events:
+            event_id = self.ids()
+            try:
+                body = encode(
+                    event,
+                    event_id=event_id,
+                    source=self.source,
+                    correlation_id=correlation_id,
+                    causation_id=causation_id,
+                )
+            except PoisonMessageError as error:
+                raise PoisonMessageError(f"{subject}: {error}", remedy=error.remedy) from error
+            members.append(Member(subject, body, event_id))
+        for begin in range(0, len(members), MAX_BATCH):
+            expected = await append_batch(
+                self.connection,
+                members[begin : begin + MAX_BATCH],
+                scope=scope,
+                expected=expected,
+                first_after=self._first_after,
+            )
+        return expected
 
     # --- reading ---
 

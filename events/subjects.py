@@ -185,6 +185,10 @@ class Subjects:
         agent, instance = check_token(agent, "agent"), check_token(instance, "instance")
         return f"{self.space}.run.*.task.*.assigned.{agent}.{instance}"
 
+    def requests_to(self, agent: str) -> str:
+        """What was asked of an agent, by all runs."""
+        return f"{self.space}.run.*.task.*.requested.{check_token(agent, 'agent')}"
+
     # Core NATS subjects: not stored, never decisive.
 
     def delivery(self, agent: str, instance: str) -> str:

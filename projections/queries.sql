@@ -1,4 +1,5 @@
 -- What people read. Every filter may be NULL, which means: any. Names are looked up in the schema of the space.
+-- Columns that came with a later version of a projection are read by `to_jsonb`: an older one may still be shown.
 
 -- name: runs
 SELECT
@@ -9,7 +10,8 @@ SELECT
     CASE WHEN r.standalone THEN t.reason ELSE r.reason END AS reason,
     CASE WHEN r.standalone THEN t.agent END AS agent,
     CASE WHEN r.standalone THEN t.handler END AS handler,
-    r.trigger, r.retry_of, r.tasks, r.tasks_completed, r.tasks_failed, r.undo, r.stuck, r.stuck_from,
+    r.trigger, r.retry_of, to_jsonb(r) ->> 'fork_of' AS fork_of,
+    (to_jsonb(r) ->> 'fork_at')::bigint AS fork_at, r.tasks, r.tasks_completed, r.tasks_failed, r.undo, r.stuck, r.stuck_from,
     r.opened_at, r.opened_by, r.started_at, r.compensating_at, r.stuck_at, r.resumed_at, r.ended_at,
     r.cancel_requested_at, r.cancel_requested_by, r.retry_requested_at, r.retry_requested_by,
     r.correlation_id, r.first_sequence, r.last_sequence
@@ -29,10 +31,11 @@ ORDER BY r.opened_at DESC, r.first_sequence DESC
 -- name: tasks
 SELECT
     run_id, n, agent, handler, status, attempt, instance, priority, affinity, labels, timeout_s, retry, compensation,
-    compensates, input, output, error, reason, placement, duration_s, requested_at, requested_by, assigned_at, deadline, failed_at, due,
+    compensates, to_jsonb(t) ->> 'copied_from' AS copied_from,
+    coalesce((to_jsonb(t) ->> 'changed')::boolean, false) AS changed, input, output, error, reason, placement, duration_s, requested_at, requested_by, assigned_at, deadline, failed_at, due,
     escalated_at, resolution, resolved_at, resolved_by, note, cancel_requested_at, cancel_requested_by, ended_at, ended_by,
     outcome_unknown, reverted, reverted_at, correlation_id, first_sequence, last_sequence
-FROM tasks
+FROM tasks AS t
 WHERE (%(run_id)s::text IS NULL OR run_id = %(run_id)s)
   AND (%(n)s::integer IS NULL OR n = %(n)s)
   AND (%(status)s::text IS NULL OR status = %(status)s)

@@ -41,6 +41,8 @@ class RunRecord:
     handler: str | None
     trigger: int | None
     retry_of: str | None
+    fork_of: str | None
+    fork_at: int | None
     tasks: int
     tasks_completed: int
     tasks_failed: int
@@ -81,6 +83,8 @@ class TaskRecord:
     retry: dict[str, Any] | None
     compensation: bool
     compensates: int | None
+    copied_from: str | None
+    changed: bool
     input: Any
     output: Any
     error: dict[str, Any] | None

@@ -16,6 +16,7 @@ from cuebook.events.facts import (
     RunCompensating,
     RunCompleted,
     RunFailed,
+    RunForked,
     RunRejected,
     RunRequested,
     RunResumed,
@@ -26,7 +27,7 @@ from cuebook.events.facts import (
 from cuebook.projections.rows import FALSE, NULL, TRUE, Row, integer, jsonb, moment, text
 from cuebook.projections.task_fold import TASK_ENDED
 
-__all__ = ["RUN_ENDED", "fold_run", "fold_task_into_run"]
+__all__ = ["RUN_ENDED", "fold_run", "fold_task_into_run", "is_forking"]
 
 RUN_ENDED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 _MIRRORED: Final = {
@@ -75,6 +76,11 @@ def fold_task_into_run(row: Row | None, before: str | None, task: Row, envelope:
     return change
 
 
+def is_forking(row: Row | None) -> bool:
+    """Whether what a run shares with its origin is being copied: only then do copied facts count."""
+    return row is not None and row["status"] == "requested" and row.get("fork_of", NULL) != NULL
+
+
 def _one_more(row: Row, counter: str) -> str:
     return str(int(row[counter]) + 1)
 
@@ -106,6 +112,19 @@ def _requested(row: Row | None, event: RunRequested, envelope: Envelope) -> Row 
     if event.retry_of is not None:
         change["retry_of"] = text(event.retry_of)
     return change
+
+
+def _forked(row: Row | None, event: RunForked, envelope: Envelope) -> Row | None:
+    if row is not None:
+        return None
+    return {
+        **_opened(envelope, standalone=False),
+        "status": "requested",
+        "saga": text(event.saga),
+        "input": jsonb(event.input),
+        "fork_of": text(event.fork_of),
+        "fork_at": integer(event.at),
+    }
 
 
 def _started(row: Row | None, event: RunStarted, envelope: Envelope) -> Row | None:
@@ -209,6 +228,7 @@ def _retry_requested(row: Row | None, event: RunRetryRequested, envelope: Envelo
 _Fold = Callable[[Row | None, Any, Envelope], Row | None]
 _FOLDS: Final[dict[type, _Fold]] = {
     RunRequested: _requested,
+    RunForked: _forked,
     RunStarted: _started,
     RunCompleted: _completed,
     RunFailed: _failed,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from cuebook.events.envelope import Envelope
+from cuebook.events.facts import TaskCopied
 from cuebook.events.subjects import Subjects
 from cuebook.projections.database import Transaction
 from cuebook.projections.projection import Batch, Item, Projection
-from cuebook.projections.rows import NULL, Merge, Row, array, flag
-from cuebook.projections.run_fold import fold_run, fold_task_into_run
+from cuebook.projections.rows import NULL, Merge, Row, array, flag, text
+from cuebook.projections.run_fold import fold_run, fold_task_into_run, is_forking
 from cuebook.projections.statements import load_statements
 from cuebook.projections.task_fold import fold_task
 
@@ -24,7 +25,7 @@ class Runs(Projection):
     """Tables runs and tasks: one row for each."""
 
     name = "runs"
-    version = 1
+    version = 2
     tables = _SQL["tables"]
     session = _SQL["session"]
 
@@ -85,7 +86,7 @@ def fold_batch(
             task = tasks.get(key)
             before = None if task is None else task["status"]
             task_change = fold_task(before, envelope)
-            if task_change is None:
+            if task_change is None or (type(envelope.event) is TaskCopied and not is_forking(run)):
                 continue
             change = fold_task_into_run(run, before, task_change, envelope)
             if task is None:
@@ -112,11 +113,12 @@ async def _load_runs(tx: Transaction, run_ids: set[str]) -> dict[str, Row]:
             "status": status,
             "standalone": flag(standalone),
             "stuck_from": stuck_from or NULL,
+            "fork_of": NULL if fork_of is None else text(fork_of),
             "tasks": str(tasks),
             "tasks_completed": str(completed),
             "tasks_failed": str(failed),
         }
-        for run_id, status, standalone, stuck_from, tasks, completed, failed in await cursor.fetchall()
+        for run_id, status, standalone, stuck_from, fork_of, tasks, completed, failed in await cursor.fetchall()
     }
 
 

@@ -11,6 +11,8 @@ CREATE TABLE runs (
     reason              text,
     trigger             bigint,
     retry_of            text,
+    fork_of             text,
+    fork_at             bigint,
     tasks               integer     NOT NULL,
     tasks_completed     integer     NOT NULL,
     tasks_failed        integer     NOT NULL,
@@ -47,6 +49,7 @@ COMMENT ON COLUMN runs.standalone IS 'Nothing was said about the run itself: it 
 COMMENT ON COLUMN runs.reason IS 'Why it is compensating, stuck, cancelled or rejected.';
 COMMENT ON COLUMN runs.trigger IS 'Sequence of the message that asked for it.';
 COMMENT ON COLUMN runs.retry_of IS 'The run that this one repeats.';
+COMMENT ON COLUMN runs.fork_of IS 'The run whose history this one shares up to fork_at, a sequence of the stream.';
 COMMENT ON COLUMN runs.tasks IS 'Tasks requested, compensations included.';
 COMMENT ON COLUMN runs.tasks_failed IS 'Tasks that ended without a result: aborted, cancelled or rejected.';
 COMMENT ON COLUMN runs.undo IS 'Numbers of the tasks to be undone, in this order.';
@@ -72,6 +75,8 @@ CREATE TABLE tasks (
     retry               jsonb,
     compensation        boolean     NOT NULL,
     compensates         bigint,
+    copied_from         text,
+    changed             boolean     NOT NULL,
     input               jsonb,
     output              jsonb,
     error               jsonb,
@@ -116,6 +121,9 @@ COMMENT ON COLUMN tasks.timeout_s IS 'As the request says; NULL: the handler''s 
 COMMENT ON COLUMN tasks.retry IS 'Retry policy of the request; NULL: the handler''s own.';
 COMMENT ON COLUMN tasks.compensation IS 'The task can be undone.';
 COMMENT ON COLUMN tasks.compensates IS 'This task undoes the one with that number.';
+COMMENT ON COLUMN tasks.copied_from IS
+    'Where it was executed, as RUN/N, when this run was forked from another; here nothing was.';
+COMMENT ON COLUMN tasks.changed IS 'Copied with another output than the recorded one.';
 COMMENT ON COLUMN tasks.error IS 'Of the last attempt that failed.';
 COMMENT ON COLUMN tasks.reason IS 'Why it was retried, escalated, aborted, cancelled or rejected.';
 COMMENT ON COLUMN tasks.placement IS 'Why this instance.';
@@ -133,7 +141,7 @@ CREATE TEMPORARY TABLE changed_runs ON COMMIT DELETE ROWS AS TABLE runs WITH NO 
 CREATE TEMPORARY TABLE changed_tasks ON COMMIT DELETE ROWS AS TABLE tasks WITH NO DATA;
 
 -- name: load_runs
-SELECT run_id, status, standalone, stuck_from, tasks, tasks_completed, tasks_failed
+SELECT run_id, status, standalone, stuck_from, fork_of, tasks, tasks_completed, tasks_failed
 FROM runs JOIN unnest(%s::text[]) AS wanted (run_id) USING (run_id)
 
 -- name: load_tasks
@@ -142,7 +150,7 @@ SELECT run_id, n, status FROM tasks JOIN unnest(%s::text[], %s::integer[]) AS wa
 -- name: insert_runs
 COPY runs (
     run_id, saga, version, status, standalone, input, result, error, reason, trigger, retry_of,
-    tasks, tasks_completed, tasks_failed, undo, stuck, stuck_from, opened_at, opened_by, started_at,
+    fork_of, fork_at, tasks, tasks_completed, tasks_failed, undo, stuck, stuck_from, opened_at, opened_by, started_at,
     compensating_at, stuck_at, resumed_at, cancel_requested_at, cancel_requested_by,
     retry_requested_at, retry_requested_by, ended_at, correlation_id, first_sequence, last_sequence
 ) FROM STDIN
@@ -160,6 +168,8 @@ UPDATE runs AS r SET
     reason = coalesce(c.reason, r.reason),
     trigger = coalesce(c.trigger, r.trigger),
     retry_of = coalesce(c.retry_of, r.retry_of),
+    fork_of = coalesce(c.fork_of, r.fork_of),
+    fork_at = coalesce(c.fork_at, r.fork_at),
     tasks = coalesce(c.tasks, r.tasks),
     tasks_completed = coalesce(c.tasks_completed, r.tasks_completed),
     tasks_failed = coalesce(c.tasks_failed, r.tasks_failed),
@@ -182,7 +192,7 @@ WHERE r.run_id = c.run_id
 -- name: insert_tasks
 COPY tasks (
     run_id, n, agent, handler, status, attempt, instance, priority, affinity, labels, timeout_s, retry,
-    compensation, compensates, input, output, error, reason, placement, duration_s, requested_at, requested_by,
+    compensation, compensates, copied_from, changed, input, output, error, reason, placement, duration_s, requested_at, requested_by,
     assigned_at, deadline, failed_at, due, escalated_at, resolution, resolved_at, resolved_by, note,
     cancel_requested_at, cancel_requested_by, ended_at, ended_by, outcome_unknown, reverted, reverted_at, correlation_id,
     first_sequence, last_sequence

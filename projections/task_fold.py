@@ -16,6 +16,7 @@ from cuebook.events.facts import (
     TaskCancelled,
     TaskCancelRequested,
     TaskCompleted,
+    TaskCopied,
     TaskEscalated,
     TaskFailed,
     TaskRejected,
@@ -24,6 +25,7 @@ from cuebook.events.facts import (
     TaskRetried,
     TaskReverted,
 )
+from cuebook.events.subjects import task_id
 from cuebook.projections.rows import FALSE, NULL, Row, flag, integer, jsonb, later, moment, number, text
 
 __all__ = ["TASK_ENDED", "fold_task"]
@@ -36,10 +38,10 @@ _RETRIABLE: Final = frozenset({"failed", "resolved", "assigned"})
 def fold_task(status: str | None, envelope: Envelope) -> Row | None:
     """The columns that one event changes in the row of its task, or None when it does not count.
 
-    `status` is the row's, or None when there is no row yet, which only a request opens.
+    `status` is the row's, or None when there is no row yet, which only a request or a copy opens.
     """
     fold = _FOLDS.get(type(envelope.event))
-    if fold is None or (status is None) is not (fold is _requested) or (status in TASK_ENDED and fold is not _reverted):
+    if fold is None or (status is None) is not (fold in _OPENING) or (status in TASK_ENDED and fold is not _reverted):
         return None
     change = fold(status, envelope.event, envelope)
     if change is not None:
@@ -58,6 +60,7 @@ def _requested(_status: None, event: TaskRequested, envelope: Envelope) -> Row |
         "attempt": "0",
         "priority": integer(event.priority),
         "compensation": flag(event.compensation),
+        "changed": FALSE,
         "input": jsonb(event.input),
         "outcome_unknown": FALSE,
         "requested_at": moment(envelope.recorded_at),
@@ -73,6 +76,35 @@ def _requested(_status: None, event: TaskRequested, envelope: Envelope) -> Row |
         row["timeout_s"] = number(event.timeout_s)
     if event.retry is not None:
         row["retry"] = jsonb(event.retry)
+    if event.compensates is not None:
+        row["compensates"] = integer(event.compensates)
+    return row
+
+
+def _copied(_status: None, event: TaskCopied, envelope: Envelope) -> Row | None:
+    address = envelope.address
+    row = {
+        "run_id": address.run_id,
+        "n": str(address.n),
+        "agent": address.agent or NULL,
+        "handler": text(event.handler),
+        "attempt": integer(event.attempt),
+        "priority": "0",
+        "compensation": FALSE,
+        "copied_from": text(task_id(event.origin.run_id, event.origin.n)),
+        "changed": flag(event.changed),
+        "input": jsonb(event.input),
+        "output": jsonb(event.output),
+        "outcome_unknown": FALSE,
+        "requested_at": moment(envelope.recorded_at),
+        "requested_by": text(envelope.source),
+        "correlation_id": text(envelope.correlation_id),
+        "first_sequence": str(envelope.sequence),
+        "ended_by": text(envelope.source),
+        **_ended(event.status, envelope),
+    }
+    if event.error is not None:
+        row["error"] = jsonb(event.error)
     if event.compensates is not None:
         row["compensates"] = integer(event.compensates)
     return row
@@ -180,6 +212,7 @@ def _ended(status: str, envelope: Envelope) -> Row:
 _Fold = Callable[[Any, Any, Envelope], Row | None]
 _FOLDS: Final[dict[type, _Fold]] = {
     TaskRequested: _requested,
+    TaskCopied: _copied,
     TaskAssigned: _assigned,
     TaskCompleted: _completed,
     TaskFailed: _failed,
@@ -192,3 +225,4 @@ _FOLDS: Final[dict[type, _Fold]] = {
     TaskRejected: _rejected,
     TaskReverted: _reverted,
 }
+_OPENING: Final = frozenset({_requested, _copied})

@@ -13,7 +13,7 @@ from typing import Any
 
 from cuebook.events import facts
 from cuebook.events.codec import encode
-from cuebook.events.facts import Error, Event, HandlerSpec, OutsideEvent, RetryPolicy, RetryRule, TaskCompleted
+from cuebook.events.facts import Error, Event, HandlerSpec, Origin, OutsideEvent, RetryPolicy, RetryRule, TaskCompleted
 
 __all__ = ["DOCUMENT", "EXAMPLE", "example_body", "parts", "rewritten"]
 
@@ -28,7 +28,7 @@ _BYTES_A_LINE = 24
 def parts() -> dict[str, str]:
     """Every generated part by its name."""
     generated = {family: _table([cls for cls in _classes() if _family(cls) == family]) for family in _FAMILIES}
-    generated["objects"] = _objects([Error, RetryPolicy, RetryRule, HandlerSpec])
+    generated["objects"] = _objects([Error, Origin, RetryPolicy, RetryRule, HandlerSpec])
     generated["hex"] = _hex()
     return generated
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cuebook.actors.orchestrator.listening import Trigger
 from cuebook.actors.orchestrator.port import Port
-from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, error_of
+from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, drift_of, error_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import World
@@ -33,6 +33,7 @@ from cuebook.events.facts import (
     RunCompensating,
     RunCompleted,
     RunFailed,
+    RunForked,
     RunRejected,
     RunResumed,
     RunStarted,
@@ -53,6 +54,8 @@ __all__ = ["Conductor"]
 REPEAT_AFTER_US = 1_000_000
 MAX_SHOWN = 20_000
 """Characters of what is shown to people about a run that is stuck."""
+MAX_SHOWN_OF_FORK = 500
+"""The same of either side where both stand in a sentence."""
 
 logger = logging.getLogger(__name__)
 
@@ -233,9 +236,13 @@ class Conductor:
             )
         elif run.cancel_reason is not None:
             self._post(run, "cancelled", RunCancelled(reason=run.cancel_reason))
+        elif not run.complete:
+            return  # the rest of what it shares with its origin is on the way
         elif wrong := _find_input_error(saga, run.input):
             remedy = "send input that fits the saga's model"
             self._post(run, "rejected", RunRejected(reason=f"saga {saga.name}: {wrong}", remedy=remedy))
+        elif run.forked is not None and (drift := drift_of(saga, run)) is not None:
+            self._post(run, "rejected", _refuse_fork(run.forked, drift))
         else:
             started = RunStarted(
                 saga=saga.name,
@@ -296,7 +303,7 @@ class Conductor:
             for item in run.items.values()
             if isinstance(item, StepState) and item.topic == step.topic and item.match == step.match
         )
-        after = max([run.started_sequence, *alike])
+        after = max([run.listens_after, *alike])
         self._port.find_event(step.topic, step.match or {}, after, self.world.position.sequence, answer)
 
     def offer(self, envelope: Envelope) -> None:
@@ -590,6 +597,23 @@ def _brief(data: Any) -> Any:
     """Data for people: what is long is cut."""
     text = repr(data)
     return data if len(text) <= MAX_SHOWN // 2 else f"{text[: MAX_SHOWN // 2]}..."
+
+
+def _refuse_fork(forked: RunForked, drift: Drift) -> RunRejected:
+    """The saga's present code would not have come where the fork is to begin."""
+    where = f" at step {drift.step}" if drift.step is not None else ""
+    recorded, asked = (repr(side)[:MAX_SHOWN_OF_FORK] for side in (drift.recorded, drift.asked))
+    reason = (
+        f"the saga's present code goes another way than {forked.fork_of} did{where}: {drift.reason} "
+        f"(recorded: {recorded}; asked: {asked})"
+    )
+    if forked.changed and drift.step is not None and drift.step > min(forked.changed):
+        remedy = (
+            f"with another answer it goes on differently from there; fork at {forked.fork_of}/{min(forked.changed)}"
+        )
+    else:
+        remedy = "see which runs differ with 'cuebook saga check MODULE:SAGA'; fork before that step"
+    return RunRejected(reason=reason, remedy=remedy)
 
 
 def _find_input_error(saga: Saga[Any, Any], data: Any) -> str:

@@ -14,7 +14,7 @@ _SCOPE = b"\r\nNats-Expected-Last-Subject-Sequence-Subject: %b.run.%b.>\r\n"
 
 def is_guarded(item: Envelope | Unreadable, headers: bytes | None) -> bool:
     """Whether the server has taken it only because nothing else was stored under its run. `headers`: the raw block."""
-    if headers is None or not isinstance(item, Envelope) or item.address.fact not in ("requested", "started"):
+    if headers is None or not isinstance(item, Envelope) or item.address.fact not in ("requested", "started", "forked"):
         return False
     space = item.subject.partition(".")[0].encode()
     scope = _SCOPE % (space, item.address.run_id.encode())

@@ -31,7 +31,7 @@ from cuebook.events.envelope import to_datetime
 from cuebook.events.facts import Error
 from cuebook.events.subjects import task_id
 
-__all__ = ["Drift", "Execution", "Raised", "Returned", "describe", "error_of"]
+__all__ = ["Drift", "Execution", "Raised", "Returned", "describe", "describe_request", "drift_of", "error_of"]
 
 Request = Call | Sleep | Wait | Ask
 MAX_AWAITS = 100_000
@@ -69,8 +69,8 @@ class Execution:
 
     def __init__(self, saga: Saga[Any, Any], state: RunState) -> None:
         self.saga = saga
-        self.run = Run(state.run_id, to_datetime(state.started_at), state.correlation_id)
-        self._clock = state.started_at
+        self.run = Run(state.run_id, to_datetime(state.began_at), state.correlation_id)
+        self._clock = state.began_at
         self._coroutine = saga.function(self.run, saga.input_type.read(state.input))
         self._waiting: Step[Any] | None = None
         self._compared = self._awaits = 0
@@ -161,7 +161,7 @@ class Execution:
                 recorded, asked = describe(item), describe_request(step.request)
                 if isinstance(item, TaskState) and item.compensates is not None:
                     return Drift(step.n, recorded, asked, "the run was already being undone at this step")
-                if recorded != asked:
+                if not _agree(recorded, asked, item):
                     return Drift(step.n, recorded, asked, "the saga asks for something else than it did")
         return None
 
@@ -194,6 +194,16 @@ class Execution:
             step.fail(TaskFailedError(f"{name} was cancelled", task=name))
 
 
+def drift_of(saga: Saga[Any, Any], state: RunState) -> Drift | None:
+    """Where the saga's code goes another way than the run did, as far as it went; None where it does not."""
+    execution = Execution(saga, state)
+    try:
+        execution.advance(state)
+    finally:
+        execution.close()
+    return execution.outcome if isinstance(execution.outcome, Drift) else None
+
+
 def _send(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Go on with the saga, which must not take the task that happens to run here for its own.
 
@@ -211,6 +221,22 @@ def _send(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return watched(coroutine.send, None)
     finally:
         asyncio.tasks._enter_task(loop, task)  # noqa: SLF001
+
+
+def _agree(recorded: Any, asked: Any, item: TaskState | StepState) -> bool:
+    """Whether both sides say the same; what another run has asked for may name that run where this one names itself."""
+    if recorded == asked or item.origin is None:
+        return bool(recorded == asked)
+    theirs, ours = item.origin.run_id, item.run_id
+    match recorded, asked:
+        case str(), str():
+            return recorded.replace(theirs, ours) == asked
+        case dict(), dict():
+            return recorded.keys() == asked.keys() and all(_agree(recorded[key], asked[key], item) for key in asked)
+        case list(), list():
+            pairs = zip(recorded, asked, strict=False)
+            return len(recorded) == len(asked) and all(_agree(one, other, item) for one, other in pairs)
+    return False
 
 
 def describe(item: TaskState | StepState) -> dict[str, Any]:

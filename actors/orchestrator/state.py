@@ -15,10 +15,12 @@ from pydantic import TypeAdapter
 from cuebook.actors.orchestrator.variants import Variant
 from cuebook.actors.schemas import find_error
 from cuebook.events.catalogue import to_data
+from cuebook.events.codec import MAX_TIME
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
     AnswerRefused,
     Error,
+    Origin,
     RetryPolicy,
     RunCancelled,
     RunCancelRequested,
@@ -26,6 +28,7 @@ from cuebook.events.facts import (
     RunCompensating,
     RunCompleted,
     RunFailed,
+    RunForked,
     RunRejected,
     RunRequested,
     RunResumed,
@@ -35,6 +38,7 @@ from cuebook.events.facts import (
     StepAnswered,
     StepAsked,
     StepCancelled,
+    StepCopied,
     StepExpired,
     StepMatched,
     StepSlept,
@@ -44,6 +48,7 @@ from cuebook.events.facts import (
     TaskCancelled,
     TaskCancelRequested,
     TaskCompleted,
+    TaskCopied,
     TaskEscalated,
     TaskFailed,
     TaskRejected,
@@ -58,7 +63,8 @@ __all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "dump_run", "fold_ru
 RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})
 STEP_CLOSED: Final = frozenset({"matched", "answered", "expired", "cancelled"})
-_OPENING: Final = frozenset({TaskRequested, StepSlept, StepWaiting, StepAsked})
+_COPIES: Final = frozenset({TaskCopied, StepCopied})
+_OPENING: Final = frozenset({TaskRequested, StepSlept, StepWaiting, StepAsked}) | _COPIES
 TIMEOUT: Final = "TaskTimeoutError"
 """The type of error of an attempt that outlived its deadline."""
 _MAX_TEXT: Final = 2_000
@@ -107,6 +113,10 @@ class TaskState:
     error: Error | None = None
     resolution: TaskResolved | None = None
     cancel_reason: str | None = None
+    origin: Origin | None = None
+    """Where it was executed, when this run was forked from another and shares it; this run undoes nothing of it."""
+    changed: bool = False
+    """Its output is not the recorded one but somebody's own, said when the run was forked."""
     in_doubt: bool = False
     """An attempt may have had its effect: it is under way, or it ended without a word from the agent."""
     # Not folded but kept beside the fold by the orchestrator that runs it:
@@ -181,8 +191,19 @@ class TaskState:
             case TaskRejected():
                 self._close("rejected", envelope)
                 self.error = Error(type="Rejected", message=event.reason[:_MAX_TEXT])
+            case TaskCopied() if self.status == "new":
+                self._copy(event, envelope)
             case _:
                 pass
+
+    def _copy(self, event: TaskCopied, envelope: Envelope) -> None:
+        self.agent, self.handler, self.input = envelope.address.agent, event.handler, event.input
+        self.attempt, self.compensates = event.attempt, event.compensates
+        self.correlation_id, self.causation_id = envelope.correlation_id, envelope.id
+        self.requested_at, self.requested_sequence = envelope.recorded_at, envelope.sequence
+        self._close(event.status, envelope)
+        self.output, self.error = event.output, _brief(event.error) if event.error is not None else None
+        self.origin, self.changed, self.ended_at = event.origin, event.changed, _moment(event.origin.recorded_at)
 
     def _open(self, event: TaskRequested, envelope: Envelope) -> None:
         self.status, self.agent = "waiting", envelope.address.agent
@@ -220,6 +241,9 @@ class StepState:
     by: str = ""
     taken: int = 0
     """Where the event stands that a wait has got."""
+    origin: Origin | None = None
+    """As for a task."""
+    changed: bool = False
     refused: tuple[int, str] | None = None
     """An answer that does not fit, and is not recorded as refused yet: sequence and reason."""
     # Not folded but kept beside the fold by the orchestrator that runs it:
@@ -264,8 +288,17 @@ class StepState:
                 self._close("expired", None, envelope)
             case StepCancelled():
                 self._close("cancelled", None, envelope)
+            case StepCopied() if self.status == "new":
+                self._copy(event, envelope)
             case _:
                 pass
+
+    def _copy(self, event: StepCopied, envelope: Envelope) -> None:
+        self.type, self.timeout_s, self.opened_at = event.kind, event.timeout_s, envelope.recorded_at
+        self.topic, self.match, self.taken = event.topic, event.match, event.taken
+        self.question, self.schema, self.context, self.by = event.question, event.schema, event.context, event.by
+        self._close(event.status, event.value, envelope)
+        self.origin, self.changed, self.ended_at = event.origin, event.changed, _moment(event.origin.recorded_at)
 
     def _open(self, type_: str, seconds: float | None, envelope: Envelope) -> None:
         if self.status == "new":
@@ -293,6 +326,8 @@ class RunState:
     traceparent: str = ""
     cause: str = ""
     retry_of: str | None = None
+    forked: RunForked | None = None
+    """What it was forked from, and how."""
     input: Any = None
     result: Any = None
     error: Error | None = None
@@ -332,6 +367,21 @@ class RunState:
         """One task, no saga."""
         return not self.saga and self.status == "new"
 
+    @property
+    def complete(self) -> bool:
+        """Everything that it shares with the run it was forked from is here; true of a run that was not forked."""
+        return self.forked is None or len(self.items) >= self.forked.copied
+
+    @property
+    def began_at(self) -> int:
+        """When the run began as its saga sees it: with a fork, when the first of its ancestors did."""
+        return _moment(self.forked.started_at) if self.forked is not None else self.started_at
+
+    @property
+    def listens_after(self) -> int:
+        """The sequence from which on outside events count for its waits."""
+        return max(0, self.forked.started_sequence) if self.forked is not None else self.started_sequence
+
     def apply(self, envelope: Envelope) -> TaskState | StepState | None:
         """Fold one event of this run.
 
@@ -347,7 +397,8 @@ class RunState:
             self._apply_own(envelope)
             return None
         item = self.items.get(address.n)
-        if item is None and type(envelope.event) in _OPENING:
+        too_late = type(envelope.event) in _COPIES and (self.forked is None or self.status != "requested")
+        if item is None and type(envelope.event) in _OPENING and not too_late:
             kind = TaskState if address.kind == "task" else StepState
             item = self.items[address.n] = kind(self.run_id, address.n)
         if item is None or item.kind != address.kind:
@@ -383,11 +434,16 @@ class RunState:
                 if self.status == "new":
                     self.status, self.saga, self.input = "requested", envelope.address.agent, event.input
                     self.retry_of = event.retry_of
+            case RunForked():
+                if self.status == "new":
+                    self.status, self.saga, self.input, self.forked = "requested", event.saga, event.input, event
             case RunStarted():
                 if self.status in ("new", "requested"):
                     self.status, self.saga, self.version = "running", event.saga, event.version
                     self.input, self.trigger, self.retry_of = event.input, event.trigger, event.retry_of
                     self.started_at, self.started_sequence = envelope.recorded_at, envelope.sequence
+                    if self.forked is not None and self.cancel_reason is None:
+                        self.cancel_reason = self.forked.cancelled
                     self.cause = envelope.causation_id
             case RunCompleted():
                 self.result = event.result
@@ -433,14 +489,20 @@ class RunState:
         return self.status
 
     def completed_steps(self) -> list[int]:
-        """Completed tasks that can be undone and have not been, in the order of their undoing: last completed first."""
-        undone = {item.compensates for item in self.items.values() if isinstance(item, TaskState)}
+        """Completed tasks that can be undone and have not been, in the order of their undoing: last completed first.
+
+        What was done and undone in the run that this one was forked from comes last, since nothing is left to do there.
+        """
+        tasks = [item for item in self.items.values() if isinstance(item, TaskState)]
+        undone = {item.compensates for item in tasks}
+        before = [item for item in tasks if item.origin is not None and item.status == "completed"]
         steps = [
             (item.ended_at, item.last_sequence, n)
             for n, item in self.items.items()
             if isinstance(item, TaskState) and item.status == "completed" and item.compensation and n not in undone
         ]
-        return [n for _, _, n in sorted(steps, reverse=True)]
+        undone_before = sorted((item.n, item.compensates) for item in before if item.compensates is not None)
+        return [n for _, _, n in sorted(steps, reverse=True)] + [n for _, n in undone_before]
 
 
 def _brief(error: Error) -> Error:
@@ -453,6 +515,11 @@ def _brief(error: Error) -> Error:
 def span_us(seconds: float) -> int:
     """A span in microseconds, whatever an event says: none that is negative or longer than a life."""
     return int(min(max(0.0, seconds), _LONGEST_S) * 1_000_000)
+
+
+def _moment(microseconds: int) -> int:
+    """A moment in microseconds, whatever an event says: one that all clocks can show."""
+    return min(max(0, microseconds), MAX_TIME)
 
 
 def fold_run(run_id: str, history: Iterable[Envelope | Unreadable]) -> RunState:
@@ -496,6 +563,8 @@ _LOADERS: dict[str, Callable[[Any], Any]] = {
     "retry": TypeAdapter(RetryPolicy).validate_python,
     "resolution": TypeAdapter(TaskResolved).validate_python,
     "stuck": TypeAdapter(RunStuck).validate_python,
+    "forked": TypeAdapter(RunForked).validate_python,
+    "origin": TypeAdapter(Origin).validate_python,
     "refused": tuple,
 }
 _TYPED: Final = _LOADERS.keys() - {"refused"}

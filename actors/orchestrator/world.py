@@ -16,13 +16,13 @@ from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_r
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run, place_of
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope, Position
-from cuebook.events.facts import MessageRejected, RunRequested, RunStarted, TaskRequested
+from cuebook.events.facts import MessageRejected, RunForked, RunRequested, RunStarted, TaskRequested
 from cuebook.events.log import Unreadable
 from cuebook.events.subjects import Subjects
 
 __all__ = ["Refusal", "SnapshotGapError", "Touched", "Trigger", "Unchecked", "World"]
 
-_OPENING = frozenset({("task", "requested"), ("run", "requested"), ("run", "started")})
+_OPENING = frozenset({("task", "requested"), ("run", "requested"), ("run", "started"), ("run", "forked")})
 _FROM_PEOPLE = frozenset({"cancel_requested", "retry_requested", "resolved", "answered", "requested"})
 """Facts that people and their programs address to a run; to a run that is not open they get an answer."""
 
@@ -124,7 +124,7 @@ class World:
         elif run.standalone and address.n > 0:
             self._refuse(envelope, f"{address.run_id} is one task, number 0", "ask for it under a run id of its own")
             return _NOTHING
-        elif address.fact == "requested" and self._is_repeated(run, envelope):
+        elif address.fact in ("requested", "forked") and self._is_repeated(run, envelope):
             self._refuse(envelope, f"{address.run_id} was requested before", "use another run id")
         if address.kind != "run":
             return self._fold_part(run, envelope)
@@ -212,7 +212,7 @@ class World:
         return freed
 
     def _is_repeated(self, run: RunState, envelope: Envelope) -> bool:
-        if isinstance(envelope.event, RunRequested):
+        if isinstance(envelope.event, RunRequested | RunForked):
             return run.status != "new" or bool(run.items)
         item = run.items.get(envelope.address.n)
         return isinstance(envelope.event, TaskRequested) and item is not None and item.status != "new"

@@ -55,7 +55,7 @@ class Classifier(Agent):
         """Close the reader's connections."""
         await self.reader.close()
 
-    @handler(timeout_s=30, retry=Retry(attempts=4, backoff_s=0.5, never=(ConfigurationError,)))
+    @handler(timeout_s=30, retry=Retry(attempts=4, backoff_s=0.5, never=(ConfigurationError,)), pure=True)
     async def classify(self, ticket: Ticket) -> Reading:
         """Read one ticket. Low confidence is an answer, not an error: it is marked in the reading."""
         return await self.reader.read(ticket.text)

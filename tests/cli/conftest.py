@@ -188,7 +188,7 @@ def log(client: Client) -> EventLog:
 async def orchestrator(client: Client, nats_url: str, space: str) -> AsyncIterator[OrchestratorService]:
     """The deciding orchestrator of the space, with the desk's sagas."""
     connection = await connect(nats_url, name="tests orchestrator")
-    service = OrchestratorService(connection, space, [desk.order, desk.doomed])
+    service = OrchestratorService(connection, space, [desk.order, desk.doomed, desk.twice])
     running = asyncio.create_task(service.run())
     await asyncio.wait([running, asyncio.ensure_future(service.deciding.wait())], return_when="FIRST_COMPLETED")
     yield service

@@ -107,5 +107,11 @@ async def doomed(run: Run, given: In) -> Out:
     raise run.abort("nothing was done")
 
 
+@saga()
+async def twice(run: Run, given: In) -> Out:
+    """The second step needs what the first has given."""
+    return await run.call(Echo.add, In(n=(await run.call(Echo.add, given)).n))
+
+
 async def undecorated(run: Run, given: In) -> Out:
     return Out(n=given.n)

@@ -32,7 +32,7 @@ async def test_names_come_from_the_live_system(cli: Cli, client: Client, agents:
     assert await suggestions(cli, "cuebook escalation resolve ") == ["o15/1"]
     assert await suggestions(cli, "cuebook run submit --agent ") == ["echo", "faulty"]
     assert await suggestions(cli, "cuebook agent drain echo/") == [f"echo/{agents.instances[0].id}"]
-    assert await suggestions(cli, "cuebook run submit ") == ["order", "doomed"]
+    assert await suggestions(cli, "cuebook run submit ") == ["order", "doomed", "twice"]
     assert await suggestions(cli, "cuebook run show x") == []
 
 

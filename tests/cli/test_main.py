@@ -40,12 +40,14 @@ def commands() -> Iterator[tuple[list[str], Any]]:
     root: Any = typer.main.get_command(app)
     assert isinstance(root, LazyGroup)
     for name in root.modules:
-        noun = root.load(name)
-        if hasattr(noun, "commands"):
-            for verb, one in noun.commands.items():
-                yield [name, verb], one
-        else:
-            yield [name], noun
+        yield from _commands([name], root.load(name))
+
+
+def _commands(words: list[str], one: Any) -> Iterator[tuple[list[str], Any]]:
+    if not hasattr(one, "commands"):
+        yield words, one
+    for verb, inner in getattr(one, "commands", {}).items():
+        yield from _commands([*words, verb], inner)
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)

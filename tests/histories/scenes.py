@@ -108,6 +108,7 @@ async def every_event() -> AsyncIterator[EventLog]:
             await _runs(desk)
             await _tasks(desk)
             await _people(desk)
+            await _forks(desk)
             await _agents(desk, clerk)
             yield desk.client.log
 
@@ -210,6 +211,14 @@ async def _people(desk: Desk) -> None:
     await client.resolve("no", 1, value={"approved": False})
     for run_id in ("supplied", "given-up", "yes", "no"):
         await client.wait(run_id, timeout_s=20)
+
+
+async def _forks(desk: Desk) -> None:
+    """What was declined is approved, and what was undone is shared as it was."""
+    await desk.client.fork("no", answers={1: {"approved": True, "note": "after all"}}, new_id="no-yes")
+    await desk.client.fork("chain-13", new_id="chain-13-again")
+    for run_id in ("no-yes", "chain-13-again"):
+        await desk.client.wait(run_id, timeout_s=20)
 
 
 async def _agents(desk: Desk, clerk: Crew) -> None:

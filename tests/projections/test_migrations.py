@@ -21,14 +21,14 @@ from tests.projections.tables import Tables
 class RunsLater(Runs):
     """A version with other columns."""
 
-    version = 2
+    version = Runs.version + 1
     tables: ClassVar[bytes] = Runs.tables + b"; ALTER TABLE runs ADD COLUMN colour text DEFAULT 'red'"
 
 
 async def test_any_number_may_set_a_database_up_at_once(tables: Tables) -> None:
     await asyncio.gather(*(tables.prepare() for _ in range(5)))
     assert await tables.rows("SELECT projection, version, shown FROM checkpoints ORDER BY 1") == [
-        ("agents", 1, True), ("audit", 1, True), ("runs", 1, True),
+        ("agents", 1, True), ("audit", 1, True), ("runs", Runs.version, True),
     ]  # fmt: skip
     files = [(f"bookkeeping_{number:04d}.sql",) for number in (1, 2)]
     assert await tables.rows("SELECT name FROM migrations ORDER BY 1") == files
@@ -74,7 +74,7 @@ async def test_another_version_is_filled_beside_the_one_that_is_read(tables: Tab
     await tables.rows("SELECT show_generation('runs', 1)")
     with pytest.raises(psycopg.errors.UndefinedColumn):
         await tables.rows("SELECT colour FROM runs")
-    assert await tables.row("SELECT version FROM checkpoints WHERE projection = 'runs' AND shown") == (1,)
+    assert await tables.row("SELECT version FROM checkpoints WHERE projection = 'runs' AND shown") == (Runs.version,)
 
 
 async def test_tables_and_columns_are_described(tables: Tables) -> None:
@@ -98,9 +98,8 @@ async def test_readers_read_and_change_nothing(tables: Tables) -> None:
         for table in ("runs", "tasks", "agents", "agent_health", "audit", "checkpoints", "parked_events"):
             await connection.execute(f"SELECT * FROM {table}".encode())
         assert len(await queries.list_projections(connection, last_sequence=1)) == 3
-        assert [one.name for one in await queries.list_tables(connection, f"cuebook_{tables.space}@runs_v1_g1")] == [
-            "runs", "tasks",
-        ]  # fmt: skip
+        listed = await queries.list_tables(connection, f"cuebook_{tables.space}@runs_v{Runs.version}_g1")
+        assert [one.name for one in listed] == ["runs", "tasks"]
         for statement in (b"DELETE FROM runs", b"UPDATE checkpoints SET sequence = 0", b"CREATE TABLE t ()"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 await connection.execute(statement)
@@ -149,7 +148,7 @@ async def test_a_database_of_the_release_before_is_taken_over_with_its_rows(tabl
         await connection.execute(first[1])
         await connection.execute("INSERT INTO migrations (name) VALUES (%s)", [first[0]])
         for projection in ALL:
-            old = f"{schema}@{projection.name}_v1"
+            old = f"{schema}@{projection.name}_v{projection.version}"
             await connection.execute(f'CREATE SCHEMA "{old}"; SET search_path = "{old}"'.encode())
             made = projection.tables
             if projection.name == "agents":
@@ -157,13 +156,15 @@ async def test_a_database_of_the_release_before_is_taken_over_with_its_rows(tabl
             await connection.execute(made)
             await connection.execute(f'SET search_path = "{schema}"'.encode())
             await connection.execute(
-                "INSERT INTO checkpoints (projection, version, tables_in) VALUES (%s, 1, %s)", [projection.name, old]
+                "INSERT INTO checkpoints (projection, version, tables_in) VALUES (%s, %s, %s)",
+                [projection.name, projection.version, old],
             )
-            await connection.execute("SELECT show_version(%s, 1)", [projection.name])
+            await connection.execute("SELECT show_version(%s, %s)", [projection.name, projection.version])
     await tables.apply(story.items)
     assert await tables.dump() == live
     rows = await tables.rows("SELECT generation, state, shown, tables_in FROM checkpoints ORDER BY projection")
-    assert rows == [(1, "live", True, f"{schema}@{name}_v1") for name in ("agents", "audit", "runs")]
+    versions = sorted((projection.name, projection.version) for projection in ALL)
+    assert rows == [(version, "live", True, f"{schema}@{name}_v{version}") for name, version in versions]
     assert await tables.row(
         "SELECT indexdef LIKE '%%brin%%' FROM pg_indexes "
         "WHERE schemaname = %s AND indexname = 'agent_health_recorded_at'",
@@ -197,7 +198,7 @@ async def test_a_table_in_the_place_of_one_of_our_views_is_named(tables: Tables)
 async def test_a_schema_that_is_not_ours_is_never_dropped(tables: Tables) -> None:
     await tables.prepare()
     await tables.rows("DELETE FROM checkpoints WHERE projection = 'runs' RETURNING 1")
-    schema = f"{schema_name(tables.space)}@runs_v1_g1"
+    schema = f"{schema_name(tables.space)}@runs_v{Runs.version}_g1"
     async with await connect(tables.url, [schema]) as connection:
         await connection.execute(f'COMMENT ON SCHEMA "{schema}" IS NULL'.encode())
     with pytest.raises(ConfigurationError, match="is not cuebook's"):

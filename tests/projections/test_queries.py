@@ -19,8 +19,11 @@ from cuebook.events.facts import (
     TaskRequested,
 )
 from cuebook.projections import queries
+from cuebook.projections.agents import Agents
+from cuebook.projections.audit import Audit
 from cuebook.projections.database import Transaction
 from cuebook.projections.queries import reading
+from cuebook.projections.runs import Runs
 from tests.projections.story import START, Story
 from tests.projections.tables import Tables
 
@@ -154,7 +157,7 @@ async def test_the_audit_log_is_searched_by_everything(connection: Transaction) 
 async def test_projections_tell_how_far_they_are(connection: Transaction) -> None:
     rows = await queries.list_projections(connection, last_sequence=20)
     assert [(row.projection, row.version, row.sequence, row.lag, row.parked, row.shown) for row in rows] == [
-        (name, 1, 13, 7, 0, True) for name in ("agents", "audit", "runs")
+        (kind.name, kind.version, 13, 7, 0, True) for kind in (Agents, Audit, Runs)
     ]
     assert await queries.list_parked(connection) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from cuebook.events.facts import (
     Error,
     Event,
+    Origin,
     RunCancelled,
     RunCancelRequested,
     RunCompensated,
     RunCompensating,
     RunCompleted,
     RunFailed,
+    RunForked,
     RunRejected,
     RunResumed,
     RunRetryRequested,
@@ -24,6 +27,7 @@ from cuebook.events.facts import (
     TaskCancelled,
     TaskCancelRequested,
     TaskCompleted,
+    TaskCopied,
     TaskEscalated,
     TaskFailed,
     TaskRejected,
@@ -239,3 +243,36 @@ async def test_run_facts_without_a_request_change_nothing_about_a_standalone_tas
     story.assign("r1")
     await tables.apply(story.items)
     assert await tables.row("SELECT status, standalone, ended_at FROM runs") == ("running", True, None)
+
+
+async def test_a_fork_tells_what_it_shares_from_what_it_did(tables: Tables) -> None:
+    story, origin = Story(), Origin(run_id="r1", n=0, sequence=7, recorded_at=5)
+    forked = RunForked(
+        saga="support",
+        fork_of="r1",
+        at=9,
+        copied=2,
+        started_at=1,
+        started_sequence=2,
+        input={"ticket": 17},
+        changed=[1],
+    )
+    copied = TaskCopied(origin=origin, status="completed", handler="issue", input={"order": 1}, output={"ok": True})
+    story.run("f1", forked)
+    story.tell(story.subjects.task("f1", 0, "copied", "refund"), copied)
+    story.tell(story.subjects.task("f1", 1, "copied", "refund"), replace(copied, status="aborted", changed=True))
+    story.run("f1", RunStarted(saga="support", version="3", input={"ticket": 17}, trigger=1))
+    story.request("f1", 2)
+    story.tell(story.subjects.task("f1", 3, "copied", "refund"), copied)  # too late to count
+    story.tell(story.subjects.task("r2", 0, "copied", "refund"), copied)  # of a run that is no fork
+    await tables.apply(story.items[:2], story.items[2:])
+    assert await tables.row(
+        "SELECT run_id, status, saga, version, fork_of, fork_at, tasks, tasks_completed, tasks_failed FROM runs"
+    ) == ("f1", "running", "support", "3", "r1", 9, 3, 1, 1)
+    assert await tables.rows(
+        "SELECT n, agent, status, copied_from, changed, instance, output->>'ok' FROM tasks ORDER BY n"
+    ) == [
+        (0, "refund", "completed", "r1/0", False, None, "true"),
+        (1, "refund", "aborted", "r1/0", True, None, "true"),
+        (2, "refund", "waiting", None, False, None, None),
+    ]

@@ -97,7 +97,7 @@ async def test_an_event_that_cannot_be_applied_is_parked_and_the_rest_goes_on(
     with caplog.at_level(logging.ERROR):
         writers = await tables.apply(story.items)
     parked = await tables.row("SELECT projection, version, sequence, event_id, subject, reason FROM parked_events")
-    assert parked[:5] == (projection.name, 1, 3, "e3", "cue.run.poison.task.0.requested.refund")
+    assert parked[:5] == (projection.name, projection.version, 3, "e3", "cue.run.poison.task.0.requested.refund")
     assert parked[5].startswith(f"{error}: ")
     assert [writer.parked for writer in writers] == [1, 0, 0]
     assert [record.message for record in caplog.records] == ["parked an event that a projection cannot apply"]

@@ -1,0 +1,92 @@
+"""Several events at once: the server stores all of them, one after another with nothing between, or none.
+
+One guard stands on the first: nothing but what its author has read may be under the scope. Nothing here carries a
+`Nats-Msg-Id`, since a batch sent again meets its own first attempt under that guard. For rare writes that belong
+together: on one node each batch costs milliseconds. Source: JetStream ADR-50; err_codes by nats-server `errors.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import nats.errors
+
+from cuebook.events.connection import Connection
+from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
+
+__all__ = ["MAX_BATCH", "Member", "append_batch"]
+
+MAX_BATCH = 1_000
+"""Messages that the server takes in one batch (err_code 10199 for more)."""
+ANSWER_S = 5.0
+BACK_OFF_S = 0.2
+GIVE_UP_S = 30.0
+_CONFLICTS = frozenset({10071, 10164})
+_INCOMPLETE = frozenset({10176, 10210})
+"""A part of it was lost on the way, or too many batches are open: the same may be sent again."""
+
+
+class Member(NamedTuple):
+    """One event of a batch, encoded."""
+
+    subject: str
+    body: bytes
+    event_id: str
+
+
+FirstAfter = Callable[[str, int], Awaitable[tuple[int, str] | None]]
+
+
+async def append_batch(
+    connection: Connection, members: Sequence[Member], *, scope: str, expected: int, first_after: FirstAfter
+) -> int:
+    """Append all members or none; returns the sequence of the last one. `first_after`: see Appender.
+
+    Every member stands under `scope`, whose last message must have the sequence `expected` (0: there is none). Raises
+    ConcurrencyConflictError, CommandRejectedError, UnavailableError when the outcome is unknown.
+    """
+    assert 0 < len(members) <= MAX_BATCH, "a batch is cut by whoever knows where"
+    give_up = time.monotonic() + GIVE_UP_S
+    while True:
+        answer = await _send(connection, members, scope, expected)
+        error = answer.get("error")
+        if error is None:
+            return int(answer["seq"])
+        if error.get("err_code") in _CONFLICTS or error.get("silent"):  # perhaps by our own first attempt
+            found = await first_after(scope, expected)
+            if found is not None and found[1] == members[0].event_id:
+                return found[0] + len(members) - 1
+            if found is not None:
+                raise ConcurrencyConflictError(scope, expected)
+        elif error.get("err_code") not in _INCOMPLETE and error.get("code", 500) not in (429, 503):
+            raise CommandRejectedError(f"the server refused {len(members)} events under {scope}: {error}")
+        if time.monotonic() > give_up:
+            raise UnavailableError(f"{len(members)} events under {scope} were not acknowledged: {error}")
+        await asyncio.sleep(BACK_OFF_S)
+
+
+async def _send(connection: Connection, members: Sequence[Member], scope: str, expected: int) -> dict[str, Any]:
+    """One attempt. What is not answered comes as an error called silent."""
+    batch = os.urandom(12).hex()
+    guard = {
+        "Nats-Expected-Last-Subject-Sequence": str(expected),
+        "Nats-Expected-Last-Subject-Sequence-Subject": scope,
+    }
+    try:
+        for number, member in enumerate(members, 1):
+            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **(guard if number == 1 else {})}
+            if number < len(members):
+                await connection.publish(member.subject, member.body, headers=headers)
+                continue
+            headers["Nats-Batch-Commit"] = "1"
+            answer = await connection.request(member.subject, member.body, timeout=ANSWER_S, headers=headers)
+            content: dict[str, Any] = json.loads(answer.data) if answer.data else {"error": {"silent": True}}
+            return content
+    except (nats.errors.Error, TimeoutError) as error:
+        return {"error": {"silent": True, "description": str(error) or type(error).__name__}}
+    raise AssertionError("the last member is answered")
