@@ -38,9 +38,10 @@ docs:
 bench *arguments:
     uv run python -m benchmarks {{ arguments }}
 
-# Measure sealing, exporting and verifying a log of a million events; --events for another size
+# Measure reading, sealing, exporting, verifying and rebuilding from a log of a million events; --events for another size
 bench-replay *arguments:
     uv run python -m benchmarks.replay {{ arguments }}
+    uv run python -m benchmarks.rebuild {{ arguments }}
 
 # Make the wheel and the source distribution in dist/
 build:

@@ -46,14 +46,15 @@ class Figures:
             self.table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
 
     @contextmanager
-    def row(self, what: str, file: Path | None = None) -> Iterator[None]:
+    def row(self, what: str, file: Path | None = None, *, of_all: bool = True) -> Iterator[None]:
         began, cpu = time.perf_counter(), time.process_time()
         with redirect_stdout(io.StringIO()):
             yield
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         size = f"{file.stat().st_size / 1e6:,.0f}" if file is not None else ""
-        self.table.add_row(what, f"{seconds:.1f}", f"{self._events / seconds:,.0f}", f"{cpu:.1f}", str(memory), size)
+        rate = f"{self._events / seconds:,.0f}" if of_all else ""
+        self.table.add_row(what, f"{seconds:.{1 if of_all else 3}f}", rate, f"{cpu:.1f}", str(memory), size)
 
 
 async def seal(log: EventLog, key: PrivateKey, file: Path, events: int) -> None:
@@ -83,9 +84,21 @@ async def written(folder: Path, events: int, console: Console) -> AsyncIterator[
         async with connection, EventLog(connection, SPACE, source="bench") as log:
             await log.ensure()
             began = time.perf_counter()
+            before = resident_mib(server.pid)
             await fill(log, events)
-            console.print(f"log of {events:,} events written in {time.perf_counter() - began:.0f} s")
+            facts = await log.verify()
+            console.print(
+                f"log of {events:,} events written in {time.perf_counter() - began:.0f} s: "
+                f"{facts.bytes / 1e6:,.0f} MB, {facts.bytes / events:,.0f} bytes an event; the server's memory grew "
+                f"from {before:,} to {resident_mib(server.pid):,} MiB for {facts.subjects:,} subjects"
+            )
             yield server.url, log
+
+
+def resident_mib(pid: int) -> int:
+    """Memory of a process. Source: proc(5), statm."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() >> 20
 
 
 async def measure(events: int, console: Console) -> Table:
@@ -99,12 +112,14 @@ async def measure(events: int, console: Console) -> Table:
             target = Target(nats_url=url, space=SPACE)
             with figures.row("read, undecoded"):
                 await read(log, events)
+            with figures.row("one run, from the middle", of_all=False):
+                assert await log.history(f"order-{events // 24}")
             with figures.row("sealed, a checkpoint every 1,000"):
                 await seal(log, key, checkpoints, events)
             for name, file in files.items():
                 with figures.row(f"exported to {name}", file):
                     await export(target, Part(), str(file), "", Output.JSON, view=True)
-            with figures.row("the last event proved from the log"):
+            with figures.row("the last event proved from the log", of_all=False):
                 evidence = Evidence(export="", key="", checkpoints=[])
                 await prove(target, str(events), str(folder / "proof"), evidence, Output.JSON)
             with figures.row("imported into another space"):

@@ -64,6 +64,7 @@ class StreamFacts:
     messages: int
     bytes: int
     consumers: int
+    subjects: int
     replicas: int
     recording: bool = False
     """It holds a copy of history, which nothing may drive; see `RECORDING`."""
@@ -173,6 +174,7 @@ async def verify_stream(connection: Connection, subjects: StreamNames) -> Stream
         messages=state["messages"],
         bytes=state["bytes"],
         consumers=state["consumer_count"],
+        subjects=state.get("num_subjects", 0),
         replicas=config.get("num_replicas", 1),
         recording=RECORDING in (config.get("metadata") or {}),
         origin=(config.get("metadata") or {}).get(RECORDING, ""),
