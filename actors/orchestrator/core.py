@@ -14,6 +14,7 @@ from typing import Any
 from cuebook.actors.orchestrator.conductor import Conductor
 from cuebook.actors.orchestrator.dispatcher import Dispatcher
 from cuebook.actors.orchestrator.liveness import Liveness
+from cuebook.actors.orchestrator.openings import Openings
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
@@ -40,6 +41,7 @@ class Orchestrator:
         self.timers = Timers()
         self.dispatcher = Dispatcher(self.world, port, self.timers)
         self.conductor = Conductor(self.world, port, self.timers, sagas)
+        self.openings = Openings(self.world, port, self.timers, sagas)
         self.liveness = Liveness(self.world, port)
         self._port = port
         self.active = False
@@ -71,6 +73,7 @@ class Orchestrator:
         """Stop deciding; the fold goes on."""
         self.active = False
         self.conductor.rest()
+        self.openings.rest()
 
     def _try(self, decide: Callable[..., None], *about: Any) -> None:
         """A decision that raises is a mistake of ours about one run: the others go on, and a person must see it.
@@ -104,8 +107,8 @@ class Orchestrator:
             if self._is_doubtful(run):
                 return
             if isinstance(item, Envelope) and isinstance(item.event, RunStarted):
-                self.conductor.settle(item.event.trigger)
-                self.conductor.started(run.run_id)
+                self.openings.settle(item.event.trigger)
+                self.openings.started(run.run_id)
             if run.closed:
                 self.conductor.forget(run)
             else:
@@ -178,20 +181,20 @@ class Orchestrator:
     def _settle(self, sequence: int) -> None:
         world = self.world
         if refusal := world.refusals.get(sequence):
-            self.conductor.reject_message(
+            self.openings.reject_message(
                 sequence, refusal.subject, refusal.reason, refusal.remedy, correlation_id=refusal.correlation_id
             )
         elif (unchecked := world.unchecked.get(sequence)) is not None:
             self._check(unchecked)
         else:
             for trigger in world.triggers_at(sequence):
-                self.conductor.start_from(trigger)
+                self.openings.start_from(trigger)
 
     def _announce(self) -> None:
         if self.world.listening.all_recorded:
             self._port.ready()
         else:
-            self.conductor.announce()
+            self.openings.announce()
 
     def _check(self, request: Unchecked) -> None:
         """A request came without an expected sequence: it counts only if it is the first under its run."""
@@ -207,7 +210,7 @@ class Orchestrator:
                 self._decide_all(run)
             elif first:  # what people want of this run is answered when the refusal has been read
                 reason = f"{run_id} was requested before and is over"
-                self.conductor.reject_message(
+                self.openings.reject_message(
                     sequence, request.subject, reason, "use another run id", correlation_id=request.correlation_id
                 )
             else:  # from a replica that is behind
@@ -230,7 +233,7 @@ class Orchestrator:
         if kind == "trigger":
             trigger = self.world.triggers.get((rest[0], rest[1]))
             if trigger is not None:
-                self.conductor.start_from(trigger)
+                self.openings.start_from(trigger)
             return
         if kind == "refusal":
             self._settle(rest[0])

@@ -123,8 +123,8 @@ def test_who_no_longer_decides_keeps_nothing_of_what_was_under_way() -> None:
     play.book.write("play.run.r.step.1.answered", StepAnswered(value={"approved": True}))
     play.play(until=play.owes_nothing)
     first.core.activate()
-    conductor = first.core.conductor
-    assert not any((conductor._executions, conductor._requesting, conductor._starting, conductor._misfits))
+    conductor, openings = first.core.conductor, first.core.openings
+    assert not any((conductor._executions, conductor._requesting, openings._starting, openings._misfits))
     assert play.book.run("r").result == {"n": 3}
 
 

@@ -133,9 +133,9 @@ def check_effects(play: Theatre) -> None:
 def check_memory(play: Theatre) -> None:
     """What is over is forgotten, and every slot is free again."""
     for director in play.directors:
-        conductor, world = director.core.conductor, director.core.world
+        conductor, openings, world = director.core.conductor, director.core.openings, director.core.world
         assert not world.waits
-        assert not any((conductor._executions, conductor._requesting, conductor._starting, conductor._misfits))
+        assert not any((conductor._executions, conductor._requesting, openings._starting, openings._misfits))
         assert not any(instance.tasks for instance in world.registry.instances.values())
         assert not any(director.core.dispatcher.depths().values())
 
