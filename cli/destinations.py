@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from contextlib import aclosing
 from typing import Final, Protocol
 
@@ -58,7 +59,7 @@ class Destination(Protocol):
         """Let go; what is stored stays."""
 
 
-class _Space:
+class _Space(ABC):
     """A space of any server, and what sending to it needs."""
 
     def __init__(self, part: Slice, log: EventLog) -> None:
@@ -102,8 +103,9 @@ class _Space:
         found = await first_match(self.log.connection, self.log.subjects.stream, scope, after)
         return (found.sequence, self._token_in(found.headers)) if found is not None else None
 
+    @abstractmethod
     def _token_in(self, headers: bytes | None) -> str:
-        raise NotImplementedError
+        """The name of a copy by its headers; empty when it is none of ours."""
 
     def _token(self, sequence: int) -> str:
         return f"replay-{self.part.key}-{sequence}"
