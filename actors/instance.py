@@ -56,6 +56,8 @@ _ENDED_WITHOUT_RESULT = (TaskCancelled, TaskAborted)
 SAY_S = 5.0
 """How long an instance tries to say that it drains or stops; when the log is away, its silence says the same."""
 BLOCKED_S = 1.0
+STUCK_AFTER_S = 5.0
+"""A handler that is so much over its time, while nothing else moves, will not let go by itself."""
 _MOVES = (
     TaskAssigned,
     TaskCompleted,
@@ -103,10 +105,15 @@ class Instance:
     def __init__(self, log: EventLog, agent_class: type[Agent], on_spent: Callable[[Instance], None]) -> None:
         self.id = f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
+        self.slots = agent_class.concurrency
         self.handled = 0
+        self.pending = 0
+        """Assignments that are on their way to it, as the server last said."""
         self.draining = False
         self._log, self._on_spent = log, on_spent
         self._work: dict[tuple[str, int], _Work] = {}
+        self._handling: set[_Work] = set()
+        """Those whose handler runs, also after the task has moved on to others."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._drain_known = asyncio.Event()
@@ -115,6 +122,7 @@ class Instance:
         self._gapped = False
         self._seen: set[int] = set()
         self._last_receipt = 0.0
+        self._moved_at = 0.0
         self._taken = 0
         self._offers: set[asyncio.Task[None]] = set()
         self._leave_by = math.inf
@@ -133,6 +141,21 @@ class Instance:
         """Tasks it was given and whose answers are not stored yet."""
         return len(self._work)
 
+    @property
+    def stuck(self) -> list[str]:
+        """The handlers that hang, as RUN/N HANDLER: they are well over their time, and will not be cancelled.
+
+        Empty while others have room to work and do: none has ended or said progress for a while, and those that hang
+        are all there are, or as many as there are slots. A task whose answer waits for NATS does not hang.
+        """
+        now = time.monotonic()
+        handling = [work for work in self._handling if work.task is not None and not work.task.done()]
+        over = [work for work in handling if now > work.began + work.event.timeout_s + STUCK_AFTER_S]
+        alone = len(over) == len(handling) or len(over) >= self.slots
+        if not over or not alone or now < self._moved_at + STUCK_AFTER_S:
+            return []
+        return [f"{one.envelope.address.run_id}/{one.envelope.address.n} {one.event.handler}" for one in over]
+
     async def start(self) -> None:
         """Start the agent, then register it. Raises whatever its `start` raises."""
         cls, subjects = self.agent_class, self._log.subjects
@@ -145,7 +168,7 @@ class Instance:
         self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
         self._control = await connection.listen(subjects.control(cls.name, self.id), self._on_control)
         registered = AgentRegistered(
-            slots=cls.concurrency,
+            slots=self.slots,
             handlers={name: handler.spec() for name, handler in handlers.items()},
             version=cls.version,
             labels=dict(cls.labels),
@@ -161,7 +184,7 @@ class Instance:
             await self._close()
             raise
         self._heart = self._loop.create_task(self._beat())
-        logger.info("registered", extra={"agent": cls.name, "instance": self.id, "slots": cls.concurrency})
+        logger.info("registered", extra={"agent": cls.name, "instance": self.id, "slots": self.slots})
 
     async def drain(self, reason: str, *, within_s: float = 30.0) -> None:
         """Take nothing new, finish what is in flight or hand it back after `within_s`, and leave.
@@ -269,7 +292,7 @@ class Instance:
                 work.task.cancel()
 
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
-        sequence, delivered, recorded_ns, _ = delivery_numbers(reply)
+        sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)
         if not self._is_new(sequence, delivered):
             return
         envelope = self._log.decode(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
@@ -281,6 +304,7 @@ class Instance:
         self._idle.clear()
         self._taken += 1
         self._last_receipt = work.began
+        self._handling.add(work)
         work.task = self._loop.create_task(self._handle(work))
         if self._taken == self.agent_class.recycle_after and not self.draining:
             self._on_spent(self)
@@ -339,6 +363,9 @@ class Instance:
                 "completed",
                 TaskCompleted(output=output, attempt=event.attempt, duration_s=duration_s, by=self.id),
             )
+        finally:
+            self._handling.discard(work)
+            self._moved_at = time.monotonic()
         self._offer(work, fact, answer, work.assigned)
 
     async def _done_before(self, work: _Work, n: int) -> dict[str, Any]:
@@ -492,6 +519,7 @@ class Instance:
     def _progress(self, work: _Work, progress: TaskProgressed) -> None:
         """Store progress at most once a second per task; what comes in between is replaced by what comes later."""
         scheduled, work.progress = work.progress is not None, progress
+        self._moved_at = time.monotonic()
         if not scheduled:
             wait_s = max(0.0, work.reported_at + PROGRESS_EVERY_S - time.monotonic())
             self._loop.call_later(wait_s, self._send_progress, work)

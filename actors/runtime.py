@@ -30,16 +30,24 @@ class AgentHost:
         self.log = EventLog(connection, space, source="agents")
         self.ready = asyncio.Event()
         self.instances: list[Instance] = []
+        self.drain_s = DRAIN_S
+        self._handled = 0
         self._stopping = asyncio.Event()
         self._failure: Exception | None = None
         self._renewals: dict[Instance, asyncio.Task[None]] = {}
 
-    async def run(self, *, drain_s: float = 30.0) -> None:
-        """Serve until `stop()`, or until every instance has been asked to leave.
+    @property
+    def handled(self) -> int:
+        """Tasks that ended here since the start, whichever instance had them."""
+        return self._handled + sum(one.handled for one in self.instances)
+
+    async def run(self, *, drain_s: float = DRAIN_S) -> None:
+        """Serve until `stop()`, or until every instance has been asked to leave. `drain_s` may be set anew meanwhile.
 
         Raises what an agent's `start` raises, ConfigurationError for an unfit stream or a recording, and
         UnavailableError when the server has closed the connection for good.
         """
+        self.drain_s = drain_s
         async with self.log:
             refuse_recording(await self.log.verify())
             self.log.source = f"agents-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
@@ -51,7 +59,7 @@ class AgentHost:
             finally:
                 self._stopping.set()
                 while self.instances or self._renewals:
-                    leaving = [self._retire(one, "stopped", drain_s) for one in self.instances]
+                    leaving = [self._retire(one, "stopped", self.drain_s) for one in self.instances]
                     await asyncio.gather(*leaving, *self._renewals.values())
                 if not self.log.connection.is_closed:
                     await self.log.appender.flushed()
@@ -61,6 +69,12 @@ class AgentHost:
     def stop(self) -> None:
         """End `run()`: drain every instance within its deadline."""
         self._stopping.set()
+
+    def renew(self) -> None:
+        """Put a fresh instance in the place of each, such as after a change of `concurrency`."""
+        for instance in list(self.instances):
+            if not instance.draining:
+                self._start_renewal(instance, "renewed")
 
     async def _until_stopped(self) -> None:
         closed = asyncio.ensure_future(self.log.connection.closed.wait())
@@ -85,21 +99,24 @@ class AgentHost:
             await instance.drain(reason, within_s=within_s)
         if instance in self.instances:
             self.instances.remove(instance)
+            self._handled += instance.handled
 
     def _on_spent(self, instance: Instance) -> None:
+        self._start_renewal(instance, "recycled" if instance.is_spent else "")
+
+    def _start_renewal(self, instance: Instance, reason: str) -> None:
         if instance in self._renewals:
             return
-        renewal = asyncio.get_running_loop().create_task(self._renew(instance))
+        renewal = asyncio.get_running_loop().create_task(self._renew(instance, reason))
         self._renewals[instance] = renewal
         renewal.add_done_callback(lambda _: self._renewals.pop(instance, None))
 
-    async def _renew(self, instance: Instance) -> None:
-        """A fresh instance first, then the old one leaves: no moment without slots."""
-        spent = instance.is_spent
+    async def _renew(self, instance: Instance, reason: str) -> None:
+        """A fresh instance first, then the old one leaves: no moment without slots. No reason: it just leaves."""
         try:
-            if spent and not self._stopping.is_set():
+            if reason and not self._stopping.is_set():
                 await self._add(instance.agent_class)
-            await self._retire(instance, "recycled" if spent else "drain requested", DRAIN_S)
+            await self._retire(instance, reason or "drain requested", self.drain_s)
         except Exception as error:  # a renewal that fails ends the process, which its supervisor restarts
             logger.exception("could not renew an instance", extra={"agent": instance.agent_class.name})
             self._failure = error

@@ -48,6 +48,7 @@ class Exit(IntEnum):
     RUN_ABORTED = 14
     RUN_REJECTED = 15
     RUN_STUCK = 16
+    RECYCLED = 17
 
 
 OUTCOMES = {

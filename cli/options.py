@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cuebook.cli.completion import complete_agent, complete_run, complete_task
-from cuebook.cli.exits import InputError
+from cuebook.cli.exits import Exit, InputError, print_error
 
 __all__ = [
     "AgentName",
@@ -37,6 +37,7 @@ __all__ = [
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 DEFAULT_SPACE = "cue"
+DEFAULT_DRAIN_S = 30.0
 
 
 class Output(StrEnum):
@@ -66,7 +67,8 @@ class Target:
         flags = ""
         if self.space != os.environ.get("CUEBOOK_SPACE", DEFAULT_SPACE):
             flags += f" --space {self.space}"
-        if self.nats_url != os.environ.get("CUEBOOK_NATS_URL", DEFAULT_NATS_URL) and "@" not in self.nats_url:
+        named = os.environ.get("CUEBOOK_NATS_URL", DEFAULT_NATS_URL)
+        if self.nats_url != named and "@" not in self.nats_url and not named.startswith("@"):
             flags += f" --nats-url {self.nats_url}"
         return flags
 
@@ -77,7 +79,29 @@ class Target:
             return {}
         if not Path(self.creds).is_file():
             raise InputError(f"there is no credentials file {self.creds!r}", remedy="correct --nats-creds")
+        if not Path(self.creds).stat().st_size:  # a unit's credential that nobody has filled in
+            return {}
         return {"user_credentials": self.creds}
+
+
+def read_setting(context: Any, parameter: Any, value: str) -> str:
+    """A setting that may be a secret: `@FILE` stands for what the file says; an empty file is as if nothing was said.
+
+    Raises InputError for a file that cannot be read.
+    """
+    if not value.startswith("@"):
+        return value
+    try:
+        text = Path(value[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        named = max(parameter.opts, key=len)
+        print_error(
+            f"{named} is to be read from {value[1:]!r}: {error}",
+            f"correct {parameter.envvar} or {named}",
+            as_json=False,
+        )
+        raise typer.Exit(Exit.USAGE) from error
+    return text or str(parameter.get_default(context) or "")
 
 
 def flag(*names: str, **options: Any) -> Any:
@@ -94,7 +118,14 @@ def login_name() -> str:
 
 
 NatsUrl = Annotated[
-    str, flag("--nats-url", envvar="CUEBOOK_NATS_URL", metavar="URL", help="NATS; several servers with commas.")
+    str,
+    flag(
+        "--nats-url",
+        envvar="CUEBOOK_NATS_URL",
+        metavar="URL|@FILE",
+        callback=read_setting,
+        help="NATS; several servers with commas.",
+    ),
 ]
 Creds = Annotated[
     str, flag("--nats-creds", envvar="CUEBOOK_NATS_CREDS", metavar="FILE", help="Credentials file for NATS.")
@@ -102,7 +133,13 @@ Creds = Annotated[
 Space = Annotated[str, flag("--space", envvar="CUEBOOK_SPACE", metavar="NAME", help="The space to work in.")]
 DatabaseUrl = Annotated[
     str,
-    flag("--database-url", envvar="CUEBOOK_DATABASE_URL", metavar="URL", help="PostgreSQL with the projections."),
+    flag(
+        "--database-url",
+        envvar="CUEBOOK_DATABASE_URL",
+        metavar="URL|@FILE",
+        callback=read_setting,
+        help="PostgreSQL with the projections.",
+    ),
 ]
 OutputOption = Annotated[
     Output, flag("--output", "-o", envvar="CUEBOOK_OUTPUT", help="json: one value; jsonl: one object a line.")

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from cuebook.cli.exits import reported_errors
 from cuebook.cli.groups import Noun
 from cuebook.cli.logs import LogFormat, LogLevel
 from cuebook.cli.options import (
+    DEFAULT_DRAIN_S,
     DEFAULT_NATS_URL,
     DEFAULT_SPACE,
     Creds,
@@ -22,9 +24,7 @@ from cuebook.cli.options import (
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    cls=Noun, add_completion=False, help="Run agents, orchestrator, projections or the sealer as a process."
-)
+app = typer.Typer(cls=Noun, add_completion=False, help="Run a part of cuebook as a process.")
 
 DrainS = Annotated[
     float,
@@ -46,25 +46,52 @@ MonitorUrl = Annotated[
     ),
 ]
 
+SettingsFilesOption = Annotated[
+    list[Path] | None,
+    flag(
+        "--settings-files",
+        envvar="CUEBOOK_SETTINGS_FILES",
+        metavar="FILE",
+        help="Environment files to read again on SIGHUP; may be repeated. In the variable with colons between.",
+    ),
+]
+
 
 @app.command("agents")
 def serve_agents(
     agents: Annotated[
         list[str], typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT", help="Agent classes to serve.")
     ],
+    slots: Annotated[
+        int | None,
+        flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
+    ] = None,
+    max_tasks: Annotated[
+        int,
+        flag("--max-tasks", envvar="CUEBOOK_MAX_TASKS", min=0, help="End for a fresh process after so many; 0: never."),
+    ] = 0,
+    max_memory: Annotated[
+        str,
+        flag("--max-memory", envvar="CUEBOOK_MAX_MEMORY", metavar="SIZE", help="The same with so much, such as 512M."),
+    ] = "",
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
     space: Space = DEFAULT_SPACE,
-    drain_s: DrainS = 30.0,
+    drain_s: DrainS = DEFAULT_DRAIN_S,
     wait_s: WaitS = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve one instance of each agent. Waits for NATS and for the orchestrator's stream."""
     from cuebook.cli import services
+    from cuebook.cli.limits import Limits, parse_bytes
     from cuebook.cli.serving import Settings, run_service
+    from cuebook.cli.settings_files import SettingsFiles
 
+    with reported_errors():
+        limits = Limits(tasks=max_tasks, memory=parse_bytes(max_memory))
     settings = Settings(
         target=Target(nats_url=nats_url, creds=creds, space=space),
         drain_s=drain_s,
@@ -72,8 +99,9 @@ def serve_agents(
         log_format=log_format,
         log_level=log_level,
         monitor_url=monitor_url,
+        files=SettingsFiles(settings_files) if settings_files else None,
     )
-    run_service(settings, lambda serving: services.serve_agents(serving, agents))
+    run_service(settings, lambda serving: services.serve_agents(serving, agents, slots, limits))
 
 
 @app.command("orchestrator")
@@ -88,15 +116,17 @@ def serve_orchestrator(
     replicas: Annotated[
         int, flag("--replicas", envvar="CUEBOOK_REPLICAS", min=1, max=5, help="Of the stream, when it is made.")
     ] = 1,
-    drain_s: DrainS = 30.0,
+    drain_s: DrainS = DEFAULT_DRAIN_S,
     wait_s: WaitS = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve the space's orchestrator; a second one stands by. Makes the stream if it is not there."""
     from cuebook.cli import services
     from cuebook.cli.serving import Settings, run_service
+    from cuebook.cli.settings_files import SettingsFiles
 
     settings = Settings(
         target=Target(nats_url=nats_url, creds=creds, space=space),
@@ -105,6 +135,7 @@ def serve_orchestrator(
         log_format=log_format,
         log_level=log_level,
         monitor_url=monitor_url,
+        files=SettingsFiles(settings_files) if settings_files else None,
     )
     run_service(settings, lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
 
@@ -115,15 +146,17 @@ def serve_projections(
     creds: Creds = "",
     space: Space = DEFAULT_SPACE,
     database_url: DatabaseUrl = "",
-    drain_s: DrainS = 30.0,
+    drain_s: DrainS = DEFAULT_DRAIN_S,
     wait_s: WaitS = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    settings_files: SettingsFilesOption = None,
 ) -> None:
     """Keep the tables in PostgreSQL up to date. Waits for NATS, PostgreSQL and the stream."""
     from cuebook.cli import services
     from cuebook.cli.serving import Settings, run_service
+    from cuebook.cli.settings_files import SettingsFiles
 
     settings = Settings(
         target=Target(nats_url=nats_url, creds=creds, space=space),
@@ -132,6 +165,7 @@ def serve_projections(
         log_format=log_format,
         log_level=log_level,
         monitor_url=monitor_url,
+        files=SettingsFiles(settings_files) if settings_files else None,
     )
     run_service(settings, lambda serving: services.serve_projections(serving, database_url))
 
@@ -157,15 +191,17 @@ def serve_sealer(
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
     space: Space = DEFAULT_SPACE,
-    drain_s: DrainS = 30.0,
+    drain_s: DrainS = DEFAULT_DRAIN_S,
     wait_s: WaitS = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    settings_files: SettingsFilesOption = None,
 ) -> None:
     """Seal the log with signed checkpoints, in a stream of their own and in a file. Waits for NATS and the stream."""
     from cuebook.cli import services
     from cuebook.cli.serving import Settings, run_service
+    from cuebook.cli.settings_files import SettingsFiles
 
     settings = Settings(
         target=Target(nats_url=nats_url, creds=creds, space=space),
@@ -174,6 +210,21 @@ def serve_sealer(
         log_format=log_format,
         log_level=log_level,
         monitor_url=monitor_url,
+        files=SettingsFiles(settings_files) if settings_files else None,
     )
     plan = services.SealingPlan(key=key, file=file, every=every, every_s=every_s, replicas=replicas)
     run_service(settings, lambda serving: services.serve_sealer(serving, plan))
+
+
+@app.command("nats")
+def serve_nats(
+    config: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The server's configuration.")
+    ],
+    monitor_url: MonitorUrl = "",
+) -> None:
+    """Become a nats-server. Under systemd a small process beside it tells when it is ready and how it is."""
+    from cuebook.cli.nats_attendant import become_nats_server
+
+    with reported_errors():
+        become_nats_server(config, monitor_url)

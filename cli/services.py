@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cuebook.actors.agent import Agent
 from cuebook.cli.durability import report_durability
+from cuebook.cli.limits import Limits, parse_bytes
 from cuebook.cli.loading import load_agents, load_sagas
+from cuebook.cli.options import DEFAULT_DRAIN_S
 from cuebook.cli.processes import process_age_s
 from cuebook.cli.serving import Running, Serving
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
+
+if TYPE_CHECKING:  # each service imports only what it runs
+    from cuebook.actors.orchestrator.service import OrchestratorService
+    from cuebook.actors.runtime import AgentHost
+    from cuebook.projections.runner import RunnerStatus
 
 __all__ = ["SealingPlan", "serve_agents", "serve_orchestrator", "serve_projections", "serve_sealer"]
 
@@ -28,12 +37,14 @@ class SealingPlan:
     replicas: int
 
 
-async def serve_agents(serving: Serving, specs: Sequence[str]) -> None:
-    """Serve one instance of each agent named, until told to stop."""
+async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None, limits: Limits) -> None:
+    """Serve one instance of each agent named, until told to stop. `slots`: None leaves each class its `concurrency`."""
     from cuebook.actors.runtime import AgentHost
 
     settings, space = serving.settings, _space(serving)
     agents = load_agents(specs)
+    slots_of_class = {agent: agent.concurrency for agent in agents}
+    _give_slots(slots_of_class, slots)
     connection = await serving.connect("agents")
     if connection is None:
         return
@@ -43,8 +54,30 @@ async def serve_agents(serving: Serving, specs: Sequence[str]) -> None:
         await report_durability(connection, settings.monitor_url)
         host = AgentHost(connection, space, agents)
         facts = {"agents": ",".join(agent.name for agent in agents), "space": space}
-        run = host.run(drain_s=settings.drain_s)
-        await serving.serve(Running(run=run, stop=host.stop, ready=host.ready, facts=facts), connection)
+
+        def reload(values: Mapping[str, str], changed: set[str]) -> None:
+            nonlocal limits
+            tasks = int(values.get("CUEBOOK_MAX_TASKS") or 0) if "CUEBOOK_MAX_TASKS" in changed else limits.tasks
+            memory = values.get("CUEBOOK_MAX_MEMORY", "") if "CUEBOOK_MAX_MEMORY" in changed else str(limits.memory)
+            drain_s = float(values.get("CUEBOOK_DRAIN_S") or DEFAULT_DRAIN_S)
+            limits = Limits(tasks=tasks, memory=parse_bytes(memory))
+            host.drain_s = drain_s if "CUEBOOK_DRAIN_S" in changed else host.drain_s
+            if "CUEBOOK_SLOTS" in changed:
+                _give_slots(slots_of_class, int(values["CUEBOOK_SLOTS"]) if values.get("CUEBOOK_SLOTS") else None)
+                host.renew()
+
+        running = Running(
+            run=host.run(drain_s=settings.drain_s),
+            stop=host.stop,
+            ready=host.ready,
+            facts=facts,
+            status=lambda: _status_of_agents(host),
+            stuck=lambda: ", ".join(task for one in host.instances for task in one.stuck),
+            spent=lambda: limits.reached(host.handled),
+            reload=reload,
+            reloadable=frozenset({"CUEBOOK_SLOTS", "CUEBOOK_MAX_TASKS", "CUEBOOK_MAX_MEMORY"}),
+        )
+        await serving.serve(running, connection)
 
 
 async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: int) -> None:
@@ -63,7 +96,13 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
             return
         await report_durability(connection, settings.monitor_url)
         facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
-        running = Running(run=service.run(), stop=service.stop, ready=service.in_place, facts=facts)
+        running = Running(
+            run=service.run(),
+            stop=service.stop,
+            ready=service.in_place,
+            facts=facts,
+            status=lambda: _status_of_orchestrator(service),
+        )
         await serving.serve(running, connection)
 
 
@@ -85,7 +124,13 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
         await report_durability(connection, settings.monitor_url)
         runner = Runner(log, database_url)
         give_way()
-        running = Running(run=runner.run(), stop=runner.drain, ready=runner.ready, facts={"space": space})
+        running = Running(
+            run=runner.run(),
+            stop=runner.drain,
+            ready=runner.ready,
+            facts={"space": space},
+            status=lambda: _status_of_projections(runner.status()),
+        )
         await serving.serve(running, connection)
 
 
@@ -110,6 +155,34 @@ async def serve_sealer(serving: Serving, plan: SealingPlan) -> None:
         sealer = Sealer(log, key, file, every=plan.every, every_s=plan.every_s, replicas=plan.replicas)
         facts = {"origin": key.public.name, "file": str(file), "space": space}
         await serving.serve(Running(run=sealer.run(), stop=sealer.stop, ready=sealer.ready, facts=facts), connection)
+
+
+def _give_slots(slots_of_class: Mapping[type[Agent], int], slots: int | None) -> None:
+    if slots is not None and slots < 1:
+        raise ConfigurationError("an agent needs at least one slot", remedy="correct CUEBOOK_SLOTS")
+    for agent, own in slots_of_class.items():
+        agent.concurrency = own if slots is None else slots
+
+
+def _status_of_agents(host: AgentHost) -> str:
+    serving = [one for one in host.instances if not one.draining]
+    slots = sum(one.slots for one in serving)
+    in_flight, lag = sum(one.in_flight for one in host.instances), sum(one.pending for one in serving)
+    return f"slots {slots}, in flight {in_flight}, lag {lag}, done {host.handled}"
+
+
+def _status_of_orchestrator(service: OrchestratorService) -> str:
+    instances = service.core.world.registry.instances.values()
+    slots = sum(one.slots for one in instances if one.health == "healthy")
+    in_flight = sum(len(one.tasks) for one in instances)
+    role = "deciding" if service.deciding.is_set() else "standing by"
+    return f"{role}, slots {slots}, in flight {in_flight}, lag {service.lag}, open runs {len(service.core.world.runs)}"
+
+
+def _status_of_projections(status: RunnerStatus) -> str:
+    parked = sum(status.parked.values())
+    away = "" if status.database_available else ", PostgreSQL is away"
+    return f"lag {status.backlog}" + (f", parked {parked}" if parked else "") + away
 
 
 def _space(serving: Serving) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import typer
@@ -23,8 +25,9 @@ import typer
 from cuebook.actors.collector import tend_collector
 from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
-from cuebook.cli.options import Target
-from cuebook.cli.systemd import feed_watchdog, notify
+from cuebook.cli.options import DEFAULT_DRAIN_S, Target
+from cuebook.cli.settings_files import SettingsFiles
+from cuebook.cli.systemd import keep_posted, notify
 from cuebook.events.connection import Connection, connect
 from cuebook.events.errors import CuebookError, StreamMissingError, UnavailableError
 from cuebook.events.log import EventLog
@@ -36,13 +39,19 @@ STOP_GRACE_S: Final = 5.0
 """Beyond the deadline of the drain: for the last appends, and for what the service's own end needs."""
 END_WITHIN_S: Final = 3.0
 """So long may a handler's thread that does not return, or a task that will not be cancelled, hold the process."""
+LOOK_EVERY_S: Final = 1.0
+_OF_ALL: Final = frozenset({"CUEBOOK_LOG_LEVEL", "CUEBOOK_LOG_FORMAT", "CUEBOOK_DRAIN_S"})
+"""What every service takes on when it is told to reload."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What every service is told. `wait_s` None: wait for NATS and the stream for ever."""
+    """What every service is told. `wait_s` None: wait for NATS and the stream for ever.
+
+    `files`: read again on SIGHUP; without them SIGHUP ends the process, as it does others.
+    """
 
     target: Target
     drain_s: float
@@ -50,16 +59,27 @@ class Settings:
     log_format: LogFormat
     log_level: LogLevel
     monitor_url: str
+    files: SettingsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A service under way: `run` serves until `stop` is called, `ready` is set once it takes work."""
+    """A service under way: `run` serves until `stop` is called, `ready` is set once it takes work.
+
+    Asked every second: `status` is how it goes, in words; `stuck` what hangs, and `spent` why a fresh process should
+    take over, both empty as a rule. `reload` is given all settings and the names of those that have changed, and raises
+    ValueError or CuebookError when it cannot have them; `reloadable` are those that it takes on.
+    """
 
     run: Coroutine[Any, Any, None]
     stop: Callable[[], None]
     ready: asyncio.Event
     facts: dict[str, Any]
+    status: Callable[[], str] = lambda: "ready"
+    stuck: Callable[[], str] = lambda: ""
+    spent: Callable[[], str] = lambda: ""
+    reload: Callable[[Mapping[str, str], set[str]], None] = lambda *_: None
+    reloadable: frozenset[str] = frozenset()
 
 
 class Serving:
@@ -68,6 +88,8 @@ class Serving:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stopping = asyncio.Event()
+        self.status = Exit.OK
+        self._service: Running | None = None
 
     async def connect(self, name: str) -> Connection | None:
         """A connection, once NATS answers; None when we are to stop. Raises as `events.connection.connect`."""
@@ -86,17 +108,22 @@ class Serving:
     async def serve(self, service: Running, connection: Connection) -> None:
         """Run the service until it ends by itself, we are to stop, or NATS will not have us any more."""
         async with AsyncExitStack() as stack:
+            self._service = service
             running = asyncio.ensure_future(service.run)
             ended: list[asyncio.Future[Any]] = [
                 running, asyncio.ensure_future(self.stopping.wait()), asyncio.ensure_future(connection.closed.wait())
             ]  # fmt: skip
-            helpers = [*ended[1:], asyncio.ensure_future(_announce(service)), asyncio.ensure_future(feed_watchdog())]
+            helpers = [
+                *ended[1:],
+                asyncio.ensure_future(_announce(service)),
+                asyncio.ensure_future(self._recycle(service)),
+            ]
             for helper in helpers:
                 stack.callback(helper.cancel)
             await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
             lost = connection.closed.is_set() and not self.stopping.is_set()
             if not running.done():
-                notify("STOPPING=1", "STATUS=draining")
+                notify("STOPPING=1", f"STATUS=draining for at most {self.settings.drain_s:g} s")
                 service.stop()
                 limit_s = self.settings.drain_s + STOP_GRACE_S
                 if not (await asyncio.wait([running], timeout=limit_s))[0]:
@@ -107,6 +134,50 @@ class Serving:
             if lost:
                 raise UnavailableError("the connection to NATS has ended for good", remedy="look at the server's log")
         logger.info("stopped", extra=service.facts)
+
+    def reload(self) -> None:
+        """Read the files with settings again and take on what can be; all else counts from the next start."""
+        assert self.settings.files is not None, "asked for only with files"
+        service, present = self._service, self.settings
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        values, changed = self.settings.files.read_again()
+
+        def now(name: str, default: object, current: object) -> str:
+            return (values.get(name) or str(default)) if name in changed else str(current)
+
+        try:
+            settings = replace(
+                present,
+                log_level=LogLevel(now("CUEBOOK_LOG_LEVEL", LogLevel.INFO, present.log_level)),
+                log_format=LogFormat(now("CUEBOOK_LOG_FORMAT", LogFormat.TEXT, present.log_format)),
+                drain_s=float(now("CUEBOOK_DRAIN_S", DEFAULT_DRAIN_S, present.drain_s)),
+            )
+            if service is not None:
+                service.reload(values, changed)
+        except (ValueError, CuebookError) as error:
+            logger.error("not reloaded: %s", error)  # noqa: TRY400 - a mistake in a file, not ours
+        else:
+            self.settings = settings
+            configure_logs(settings.log_level, settings.log_format)
+            later = changed - _OF_ALL - (service.reloadable if service is not None else frozenset())
+            logger.info("reloaded", extra={"changed": ",".join(sorted(changed)) or "nothing"})
+            if later:
+                logger.warning("these count from the next start", extra={"changed": ",".join(sorted(later))})
+        if service is not None and service.ready.is_set():
+            notify("READY=1")
+
+    async def _recycle(self, service: Running) -> None:
+        """End in good order, with a status of its own, when the service says that it is spent."""
+        await service.ready.wait()
+        reason = ""
+        while not reason:
+            await asyncio.sleep(LOOK_EVERY_S)
+            reason = service.spent()
+        if self.stopping.is_set():
+            return
+        logger.info("recycling: a fresh process should take over", extra={"reason": reason})
+        self.status = Exit.RECYCLED
+        self.stopping.set()
 
     async def _persist(self, message: str, attempt: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         clock = asyncio.get_running_loop().time
@@ -131,13 +202,18 @@ class Serving:
 async def _announce(service: Running) -> None:
     await service.ready.wait()
     logger.info("ready", extra=service.facts)
-    notify("READY=1", "STATUS=ready")
-    await tend_collector()
+    notify("READY=1", f"STATUS={service.status()}")
+    posted = asyncio.ensure_future(keep_posted(service.status, service.stuck))
+    try:
+        await tend_collector()
+    finally:
+        posted.cancel()
 
 
 def run_service(settings: Settings, main: Callable[[Serving], Coroutine[Any, Any, None]]) -> None:
     """Run a service process to its end; raises typer.Exit with the status, or ends the process."""
     configure_logs(settings.log_level, settings.log_format)
+    faulthandler.enable()  # the watchdog's SIGABRT leaves in the log where every thread stood
     as_json = settings.log_format is LogFormat.JSON
     serving = Serving(settings)
     status = int(Exit.OK)
@@ -145,9 +221,12 @@ def run_service(settings: Settings, main: Callable[[Serving], Coroutine[Any, Any
     loop = runner.get_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, serving, number)
+    if settings.files is not None:
+        loop.add_signal_handler(signal.SIGHUP, serving.reload)
     try:
         with reported_errors(as_json=as_json):
             runner.run(_guarded(main(serving)))
+        status = int(serving.status)
     except typer.Exit as ended:
         status = ended.exit_code
     deadline = threading.Timer(END_WITHIN_S, _end_now, [status])

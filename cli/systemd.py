@@ -1,16 +1,24 @@
 """Telling systemd how a service is: `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1`. Elsewhere nothing happens.
 
-Source: sd_notify(3), sd_watchdog_enabled(3). The watchdog is fed by the event loop, so one that hangs is noticed.
+The watchdog is fed by the event loop, so one that hangs is noticed, and only while the work moves, so a mailbox that
+is stuck is noticed too. Source: sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
+from collections.abc import Callable
+from typing import Final
 
-__all__ = ["feed_watchdog", "notify"]
+__all__ = ["keep_posted", "notify", "watchdog_s"]
+
+LOOK_EVERY_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 def notify(*states: str) -> None:
@@ -24,11 +32,28 @@ def notify(*states: str) -> None:
         channel.sendto("\n".join(states).encode(), address)
 
 
-async def feed_watchdog() -> None:
-    """Say twice per interval that the event loop turns, if the unit has `WatchdogSec=`; returns at once if not."""
+def watchdog_s() -> float | None:
+    """The seconds within which systemd wants to hear from its unit (`WatchdogSec=`); None when it does not."""
     micros = os.environ.get("WATCHDOG_USEC", "")
-    if not micros.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return
+    return int(micros) / 1_000_000 if micros.isdigit() and int(micros) else None
+
+
+async def keep_posted(status: Callable[[], str], stuck: Callable[[], str]) -> None:
+    """Keep `STATUS=` up to date, and feed the watchdog while `stuck` names nothing that hangs. Until cancelled."""
+    limit_s = watchdog_s()
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        limit_s = None
+    every_s = LOOK_EVERY_S if limit_s is None else min(LOOK_EVERY_S, limit_s / 2)
+    said = blamed = ""
     while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(int(micros) / 2_000_000)
+        hanging = stuck()
+        if hanging and not blamed:
+            logger.error("stuck: nothing moves, and what is in flight is over its time", extra={"stuck": hanging})
+        blamed = hanging
+        now = f"stuck: {hanging}" if hanging else status()
+        if now != said:
+            notify(f"STATUS={now}")
+            said = now
+        if limit_s is not None and not hanging:
+            notify("WATCHDOG=1")
+        await asyncio.sleep(every_s)

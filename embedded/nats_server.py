@@ -22,11 +22,11 @@ from typing import Final
 from cuebook.embedded.process import LOOPBACK, ServerProcess, exclusive, free_port
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["ClusterMember", "NatsServer", "nats_server"]
+__all__ = ["CONFIGURATIONS", "ClusterMember", "NatsServer", "nats_server", "server_program"]
 
 # Beside the package, on disk as well as installed. Not by importlib.resources: the folder holds no Python, and on
 # Python 3.11 that finds such a folder in a wheel but not in an editable install.
-_CONFIGURATIONS: Final = Path(__file__).resolve().parent.parent / "nats"
+CONFIGURATIONS: Final = Path(__file__).resolve().parent.parent / "nats"
 _STARTS: Final = 3  # another program may take a free port before the server does
 
 
@@ -111,10 +111,10 @@ class NatsServer:
         }
         if self._member:
             settings |= {"CUEBOOK_NATS_CLUSTER": self._member.listen, "CUEBOOK_NATS_ROUTES": self._member.routes}
-        configuration = _CONFIGURATIONS / ("cluster.conf" if self._member else "development.conf")
+        configuration = CONFIGURATIONS / ("cluster.conf" if self._member else "development.conf")
         async with exclusive(self._data_dir / "nats-server.lock") as lock:
             await self._process.start(
-                [_program(), "--config", configuration, "--server_name", self.name],
+                [server_program(), "--config", configuration, "--server_name", self.name],
                 env={**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}},
                 lock=lock,
             )
@@ -151,7 +151,8 @@ async def nats_server(
         await server.stop()
 
 
-def _program() -> str:
+def server_program() -> str:
+    """Where the program is: that of the wheel, else one on the path. Raises ConfigurationError."""
     installed = sysconfig.get_path("scripts")
     found = shutil.which("nats-server", path=os.pathsep.join([installed, os.environ.get("PATH", os.defpath)]))
     if found is None:

@@ -28,6 +28,7 @@ from cuebook.events.connection import Connection, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.facts import Event, RunCompleted, RunStuck, StepAsked, StepWaiting, TaskRequested
+from cuebook.events.feed import Feed
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
@@ -73,6 +74,7 @@ class OrchestratorService:
         self.in_place = asyncio.Event()
         """It is deciding, or stands by for another."""
         self._stopping = asyncio.Event()
+        self._feed: Feed | None = None
         self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
         self._snapshot_at = 0
@@ -83,6 +85,11 @@ class OrchestratorService:
         self._age_s, self._made_s = age_s, time.monotonic()
         self._own: dict[int, tuple[str, Event, str, str, str]] = {}
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
+
+    @property
+    def lag(self) -> int:
+        """Events that are stored and not folded yet, as the server last said."""
+        return self._feed.pending if self._feed is not None else 0
 
     async def run(self) -> None:
         """Serve until `stop()`.
@@ -123,6 +130,7 @@ class OrchestratorService:
         )
         try:
             async with self.log.feed(self._on_message, after=self.core.world.position.sequence) as feed:
+                self._feed = feed
                 await self._catch_up(feed.failure)
                 await self._take_part(feed.failure)
         finally:

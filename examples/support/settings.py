@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from cuebook.events.errors import ConfigurationError
 
@@ -22,7 +23,9 @@ class ChatSettings:
 
 def database_url() -> str:
     """Return the address of the shop's PostgreSQL. Raises ConfigurationError when none is set."""
-    url = os.environ.get("CUEBOOK_DATABASE_URL")
+    url = os.environ.get("CUEBOOK_DATABASE_URL", "")
+    if url.startswith("@"):  # a file, such as a credential of a systemd unit
+        url = Path(url[1:]).read_text(encoding="utf-8").strip()
     if not url:
         raise ConfigurationError(
             "no database for the support desk",

@@ -898,3 +898,65 @@ async def _stubbornly(gate: asyncio.Event) -> None:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await gate.wait()
+
+
+async def test_what_hangs_over_its_time_is_stuck_unless_others_have_room_to_work(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "STUCK_AFTER_S", 0.1)
+    let_go, done = asyncio.Event(), asyncio.Event()
+
+    class Mixed(Agent):
+        name = "mixed"
+        concurrency = 2
+
+        @handler(timeout_s=0.05, retry=Retry(attempts=1))
+        async def cling(self, number: Number) -> Number:
+            while not let_go.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await let_go.wait()
+            return number
+
+        @handler(timeout_s=60)
+        async def last(self, number: Number) -> Number:
+            await done.wait()
+            return number
+
+    async with Desk(nats_url, space, agents=[Mixed]) as desk:
+        [one] = desk.crews[0].host.instances
+        assert one.stuck == [], "it only has nothing to do"
+        await desk.client.submit_task("mixed", {"n": 1}, handler="cling", run_id="r1")
+        await eventually(lambda: one.stuck == ["r1/0 cling"])
+        await desk.client.submit_task("mixed", {"n": 2}, handler="last", run_id="r2")
+        await eventually(lambda: one.stuck == [])
+        done.set()
+        await eventually(lambda: one.stuck == ["r1/0 cling"])
+        let_go.set()
+        await eventually(lambda: one.stuck == [])
+
+
+async def test_renewed_instances_have_the_slots_of_now_and_the_old_ones_finish(nats_url: str, space: str) -> None:
+    done = asyncio.Event()
+
+    class Patient(Agent):
+        name = "patient"
+        concurrency = 1
+
+        @handler(timeout_s=60)
+        async def last(self, number: Number) -> Number:
+            await done.wait()
+            return number
+
+    async with Desk(nats_url, space, agents=[Patient]) as desk:
+        host = desk.crews[0].host
+        [old] = host.instances
+        await desk.client.submit_task("patient", {"n": 1}, run_id="r1")
+        await eventually(lambda: old.in_flight == 1)
+        Patient.concurrency = 3
+        host.renew()
+        await eventually(lambda: [one.slots for one in host.instances if not one.draining] == [3])
+        done.set()
+        assert (await desk.client.wait("r1", timeout_s=20)).status == "completed"
+        assert [event.attempt for event in await desk.events("r1", "completed")] == [1]
+        await eventually(lambda: old not in host.instances)
+        assert host.handled == 1

@@ -195,6 +195,54 @@ async def test_systemd_is_told_when_it_is_ready_alive_and_stopping(start: Start,
         asyncio.get_running_loop().remove_reader(manager)
 
 
+@pytest.mark.usefixtures("orchestrator")
+async def test_sighup_takes_on_what_the_settings_files_say_now(
+    start: Start, cli: Cli, client: Client, workplace: Path
+) -> None:
+    settings = workplace / "agents.env"
+    settings.touch()
+    async with start("serve", "agents", "mydesk:Patient", CUEBOOK_SETTINGS_FILES=str(settings)) as program:
+        await program.says("ready")
+        settings.write_text("CUEBOOK_SLOTS=5\nCUEBOOK_LOG_FORMAT=json\nCUEBOOK_NATS_URL=nats://elsewhere\n")
+        program.send(signal.SIGHUP)
+        await program.says('"message": "these count from the next start"')
+        assert '"changed": "CUEBOOK_NATS_URL"' in program.errors
+        await slots_are(cli, [5])
+        settings.write_text("CUEBOOK_SLOTS=none\n")
+        program.send(signal.SIGHUP)
+        await program.says("not reloaded: invalid literal")
+        settings.write_text("")
+        program.send(signal.SIGHUP)
+        await slots_are(cli, [2])
+        program.send(signal.SIGTERM)
+        assert await program.ends() == 0
+
+
+async def slots_are(cli: Cli, slots: list[int]) -> None:
+    """Wait until the agents at work have so many."""
+
+    async def there() -> bool:
+        return [one["slots"] for one in await cli.json("agent", "list") if one["health"] == "healthy"] == slots
+
+    await eventually(there, within_s=20)
+
+
+@pytest.mark.usefixtures("orchestrator")
+@pytest.mark.parametrize("limit", [("--max-tasks", "2"), ("--max-memory", "1M")])
+async def test_an_agent_process_that_is_spent_drains_and_ends_with_a_status_of_its_own(
+    start: Start, cli: Cli, client: Client, limit: tuple[str, str]
+) -> None:
+    async with start("serve", "agents", "mydesk:Echo", *limit) as program:
+        await program.says("ready")
+        for number in range(2):
+            await cli.ok("run", "submit", "--agent", "echo", '{"n": 1}', "--id", f"e{number}", "--no-check")
+        assert await program.ends() == 17
+        assert "recycling: a fresh process should take over" in program.errors
+    async with start("serve", "agents", "mydesk:Echo"):
+        for number in range(2):
+            assert (await client.wait(f"e{number}", timeout_s=20)).status == "completed"
+
+
 async def test_a_lost_connection_is_waited_for(start: Start, tmp_path: Path, space: str) -> None:
     async with nats_server(tmp_path / "nats") as server:
         connection = await connect(server.url, name="tests")
