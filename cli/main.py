@@ -18,7 +18,8 @@ class _Cuebook(LazyGroup):
     modules: ClassVar = {
         "dev": ("cuebook.cli.dev", "Run everything on this machine, servers included."),
         "demo": ("cuebook.cli.demo", "Watch the customer-support desk at work."),
-        "serve": ("cuebook.cli.serve", "Run agents, orchestrator, projections or the sealer as a process."),
+        "serve": ("cuebook.cli.serve", "Run a part of cuebook as a process."),
+        "units": ("cuebook.cli.units", "Install, list, show and remove systemd units."),
         "run": ("cuebook.cli.run", "Start, list, show, follow, cancel, retry and fork runs."),
         "saga": ("cuebook.cli.saga", "Check sagas against the log."),
         "task": ("cuebook.cli.task", "Show one task of a run."),

@@ -46,6 +46,10 @@ def test_server_configuration_never_shadows_the_client_library() -> None:
     assert [name for name in files if name.endswith(".py") or name == "server"] == []
 
 
+def test_what_is_deployed_is_no_python() -> None:
+    assert [path.name for path in (ROOT / "deploy").rglob("*.py")] == []
+
+
 def test_a_wrong_arrow_is_noticed() -> None:
     assert may_import("actors", "cuebook.events.log")
     assert may_import("actors", "cuebook.actors.agent")

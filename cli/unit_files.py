@@ -1,0 +1,168 @@
+"""The systemd units of `deploy/systemd`, made to fit a machine: what is written where, and taken away again.
+
+A unit file belongs to us: it is replaced at the next installation, unless somebody has edited it, which its first line
+gives away. Settings belong to the operator: they are written once, and never touched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cuebook.embedded.nats_server import CONFIGURATIONS
+from cuebook.events.errors import ConfigurationError
+
+__all__ = ["UNITS", "Place", "installed_program", "remove", "render", "write"]
+
+# Beside the package, as the server's configuration is; see there why not by importlib.resources.
+_TEMPLATES: Final = CONFIGURATIONS.parent / "deploy" / "systemd"
+UNITS: Final = (
+    "cuebook.target",
+    "cuebook-nats.service",
+    "cuebook-orchestrator.service",
+    "cuebook-orchestrator@.service",
+    "cuebook-projections.service",
+    "cuebook-agent@.service",
+)
+_CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url")
+_MARK: Final = "# Written by 'cuebook units install', which replaces it; change it with 'systemctl edit'. Checked by "
+_HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - names, nothing is written there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where units go: those of the system, or of one `user`; under `root`, such as an image that is being made."""
+
+    user: bool = False
+    root: Path = Path("/")
+
+    @property
+    def units(self) -> Path:
+        """The folder of the unit files."""
+        return self._under(_user_folder() / "systemd/user" if self.user else Path("/etc/systemd/system"))
+
+    @property
+    def settings(self) -> Path:
+        """The folder of the operator's files, which units know as `%E/cuebook`."""
+        return self._under(_user_folder() / "cuebook" if self.user else Path("/etc/cuebook"))
+
+    def _under(self, path: Path) -> Path:
+        return self.root / path.relative_to("/")
+
+
+def installed_program() -> Path:
+    """The command `cuebook` of this installation."""
+    return Path(sysconfig.get_path("scripts")) / "cuebook"
+
+
+def render(unit: str, program: Path, *, user: bool) -> str:
+    """The text of a unit file. Raises ConfigurationError for a program that the unit could not see."""
+    if not user:
+        _require_in_sight(program)
+    text = (_TEMPLATES / unit).read_text(encoding="utf-8")
+    hardening = _template("hardening-user.conf" if user else "hardening.conf")
+    text = text.replace("@LOCALHOST_ONLY@\n", "" if user else _template("localhost-only.conf"))
+    text = text.replace("@HARDENING@\n", hardening).replace("@CUEBOOK@", _quoted(program))
+    text = text.replace("@TARGET@", "default.target" if user else "multi-user.target")
+    return f"{_MARK}{_digest(text)}\n{text}"
+
+
+def write(place: Place, program: Path, *, force: bool = False) -> list[Path]:
+    """Write all units, and what is missing of the settings; returns what was written.
+
+    Raises ConfigurationError for a unit file that somebody has edited, unless forced, and where we may not write.
+    """
+    texts = {place.units / unit: render(unit, program, user=place.user) for unit in UNITS}
+    try:
+        edited = [str(path) for path in texts if _is_edited(path)]
+        if edited and not force:
+            raise ConfigurationError(
+                f"edited since it was installed: {', '.join(edited)}",
+                remedy="move your changes into 'systemctl edit', or replace them with --force",
+            )
+        place.units.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        return [*texts, *_write_settings(place.settings)]
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def remove(place: Place) -> list[Path]:
+    """Take the unit files away, settings and data stay; returns what is gone. Raises ConfigurationError."""
+    gone = [path for unit in UNITS if (path := place.units / unit).exists()]
+    try:
+        for path in gone:
+            path.unlink()
+    except OSError as error:
+        raise _refused(error) from error
+    return gone
+
+
+def _write_settings(folder: Path) -> Iterator[Path]:
+    secrets = folder / "credentials"
+    for directory, mode in ((folder, 0o755), (folder / "agents", 0o755), (secrets, 0o700)):
+        if not directory.exists():
+            directory.mkdir(parents=True, mode=mode)
+            directory.chmod(mode)  # whatever the umask is
+    texts = {folder / name: _template(name) for name in ("cuebook.env", "orchestrator.env", "projections.env")}
+    texts[folder / "agents/example.env"] = _template("agent.env")
+    texts[folder / "nats.conf"] = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
+    for path, text in texts.items():
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+            path.chmod(0o644)
+            yield path
+    for path in (secrets / name for name in _CREDENTIALS):
+        if not path.exists():
+            path.touch(mode=0o600)
+            yield path
+
+
+def _require_in_sight(program: Path) -> None:
+    seen = [program, program.resolve()]
+    if program == installed_program():
+        seen.append(Path(sys.base_prefix))  # a virtual environment needs the Python that it was made from
+    hidden = next((path for path in seen for top in _HIDDEN if path.is_relative_to(top)), None)
+    if hidden is not None:
+        raise ConfigurationError(
+            f"units of the system see nothing below {', '.join(_HIDDEN)}, and there is {hidden}",
+            remedy="install cuebook with the system's Python in /opt/cuebook, or use --user",
+        )
+
+
+def _is_edited(path: Path) -> bool:
+    if not path.exists():
+        return False
+    first, _, text = path.read_text(encoding="utf-8").partition("\n")
+    return first != _MARK + _digest(text)
+
+
+def _refused(error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{error.filename}: {error.strerror}", remedy="be root for the units of the system, or say --user for your own"
+    )
+
+
+def _template(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _quoted(program: Path) -> str:
+    text = str(program).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if " " in text else text
+
+
+def _user_folder() -> Path:
+    named = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(named) if named.startswith("/") else Path.home() / ".config"
