@@ -30,6 +30,12 @@ test-node:
     npm --prefix tests/node install --silent
     uv run pytest tests/node/check_node.py
 
+# Check the systemd units on a machine that it boots; needs root, systemd-nspawn, and a Python of the system
+test-systemd *arguments:
+    @command -v systemd-nspawn >/dev/null || { echo "error: systemd-nspawn is missing; apt-get install systemd-container" >&2; exit 1; }
+    @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
+    uv run pytest tests/systemd/check_systemd.py {{ arguments }}
+
 # Write again those parts of the documents that follow from the code
 docs:
     uv run python -m tests.wire_format

@@ -1,0 +1,303 @@
+"""The units of deploy/systemd on a real systemd. Run by `just test-systemd`: it needs root and systemd-nspawn.
+
+One machine for all, since it takes half a minute to build; the tests are in the order in which an operator would go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cuebook.examples.support.tickets import DEMONSTRATIONS
+from tests.systemd.machine import Machine, booted
+
+UNITS = ("cuebook-nats", "cuebook-orchestrator", "cuebook-orchestrator@standby", "cuebook-projections")
+DESK = ("classifier", "orders", "refunds", "escalations", "feedback")
+ODD = ("blocker", "clinger", "idler", "laster")
+AGENTS = tuple(f"cuebook-agent@{name}" for name in (*DESK, *ODD))
+ALL = (*UNITS, *AGENTS)
+MOST_EXPOSED = 1.5
+SCRIPT = ("/opt/cuebook/bin/python", "/opt/files/tickets.py")
+WATCHDOG_S = 3
+TICKETS = [one for one in DEMONSTRATIONS if one.ends in ("refunded", "answered", "thanked")][:5]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """Everything is installed as docs/operations.md says, nothing is started yet."""
+    with booted(Path(__file__).parent / "files") as machine:
+        machine.run("systemd-run", "--quiet", "--unit=desk", "--service-type=notify", "/opt/cuebook/bin/python",
+                    "/opt/files/desk_servers.py")  # fmt: skip
+        machine.cuebook("units", "install")
+        settings = machine.run("cat", "/run/desk/environment")
+        machine.run("cp", "/run/desk/database-url", "/etc/cuebook/credentials/database-url")
+        machine.write("/etc/cuebook/cuebook.env", "PYTHONPATH=/opt/files\n")
+        machine.write("/etc/cuebook/orchestrator.env", "CUEBOOK_SAGAS=cuebook.examples.support.sagas:support\n")
+        for name in DESK:
+            agent = f"cuebook.examples.support.{name}:{name.title()}"
+            machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS={agent}\n{settings}")
+        for name in ODD:
+            machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS=oddities:{name.title()}\n")
+        machine.write(
+            "/etc/systemd/system/cuebook-agent@.service.d/database.conf",
+            "[Service]\nLoadCredential=database-url:/etc/cuebook/credentials/database-url\n"
+            "Environment=CUEBOOK_DATABASE_URL=@%d/database-url\n",
+        )
+        for name in ("blocker", "clinger", "idler"):
+            where = f"/etc/systemd/system/cuebook-agent@{name}.service.d/watchdog.conf"
+            machine.write(where, f"[Service]\nWatchdogSec={WATCHDOG_S}\n")
+        machine.systemctl("daemon-reload")
+        machine.systemctl("enable", "--quiet", "--now", "cuebook.target", *ALL)
+        yield machine
+
+
+def test_every_unit_is_clean_and_hardly_exposed(machine: Machine) -> None:
+    names = [f"{unit}.service" for unit in (*UNITS, "cuebook-agent@idler")]
+    assert machine.run("systemd-analyze", "verify", "--man=no", "cuebook.target", *names) == ""
+    for name in names:
+        rating = json.loads(machine.run("systemd-analyze", "security", "--json=short", name))
+        overall = machine.run("systemd-analyze", "security", name).splitlines()[-1]
+        found = re.search(r"exposure level for \S+: ([\d.]+)", overall)
+        assert rating
+        assert found, overall
+        assert float(found[1]) <= MOST_EXPOSED, overall
+
+
+def test_ready_means_registered_and_consuming(machine: Machine) -> None:
+    for unit in ALL:
+        assert machine.property(unit, "ActiveState") == "active"
+    assert machine.property("cuebook-nats", "StatusText").endswith("acknowledged means on disk")
+    assert agents_known(machine) >= {"classifier", "orders", *ODD}
+    status = machine.property("cuebook-agent@laster", "StatusText")
+    assert re.fullmatch(r"slots 4, in flight 0, lag 0, done \d+", status)
+
+
+def test_secrets_are_only_in_credentials(machine: Machine) -> None:
+    secret = machine.run("cat", "/etc/cuebook/credentials/database-url").strip()
+    for unit in ("cuebook-projections", "cuebook-agent@orders"):
+        assert secret not in machine.systemctl("show", unit)
+        pid = machine.property(unit, "MainPID")
+        assert secret not in machine.run("cat", f"/proc/{pid}/environ", f"/proc/{pid}/cmdline")
+        assert machine.run("stat", "--format=%a", f"/run/credentials/{unit}.service/database-url").strip() in (
+            "400",
+            "440",
+        )
+
+
+def test_the_desk_works_and_the_tables_show_it(machine: Machine) -> None:
+    open_tickets(machine, "a")
+    assert ends(machine, "a") == {one.ticket.id: ["completed", one.ends] for one in TICKETS}
+    runs = ("run", "list", "-o", "json", "--database-url", "@/etc/cuebook/credentials/database-url")
+    wanted = {f"support-a{one.ticket.id}" for one in TICKETS}
+    machine.until(lambda: {run["run_id"] for run in json.loads(machine.cuebook(*runs))} >= wanted)
+
+
+def test_every_part_may_be_killed_and_nothing_is_lost(machine: Machine) -> None:
+    victims = ("cuebook-nats", "cuebook-orchestrator", "cuebook-projections", "cuebook-agent@orders")
+    for number, unit in enumerate(victims):
+        open_tickets(machine, f"k{number}")
+        kill(machine, unit)
+        assert {status for status, _ in ends(machine, f"k{number}").values()} == {"completed"}
+        assert machine.property(unit, "NRestarts") == "1"
+
+
+def test_a_unit_killed_nine_times_in_a_row_comes_back(machine: Machine) -> None:
+    unit = "cuebook-agent@idler"
+    for _ in range(9):
+        kill(machine, unit)
+    machine.until(lambda: is_up(machine, unit), unit=unit)
+    assert machine.property(unit, "NRestarts") == "9"
+
+
+def test_an_agent_that_blocks_its_loop_is_restarted_and_one_that_idles_is_not(machine: Machine) -> None:
+    restarts, idle = machine.property("cuebook-agent@idler", "NRestarts"), pid(machine, "cuebook-agent@idler")
+    before = pid(machine, "cuebook-agent@blocker")
+    assert submit(machine, "blocker", '"done"') == "done at attempt 2"
+    assert pid(machine, "cuebook-agent@blocker") != before
+    log = machine.log("cuebook-agent@blocker")
+    assert "Watchdog timeout (limit 3s)!" in log
+    assert "oddities.py" in log, "the stack of the thread that hung"
+    assert machine.property("cuebook-agent@blocker", "NRestarts") == "1"
+    assert (machine.property("cuebook-agent@idler", "NRestarts"), pid(machine, "cuebook-agent@idler")) == (
+        restarts,
+        idle,
+    )
+
+
+def test_an_agent_whose_tasks_are_over_their_time_is_restarted(machine: Machine) -> None:
+    before = pid(machine, "cuebook-agent@clinger")
+    assert submit(machine, "clinger", '"done"').endswith("at attempt 2")
+    machine.until(lambda: pid(machine, "cuebook-agent@clinger") not in ("", before), unit="cuebook-agent@clinger")
+    log = machine.log("cuebook-agent@clinger")
+    assert "stuck: nothing moves, and what is in flight is over its time" in log
+    assert "Watchdog timeout (limit 3s)!" in log
+
+
+def test_reload_takes_on_what_can_be_and_names_the_rest(machine: Machine) -> None:
+    unit, settings = "cuebook-agent@laster", "/etc/cuebook/agents/laster.env"
+    before, text = pid(machine, unit), machine.run("cat", settings)
+    machine.write(settings, f"{text}CUEBOOK_SLOTS=7\nCUEBOOK_LOG_LEVEL=debug\nCUEBOOK_SPACE=other\n")
+    machine.systemctl("reload", unit)
+    machine.until(lambda: machine.property(unit, "StatusText").startswith("slots 7,"), unit=unit)
+    machine.until(lambda: "changed=CUEBOOK_SPACE" in machine.log(unit), unit=unit)
+    assert machine.property(unit, "ActiveState") == "active"
+    machine.write(settings, f"{text}CUEBOOK_LOG_LEVEL=loud\n")
+    machine.systemctl("reload", unit)
+    machine.until(lambda: "not reloaded: 'loud' is not a valid LogLevel" in machine.log(unit), unit=unit)
+    machine.write(settings, text)
+    machine.systemctl("reload", unit)
+    assert pid(machine, unit) == before
+    machine.until(lambda: is_up(machine, unit), unit=unit)
+
+
+def test_stop_finishes_what_is_in_flight(machine: Machine) -> None:
+    unit = "cuebook-agent@laster"
+    machine.cuebook("run", "submit", "--agent", "laster", "2.5", "--id", "slow")
+    machine.until(lambda: "in flight 1," in machine.property(unit, "StatusText"), unit=unit)
+    machine.systemctl("stop", unit)
+    assert outcome(machine, "slow") == 1, "the first attempt"
+    assert machine.property(unit, "Result") == "success"
+    machine.systemctl("start", unit)
+
+
+def test_an_agent_that_has_done_its_share_is_replaced(machine: Machine) -> None:
+    unit, settings = "cuebook-agent@laster", "/etc/cuebook/agents/laster.env"
+    text = machine.run("cat", settings)
+    machine.write(settings, f"{text}CUEBOOK_MAX_TASKS=3\n")
+    machine.systemctl("restart", unit)
+    before, restarts = pid(machine, unit), int(machine.property(unit, "NRestarts"))
+    for number in range(3):
+        machine.cuebook("run", "submit", "--agent", "laster", "0.01", "--id", f"share-{number}", "--wait")
+    machine.until(lambda: is_up(machine, unit) and pid(machine, unit) != before, unit=unit)
+    assert int(machine.property(unit, "NRestarts")) == restarts + 1
+    log = machine.log(unit)
+    assert 'reason="3 tasks done, the limit is 3"' in log
+    assert f"{unit}.service: Failed" not in log
+    machine.write(settings, f"{text}CUEBOOK_MAX_MEMORY=1M\n")
+    machine.systemctl("restart", unit)
+    machine.until(lambda: "of memory, the limit is 1 MiB" in machine.log(unit), unit=unit)
+    machine.write(settings, text)
+    machine.systemctl("restart", unit)
+
+
+def test_an_agent_that_a_person_drains_stays_down(machine: Machine) -> None:
+    machine.cuebook("agent", "drain", "laster", "--wait")
+    machine.until(
+        lambda: machine.property("cuebook-agent@laster", "ActiveState") == "inactive", unit="cuebook-agent@laster"
+    )
+    machine.systemctl("start", "cuebook-agent@laster")
+
+
+def test_the_standby_takes_over(machine: Machine) -> None:
+    roles = {unit: machine.property(unit, "StatusText") for unit in UNITS[1:3]}
+    deciding = next(unit for unit, status in roles.items() if status.startswith("deciding"))
+    other = next(unit for unit in roles if unit != deciding)
+    machine.systemctl("stop", deciding)
+    machine.until(lambda: machine.property(other, "StatusText").startswith("deciding"), unit=other)
+    assert submit(machine, "laster", "0.01") == "1"
+    machine.systemctl("start", deciding)
+
+
+def test_all_of_it_stops_and_starts_again(machine: Machine) -> None:
+    machine.systemctl("stop", "cuebook.target", "cuebook.slice")  # with the slice it waits until all have ended
+    for unit in ALL:
+        assert (machine.property(unit, "ActiveState"), machine.property(unit, "Result")) == ("inactive", "success"), (
+            unit
+        )
+    machine.systemctl("start", "cuebook.target")
+    assert [unit for unit in ALL if not is_up(machine, unit)] == []
+    assert set(ends(machine, "a")) == {one.ticket.id for one in TICKETS}, "the log is still there"
+    rows = json.loads(machine.cuebook("units", "list", "-o", "json"))
+    assert {row["unit"] for row in rows} == {"cuebook.target", *(f"{unit}.service" for unit in ALL)}
+
+
+def test_how_long_each_unit_takes_until_it_is_ready(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    table = []
+    for unit in (*UNITS, "cuebook-agent@laster", "cuebook-agent@classifier"):
+        seconds = []
+        for _ in range(3):
+            machine.systemctl("restart", unit)
+            began, ready = (
+                int(machine.property(unit, f"{name}Monotonic"))
+                for name in ("InactiveExitTimestamp", "ActiveEnterTimestamp")
+            )
+            seconds.append((ready - began) / 1e6)
+        assert min(seconds) > 0
+        table.append(f"{unit:30} {sorted(seconds)[1]:6.2f}")
+    with capsys.disabled():
+        print("\n\nunit                           start to READY, median of 3, s", *table, sep="\n")
+
+
+def test_a_person_may_have_units_of_their_own(machine: Machine) -> None:
+    machine.run("useradd", "--create-home", "ann")
+    machine.systemctl("start", f"user@{machine.run('id', '-u', 'ann').strip()}.service")
+    assert "wrote /home/ann/.config/systemd/user/cuebook-nats.service" in machine.cuebook(
+        "units", "install", "--user", user="ann"
+    )
+    nats = "/home/ann/.config/cuebook/nats.conf"
+    ports = {"port: 4222": "port: 4322", "127.0.0.1:8222": "127.0.0.1:8322"}  # those of the system are taken
+    text = machine.run("cat", nats)
+    for old, new in ports.items():
+        text = text.replace(old, new)
+    machine.write(nats, text)
+    machine.write(
+        "/home/ann/.config/cuebook/cuebook.env",
+        "CUEBOOK_NATS_URL=nats://127.0.0.1:4322\nCUEBOOK_NATS_MONITOR_URL=http://127.0.0.1:8322\n",
+    )
+    machine.systemctl("--user", "enable", "--now", "cuebook.target", "cuebook-nats", "cuebook-orchestrator", user="ann")
+    status = machine.systemctl("--user", "show", "cuebook-orchestrator", "--property=StatusText", user="ann")
+    assert "slots 0, in flight 0, lag 0" in status
+    machine.cuebook("units", "remove", "--user", user="ann")
+    assert machine.cuebook("units", "list", "--user", "-o", "json", user="ann") == "[]\n"
+
+
+def test_remove_leaves_the_settings_and_the_log(machine: Machine) -> None:
+    machine.cuebook("units", "remove")
+    assert machine.cuebook("units", "list", "-o", "json") == "[]\n"
+    assert machine.run("bash", "-c", "ls /etc/systemd/system/cuebook*.service", status=2) == ""
+    assert "nats.conf" in machine.run("ls", "/etc/cuebook")
+    assert machine.run("ls", "/var/lib/cuebook-nats/jetstream")
+
+
+def pid(machine: Machine, unit: str) -> str:
+    found = machine.property(unit, "MainPID")
+    return "" if found == "0" else found
+
+
+def kill(machine: Machine, unit: str) -> None:
+    """SIGKILL to its main process, and wait until there is another one, which need not be ready."""
+    before = pid(machine, unit)
+    machine.systemctl("kill", "--kill-who=main", "--signal=SIGKILL", unit)
+    machine.until(lambda: pid(machine, unit) not in ("", before), unit=unit)
+
+
+def is_up(machine: Machine, unit: str) -> bool:
+    return machine.property(unit, "ActiveState") == "active"
+
+
+def agents_known(machine: Machine) -> set[str]:
+    return {row["agent"] for row in json.loads(machine.cuebook("agent", "list", "-o", "json"))}
+
+
+def open_tickets(machine: Machine, prefix: str) -> None:
+    machine.run(*SCRIPT, "open", prefix, stdin="".join(one.ticket.model_dump_json() + "\n" for one in TICKETS))
+
+
+def ends(machine: Machine, prefix: str) -> dict[str, list[str]]:
+    """How each ticket ended, waited for: the status of its run, and the desk's own word."""
+    told = machine.run(*SCRIPT, "wait", prefix, stdin="".join(one.ticket.model_dump_json() + "\n" for one in TICKETS))
+    return {id_: rest for id_, *rest in map(json.loads, told.splitlines())}
+
+
+def submit(machine: Machine, agent: str, input_: str) -> str:
+    told = json.loads(machine.cuebook("run", "submit", "--agent", agent, input_, "--wait", "-o", "json"))
+    return str(told["result"])
+
+
+def outcome(machine: Machine, run_id: str) -> object:
+    told = json.loads(machine.cuebook("task", "show", f"{run_id}/0", "-o", "json"))
+    return told["output"]
