@@ -85,7 +85,9 @@ class _Work:
         "handing_back",
         "progress",
         "reported_at",
+        "running",
         "task",
+        "unwanted",
     )
 
     def __init__(self, envelope: Envelope, event: TaskAssigned) -> None:
@@ -93,10 +95,16 @@ class _Work:
         self.assigned = envelope.sequence
         self.began = time.monotonic()
         self.cancel_reason: str | None = None
-        self.handing_back = False
+        self.handing_back = self.running = self.unwanted = False
         self.task: asyncio.Task[None] | None = None
         self.progress: TaskProgressed | None = None
         self.reported_at = -math.inf
+
+    def cancel(self) -> None:
+        """End the handling. A task that asyncio has not begun with yet would go without a word, so that one is told."""
+        self.unwanted = True
+        if self.running and self.task is not None:
+            self.task.cancel()
 
 
 class Instance:
@@ -220,8 +228,7 @@ class Instance:
             logger.warning("handing back %d tasks", len(self._work), extra={"instance": self.id})
             for work in list(self._work.values()):
                 work.handing_back = True
-                if work.task is not None:
-                    work.task.cancel()
+                work.cancel()
             if not await _wait(self._idle, OFFER_AGAIN_S):
                 logger.warning("%d tasks do not let go", len(self._work), extra={"instance": self.id})
         self._heart.cancel()
@@ -289,7 +296,7 @@ class Instance:
             work = self._work.get((run_id, n))
             if work is not None and work.assigned == assigned and work.task is not None:
                 work.cancel_reason = str(message.get("reason") or "cancelled")
-                work.task.cancel()
+                work.cancel()
 
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)
@@ -336,6 +343,9 @@ class Instance:
         fact: str
         answer: Event
         try:
+            work.running = True
+            if work.unwanted:
+                raise asyncio.CancelledError  # noqa: TRY301 - as it would come later
             handler = self._handlers.get(event.handler)
             if handler is None:
                 named = f"{self.agent_class.name} {self.agent_class.version}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from cuebook.actors.orchestrator import dispatcher
 from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import CommandRejectedError, NotFoundError
 from cuebook.events.facts import AgentStopped
-from tests.actors.cast import Number
+from tests.actors.cast import Bank, Number
 from tests.actors.desk import Desk
 from tests.waiting import eventually
 
@@ -538,6 +539,25 @@ async def test_tasks_are_cancelled_wherever_they_are(nats_url: str, space: str) 
         with pytest.raises(CommandRejectedError, match="is over"):
             await client.cancel("waiting")
         assert (await desk.client.ask("status"))["open_runs"] == 0
+
+
+async def test_a_task_is_cancelled_in_the_moment_in_which_it_comes(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = instance.Instance._on_assigned
+
+    def take_and_cancel(self: instance.Instance, *message: Any) -> None:
+        take(self, *message)
+        for (run_id, n), work in self._work.items():
+            order = {"cancel": [run_id, n, work.assigned], "reason": "not needed"}
+            self._on_control(b"", b"", json.dumps(order).encode(), None)
+
+    monkeypatch.setattr(instance.Instance, "_on_assigned", take_and_cancel)
+    async with Desk(nats_url, space, agents=[Bank]) as desk:
+        run_id = await desk.client.submit_task("bank", {"n": 1}, handler="add")
+        outcome = await desk.client.wait(run_id, timeout_s=10)
+        assert (outcome.status, outcome.error) == ("cancelled", "not needed")
+        assert [one.in_flight for one in desk.crews[0].host.instances] == [0]
 
 
 async def test_a_late_effect_of_a_cancelled_task_is_undone(
