@@ -21,7 +21,7 @@ from cuebook.cli.session import session
 from cuebook.cli.views import handlers_view, instance_view
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import CommandRejectedError
-from cuebook.events.facts import AgentStopped
+from cuebook.events.facts import AgentLost, AgentRecovered, AgentStopped
 
 __all__ = ["Waiting", "Wanted", "When", "drain", "list_agents", "show_agent"]
 
@@ -102,15 +102,19 @@ async def drain(target: Target, name: str, reason: str, waiting: Waiting, output
         after = 0
         for one in chosen:
             after = await client.drain(one.agent, one.instance, reason=reason)
-        if waiting.wait:
-            await _until_stopped(client, chosen, after, waiting.at_most_s)
-        what = "stopped" if waiting.wait else "asked to drain"
-        rows = [{"agent": one.agent, "instance": one.instance, "status": what} for one in chosen]
+        became = await _until_gone(client, chosen, after, waiting.at_most_s) if waiting.wait else {}
+        rows = [
+            {"agent": one.agent, "instance": one.instance, "status": became.get(one.instance, "asked to drain")}
+            for one in chosen
+        ]
         show_list(output, rows, lambda: _print_drained(rows))
 
 
-async def _until_stopped(client: Client, chosen: list[InstanceState], after: int, at_most_s: float | None) -> None:
-    left = {one.instance for one in chosen}
+async def _until_gone(
+    client: Client, chosen: list[InstanceState], after: int, at_most_s: float | None
+) -> dict[str, str]:
+    """Wait until each instance has stopped, or has died on the way; says which, by instance. Raises TimeoutError."""
+    names, became = {one.instance for one in chosen}, dict[str, str]()
     first = min(one.last_sequence for one in chosen)
     try:
         async with (
@@ -118,12 +122,20 @@ async def _until_stopped(client: Client, chosen: list[InstanceState], after: int
             aclosing(client.log.follow(after=first, filters=[client.log.subjects.all_agents])) as items,
         ):
             async for item in items:
-                if isinstance(item, Envelope) and isinstance(item.event, AgentStopped):
-                    left.discard(item.address.instance)
-                if not left and item.sequence >= after:
-                    return
+                if isinstance(item, Envelope) and item.address.instance in names:
+                    match item.event:
+                        case AgentStopped():
+                            became[item.address.instance] = "stopped"
+                        case AgentLost():
+                            became.setdefault(item.address.instance, "lost")
+                        case AgentRecovered():
+                            became.pop(item.address.instance, None)
+                if len(became) == len(names) and item.sequence >= after:
+                    break
     except TimeoutError as error:
-        raise TimeoutError(f"still running after {at_most_s:g} s: {', '.join(sorted(left))}") from error
+        left = ", ".join(sorted(names - became.keys()))
+        raise TimeoutError(f"still running after {at_most_s:g} s: {left}") from error
+    return became
 
 
 async def _look(client: Client, at: str, output: Output) -> tuple[Directory, dict[str, int] | None]:

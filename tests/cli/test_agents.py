@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from cuebook.actors.client import Client
 from cuebook.actors.runtime import AgentHost
 from cuebook.cli.agents import schema_words
-from cuebook.events.facts import AgentRegistered, AgentStopped, HandlerSpec
+from cuebook.events.envelope import Envelope
+from cuebook.events.facts import AgentLost, AgentRegistered, AgentStopped, HandlerSpec
 from cuebook.events.log import EventLog
 from tests.cli.conftest import Cli
 
@@ -60,6 +63,23 @@ async def test_without_an_orchestrator_the_log_still_tells(cli: Cli, client: Cli
     assert "no orchestrator answers" in result.stderr
     assert "several handlers" in await cli.fails(2, "run", "submit", "--agent", "loner", "1")
     assert "still running after 0.05 s: i1" in await cli.fails(6, "agent", "drain", "loner", "--wait-s", "0.05")
+
+
+async def test_waiting_for_a_drain_ends_when_the_instance_dies_on_the_way(cli: Cli, log: EventLog) -> None:
+    def register(instance: str) -> str:
+        return log.subjects.agent("loner", instance, "registered")
+
+    for instance in ("i1", "i2"):
+        await log.append(register(instance), AgentRegistered(slots=2, handlers={"do": HandlerSpec()}))
+    waiting = asyncio.create_task(cli.json("agent", "drain", "loner", "--wait-s", "20"))
+    asked = log.follow(filters=[log.subjects.all_agents])
+    async for item in asked:
+        if isinstance(item, Envelope) and item.address.fact == "drain_requested" and item.address.instance == "i2":
+            break
+    await log.append(log.subjects.agent("loner", "i1", "lost"), AgentLost(silent_s=6.0))
+    await log.append(log.subjects.agent("loner", "i2", "stopped"), AgentStopped(reason="asked to"))
+    assert [(one["instance"], one["status"]) for one in await waiting] == [("i1", "lost"), ("i2", "stopped")]
+    await asked.aclose()
 
 
 async def test_two_releases_are_shown_with_what_differs(cli: Cli, log: EventLog) -> None:
