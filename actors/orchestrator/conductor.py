@@ -201,9 +201,8 @@ class Conductor:
                 return
         execution.advance(run)
         if execution.outcome is None or isinstance(execution.outcome, Returned):
-            for n, request in execution.unrecorded(run):
-                if not self._request(run, n, request):
-                    return
+            if not all(self._request(run, n, request) for n, request in execution.unrecorded(run)):
+                return
         match execution.outcome:
             case Drift() as drift:
                 self._stick(run, drift)
