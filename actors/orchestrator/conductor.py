@@ -200,15 +200,16 @@ class Conductor:
                 self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {error}"))
                 return
         execution.advance(run)
-        if execution.outcome is None or isinstance(execution.outcome, Returned):
-            if not all(self._request(run, n, request) for n, request in execution.unrecorded(run)):
-                return
+        goes_on = execution.outcome is None or isinstance(execution.outcome, Returned)
+        asked = execution.unrecorded(run) if goes_on else []
+        if not all(self._request(run, n, request) for n, request in asked):
+            return
         match execution.outcome:
             case Drift() as drift:
                 self._stick(run, drift)
             case Raised(raised):
-                error = error_of(raised)  # the author's own __str__ may raise, which is its matter and not ours
-                self._wind_down(run, f"{type(raised).__name__}: {error.message}"[:2000], error)
+                told = error_of(raised)  # not its own text: the author's __str__ may raise
+                self._wind_down(run, f"{told.type}: {told.message}"[:2000], told)
             case Returned(result):
                 step = execution.unsettled(run)
                 if step is None:
