@@ -17,7 +17,7 @@ from cuebook.actors.deadlines import Deadlines
 from cuebook.events.errors import CuebookError
 from cuebook.events.facts import Error, TaskAssigned
 
-__all__ = ["MAX_MESSAGE", "InvalidOutputError", "NotFinishedError", "PreparedHandler", "error_of"]
+__all__ = ["MAX_MESSAGE", "InvalidOutputError", "NotFinishedError", "PreparedHandler", "error_of", "text_of"]
 
 MAX_MESSAGE = 2_000
 """Characters of what a handler says that are stored."""
@@ -91,7 +91,7 @@ class PreparedHandler:
         try:
             return self._plain(self._check_output(result))
         except Exception as error:  # pydantic raises several classes of its own here
-            raise InvalidOutputError(_text(error)) from error
+            raise InvalidOutputError(text_of(error)) from error
 
     async def undo(self, given: Any, output: Any, timeout_s: float, task: Callable[[], Task]) -> None:
         """Call the compensation for a step's input and output, as plain data. Raises as `call`."""
@@ -109,7 +109,7 @@ def error_of(raised: BaseException) -> Error:
     """What the log keeps of an exception; some kinds are not worth another attempt."""
     classes = class_names(type(raised))
     permanent = isinstance(raised, PermanentError | InvalidInputError | InvalidOutputError)
-    return Error(type=classes[0], message=_text(raised), classes=classes, retryable=not permanent)
+    return Error(type=classes[0], message=text_of(raised), classes=classes, retryable=not permanent)
 
 
 def _as_async(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -153,8 +153,9 @@ async def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -
     return await outcome
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an error says, as an event can hold it; the author's own `__str__` may raise."""
     try:
-        return str(error)[:MAX_MESSAGE]
+        return str(error)[:MAX_MESSAGE].encode(errors="replace").decode()  # half a surrogate pair cannot be stored
     except Exception:  # noqa: BLE001 - the author's own __str__
         return "(its text cannot be made)"

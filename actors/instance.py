@@ -267,7 +267,8 @@ class Instance:
             async with asyncio.timeout(SAY_S):
                 await self._append(fact, event)
         except (UnavailableError, TimeoutError) as error:
-            logger.warning("could not say %s: %s", fact, error, extra={"instance": self.id})
+            said = str(error) or f"no answer within {SAY_S:g} s"
+            logger.warning("could not say %s: %s", fact, said, extra={"instance": self.id})
 
     async def _beat(self) -> None:
         subject = self._log.subjects.heartbeat(self.agent_class.name, self.id)

@@ -20,9 +20,10 @@ from cuebook.cli.durability import syncs_always
 from cuebook.cli.loading import load_agents, load_sagas
 from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.parts import parts_of_a_space
-from cuebook.cli.servers import Servers, exports, servers
+from cuebook.cli.servers import NATS_URL, Servers, exports, servers
 from cuebook.cli.support_desk import AGENTS, SAGA, support_desk
 from cuebook.events.connection import Connection, connect
+from cuebook.events.errors import UnavailableError
 from cuebook.ledger.notes import PrivateKey
 
 __all__ = ["Development"]
@@ -80,7 +81,7 @@ class Development:
                 desk = await stack.enter_async_context(support_desk(found.database_url, env=env, say=self._print))
                 shared |= desk.environment
                 env |= desk.own_environment
-            connection = await connect(found.nats_url, name="cuebook dev", **self._target.client_options)
+            connection = await self._connect(found)
             stack.push_async_callback(connection.close)
             client = await stack.enter_async_context(Client(connection, self._target.space, by="cuebook dev"))
             self._tell_servers(found, await _durability(connection, found))
@@ -108,6 +109,14 @@ class Development:
         if not key.exists():
             PrivateKey.generate(default_name(space)).save(key)
         return ["--key", str(key), "--file", str(folder / f"{space}.checkpoints")]
+
+    async def _connect(self, found: Servers) -> Connection:
+        try:
+            return await connect(found.nats_url, name="cuebook dev", **self._target.client_options)
+        except UnavailableError as error:
+            if self._target.nats_url:
+                error.remedy = f"start that server, or unset {NATS_URL}: then one is started here"
+            raise
 
     def _target_environment(self) -> dict[str, str]:
         env = {"CUEBOOK_SPACE": self._target.space} if self._target.space != DEFAULT_SPACE else {}

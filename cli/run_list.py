@@ -97,7 +97,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "tasks_completed": record.tasks_completed,
         "tasks_failed": record.tasks_failed,
         "error": error_view(_error(record)),
-        "reason": None if record.standalone else record.reason,
+        "reason": None if record.standalone else record.reason or None,
         "first_sequence": record.first_sequence,
     }
 

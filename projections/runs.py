@@ -10,7 +10,7 @@ from cuebook.events.subjects import Subjects
 from cuebook.projections.database import Transaction
 from cuebook.projections.projection import Batch, Item, Projection
 from cuebook.projections.rows import NULL, Merge, Row, array, flag, text
-from cuebook.projections.run_fold import fold_run, fold_task_into_run, is_forking
+from cuebook.projections.run_fold import RUN_ENDED, fold_run, fold_task_into_run, is_forking
 from cuebook.projections.statements import load_statements
 from cuebook.projections.task_fold import fold_task
 
@@ -85,6 +85,8 @@ def fold_batch(
             key = (address.run_id, address.n)
             task = tasks.get(key)
             before = None if task is None else task["status"]
+            if task is None and run is not None and run["status"] in RUN_ENDED:
+                continue  # asked for too late: the orchestrator rejects it, and nobody will do it
             task_change = fold_task(before, envelope)
             if task_change is None or (type(envelope.event) is TaskCopied and not is_forking(run)):
                 continue

@@ -163,3 +163,9 @@ def test_a_taken_port_is_said_with_a_way_out(tmp_path: Path, nats_url: str) -> N
         f"error: port {port} is taken",
         "fix: set CUEBOOK_NATS_URL to use what runs there, or choose another with --nats-port",
     ]
+
+
+def test_a_server_that_is_named_and_not_there_is_said_with_a_way_out(tmp_path: Path) -> None:
+    with started("dev", "--nats-url", "nats://127.0.0.1:1", "--postgres-port", "0", cwd=tmp_path) as dev:
+        assert dev.end() == 5
+    assert dev.lines[-1] == "fix: start that server, or unset CUEBOOK_NATS_URL: then one is started here"

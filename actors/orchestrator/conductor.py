@@ -200,14 +200,16 @@ class Conductor:
                 self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {error}"))
                 return
         execution.advance(run)
-        if execution.outcome is None or isinstance(execution.outcome, Returned):
-            for n, request in execution.unrecorded(run):
-                self._request(run, n, request)
+        goes_on = execution.outcome is None or isinstance(execution.outcome, Returned)
+        asked = execution.unrecorded(run) if goes_on else []
+        if not all(self._request(run, n, request) for n, request in asked):
+            return
         match execution.outcome:
             case Drift() as drift:
                 self._stick(run, drift)
             case Raised(raised):
-                self._wind_down(run, f"{type(raised).__name__}: {raised}"[:2000], error_of(raised))
+                told = error_of(raised)  # not its own text: the author's __str__ may raise
+                self._wind_down(run, f"{told.type}: {told.message}"[:2000], told)
             case Returned(result):
                 step = execution.unsettled(run)
                 if step is None:
@@ -216,11 +218,14 @@ class Conductor:
                     reason = f"a step that was not awaited failed: {step.error}"
                     self._wind_down(run, reason[:2000], error_of(step.error))
 
-    def _request(self, run: RunState, n: int, request: Call | Sleep | Wait | Ask) -> None:
-        """Append a step the saga asks for. The first one wins; if the log has another, the fold shows it as drift."""
+    def _request(self, run: RunState, n: int, request: Call | Sleep | Wait | Ask) -> bool:
+        """Append a step the saga asks for. The first one wins; if the log has another, the fold shows it as drift.
+
+        False for one that no event can hold: the run winds down, and nothing more is asked for.
+        """
         under_way = self._requesting.setdefault(run.run_id, set())
         if n in under_way:
-            return
+            return True
         subjects, kind = self.world.subjects, "task" if isinstance(request, Call) else "step"
         match request:
             case Call():
@@ -268,7 +273,11 @@ class Conductor:
             )
         except PoisonMessageError as error:
             under_way.discard(n)
+            if not under_way:
+                del self._requesting[run.run_id]  # else the end would wait for it
             self._wind_down(run, f"step {n} cannot be stored: {error}", error_of(error))
+            return False
+        return True
 
     def _requested(self, run: RunState, n: int, error: CuebookError | None) -> None:
         """The append of a step has an outcome. One that was stored stays under way until the fold has it."""

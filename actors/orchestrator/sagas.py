@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cuebook.actors.attempt import text_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.watchdog import watched
 from cuebook.actors.saga import (
@@ -266,7 +267,7 @@ def describe_request(request: Request) -> dict[str, Any]:
 def error_of(raised: BaseException) -> Error:
     """An exception as the log keeps it."""
     classes = [cls.__name__ for cls in type(raised).__mro__ if issubclass(cls, Exception)]
-    return Error(type=type(raised).__name__, message=str(raised)[:2000], classes=classes)
+    return Error(type=type(raised).__name__, message=text_of(raised)[:2000], classes=classes)
 
 
 def _ended_at(item: TaskState | StepState) -> int:

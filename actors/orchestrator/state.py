@@ -382,6 +382,12 @@ class RunState:
         """The sequence from which on outside events count for its waits."""
         return max(0, self.forked.started_sequence) if self.forked is not None else self.started_sequence
 
+    @property
+    def _is_over(self) -> bool:
+        """Whatever is asked for now is asked too late: nobody will do it."""
+        only = self.items.get(0) if self.standalone else None
+        return self.closed or (only is not None and only.kind == "task" and only.closed)
+
     def apply(self, envelope: Envelope) -> TaskState | StepState | None:
         """Fold one event of this run.
 
@@ -398,7 +404,7 @@ class RunState:
             return None
         item = self.items.get(address.n)
         too_late = type(envelope.event) in _COPIES and (self.forked is None or self.status != "requested")
-        if item is None and type(envelope.event) in _OPENING and not too_late:
+        if item is None and type(envelope.event) in _OPENING and not too_late and not self._is_over:
             kind = TaskState if address.kind == "task" else StepState
             item = self.items[address.n] = kind(self.run_id, address.n)
         if item is None or item.kind != address.kind:

@@ -231,6 +231,57 @@ def test_a_result_that_cannot_be_recorded_undoes_the_run() -> None:
     assert "completed cannot be stored" in last(play, "r", "compensated").reason
 
 
+@pytest.mark.parametrize("others", ["none", "before", "beside", "first beside"])
+def test_a_step_that_cannot_be_recorded_ends_the_run(others: str) -> None:
+    @saga(name="oversized")
+    async def oversized(run: Run, text: Text) -> None:
+        large = Text(text=text.text * 300_000)
+        if others == "before":
+            await run.call(Press.copy, text)
+        if others == "beside":
+            await run.gather(run.call(Press.copy, text), run.call(Press.copy, large))
+        if others == "first beside":
+            await run.gather(run.call(Press.copy, large), run.call(Press.copy, text))
+        await run.call(Press.copy, large)
+
+    play = theatre(oversized)
+    play.hire()
+    play.request("oversized", "r", {"text": "x"})
+    play.play(until=play.owes_nothing)
+    run = play.book.run("r")
+    assert run.closed
+    assert all(item.closed for item in run.items.values())
+    assert run.status in ("failed", "compensated")
+    if others == "before":
+        assert play.troupe.undone == ["r/0"]
+        assert "step 1 cannot be stored" in last(play, "r", "compensated").reason
+    if others == "first beside":
+        assert not run.items
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(SilentError(), "(its text cannot be made)"), (ValueError("no \udcff"), "no ?")],
+    ids=["raises", "half a pair"],
+)
+def test_an_error_whose_text_cannot_be_recorded_ends_the_run_all_the_same(error: Exception, message: str) -> None:
+    @saga(name="broken")
+    async def broken(run: Run, text: Text) -> None:
+        raise error
+
+    play = theatre(broken)
+    play.hire()
+    play.request("broken", "r", {"text": ""})
+    play.play(until=play.owes_nothing)
+    assert play.book.run("r").status == "failed"
+    assert last(play, "r", "failed").error.message == message
+
+
 def assigned_to_undo(play: Theatre, run_id: str) -> Any:
     events = [item.event for item in play.book.all() if item.address.run_id == run_id]
     (found,) = [one for one in events if isinstance(one, TaskAssigned) and one.compensates is not None]

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from cuebook.actors import Retry
 from cuebook.actors.agent import class_names
+from cuebook.actors.attempt import error_of
 from cuebook.actors.orchestrator.retry import MAX_LOSSES, MAX_PAUSE_S, after_failure, after_loss
 from cuebook.actors.orchestrator.state import TaskState, span_us
-from cuebook.events.facts import Error, RetryPolicy, RetryRule, TaskEscalated, TaskRetried
+from cuebook.events.codec import encode
+from cuebook.events.facts import Error, RetryPolicy, RetryRule, TaskEscalated, TaskFailed, TaskRetried
 
 POLICY = RetryPolicy(attempts=4, backoff_s=1.0, factor=2.0, max_s=60.0, jitter=0.0)
 ANY_NUMBER = st.floats(allow_nan=True, allow_infinity=True)
@@ -166,3 +168,9 @@ def test_a_policy_as_data_says_what_was_written() -> None:
 def test_a_factor_that_overflows_gives_the_longest_pause(failures: int) -> None:
     policy = replace(POLICY, attempts=100, factor=1e300, max_s=30.0)
     assert pause(failed(failures), policy) == (1.0 if failures == 1 else 30.0)
+
+
+def test_an_error_with_half_a_surrogate_pair_in_its_text_is_still_that_error() -> None:
+    error = error_of(ValueError("no file '\udcff'"))  # as names of files have them
+    assert (error.type, error.message, error.retryable) == ("ValueError", "no file '?'", True)
+    encode(TaskFailed(error=error, attempt=1), event_id="e", source="tests", now=0)

@@ -223,6 +223,21 @@ async def test_strays_about_tasks_make_no_rows(tables: Tables) -> None:
     assert await tables.row("SELECT count(*) FROM audit") == (5,)
 
 
+@pytest.mark.parametrize("opened_by", ["saga", "task"])
+async def test_what_is_asked_of_a_run_that_is_over_makes_no_row(tables: Tables, opened_by: str) -> None:
+    story = Story()
+    if opened_by == "saga":
+        story.ask_for("r1")
+    else:
+        story.request("r1")
+        story.complete("r1")
+    story.run("r1", RunCancelled())
+    story.request("r1", 9)
+    await tables.apply(story.items)
+    assert await tables.rows("SELECT n FROM tasks WHERE n = 9") == []
+    assert await tables.row("SELECT tasks FROM runs") == (0 if opened_by == "saga" else 1,)
+
+
 async def test_an_end_shows_the_run_whose_request_nobody_could_read(tables: Tables) -> None:
     story = Story()
     story.receive(story.subjects.run("r1", "requested", "support"), b"\xff")
