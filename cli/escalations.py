@@ -25,7 +25,7 @@ __all__ = ["Decision", "list_escalations", "resolve"]
 _ABOUT_TASKS = frozenset({"result", "retry", "abort"})
 _ABOUT_QUESTIONS = frozenset({"answer", "approve", "deny"})
 _FIELDS = ("id", "kind", "run_id", "n", "saga", "agent", "handler", "input", "error", "question", "schema", "context",
-           "recorded", "asked", "requested_at", "due")  # fmt: skip
+           "recorded", "asked", "requested_at", "since", "due")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Decision:
 
 
 async def list_escalations(target: Target, kind: str, output: Output) -> None:
-    """Print what waits, the oldest first; by the orchestrator's word, or folded from the log where there is none."""
+    """Print what waits, longest first; by the orchestrator's word, or folded from the log where there is none."""
     async with session(target) as client:
         answer = await ask_or_none(client, "escalations")
         if answer is not None:
@@ -48,14 +48,14 @@ async def list_escalations(target: Target, kind: str, output: Output) -> None:
                 (await fold_runs(client.log, RunFold(0), silent=output.for_programs)).open.values()
             )
     rows = [_view(one) for one in found if not kind or one["kind"] == kind]
-    rows.sort(key=lambda row: str(row["requested_at"]))
+    rows.sort(key=lambda row: str(row["since"]))
     show_list(output, rows, lambda: _print(rows))
 
 
 def _view(one: dict[str, Any]) -> dict[str, Any]:
     run_id, slash, n = one["id"].partition("/")
     view = {**one, "run_id": run_id, "n": int(n) if slash else None, "requested_at": iso(one["requested_at"])}
-    view["due"] = iso(one.get("due", 0))
+    view |= {"since": iso(one["since"]), "due": iso(one.get("due", 0))}
     return {name: view.get(name) for name in _FIELDS}
 
 
@@ -67,7 +67,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 row["id"],
                 row["kind"],
                 ".".join(filter(None, [row["agent"], row["handler"]])) or row["saga"] or "",
-                str(row["requested_at"])[:19].replace("T", " "),
+                str(row["since"])[:19].replace("T", " "),
                 (row["due"] or "")[:19].replace("T", " "),
                 " ".join([gist(str(row["question"] or row["error"])), *_shown(row["context"])]),
             ]

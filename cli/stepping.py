@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from cuebook.actors.orchestrator.state import RunState, dump_run, load_run, place_of
+from cuebook.actors.orchestrator.dumps import dump_run, load_run
+from cuebook.actors.orchestrator.state import RunState, place_of
 from cuebook.cli.difference import Change, find_changes
 from cuebook.cli.diffs import run_fields
 from cuebook.cli.timeline import words

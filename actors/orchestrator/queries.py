@@ -94,15 +94,15 @@ def open_escalations(runs: Iterable[RunState]) -> list[dict[str, Any]]:
                 message = item.error.message if item.error is not None else ""
                 found.append({"id": f"{run.run_id}/{n}", "kind": "task", "saga": run.saga, "agent": item.agent,
                               "handler": item.handler, "input": item.input, "error": message,
-                              "requested_at": item.requested_at})  # fmt: skip
+                              "requested_at": item.requested_at, "since": item.escalated_at})  # fmt: skip
             elif isinstance(item, StepState) and item.type == "ask" and item.status == "open":
                 found.append({"id": f"{run.run_id}/{n}", "kind": "question", "saga": run.saga,
                               "question": item.question, "schema": item.schema, "context": item.context,
-                              "requested_at": item.opened_at, "due": item.due})  # fmt: skip
+                              "requested_at": item.opened_at, "since": item.opened_at, "due": item.due})  # fmt: skip
         if run.status == "stuck" and run.stuck is not None:
             found.append({"id": run.run_id, "kind": "stuck", "saga": run.saga, "error": run.stuck.reason,
                           "recorded": run.stuck.recorded, "asked": run.stuck.asked,
-                          "requested_at": run.started_at})  # fmt: skip
+                          "requested_at": run.started_at, "since": run.stuck_at})  # fmt: skip
     return found
 
 

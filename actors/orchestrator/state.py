@@ -6,15 +6,12 @@ the next append under the same scope has to name it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
-from pydantic import TypeAdapter
-
 from cuebook.actors.orchestrator.variants import Variant
 from cuebook.actors.schemas import find_error
-from cuebook.events.catalogue import to_data
 from cuebook.events.codec import MAX_TIME
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import (
@@ -58,7 +55,7 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import Unreadable
 
-__all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "dump_run", "fold_run", "load_run", "place_of", "span_us"]
+__all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "fold_run", "place_of", "span_us"]
 
 RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})
@@ -108,6 +105,7 @@ class TaskState:
     requested_at: int = 0
     assigned_at: int = 0
     free_at: int = 0
+    escalated_at: int = 0
     ended_at: int = 0
     reason: dict[str, Any] | None = None
     error: Error | None = None
@@ -175,7 +173,7 @@ class TaskState:
                     self.status, self.instance = "backoff", ""
                     self.free_at = envelope.recorded_at + span_us(event.delay_s)
             case TaskEscalated():
-                self.status, self.instance = "escalated", ""
+                self.status, self.instance, self.escalated_at = "escalated", "", envelope.recorded_at
                 self.error = _brief(event.error) if event.error is not None else self.error
             case TaskResolved():
                 if self.status == "escalated":
@@ -337,6 +335,7 @@ class RunState:
     resumed_sequence: int = 0
     trigger: int = 0
     started_at: int = 0
+    stuck_at: int = 0
     ended_at: int = 0
     moment: int = 0
     undo: list[int] | None = None
@@ -471,7 +470,7 @@ class RunState:
                 self._close("rejected", envelope)
             case RunStuck():
                 if self.status != "stuck":
-                    self.stuck_from = self.status
+                    self.stuck_from, self.stuck_at = self.status, envelope.recorded_at
                 self.status, self.stuck, self.reason = "stuck", event, event.reason
             case RunResumed():
                 if self.status == "stuck":
@@ -554,55 +553,3 @@ def place_of(subject: str) -> tuple[str, str, int] | None:
 def _canonical(number: str) -> str:
     """How subjects write a number that they count; others stand under a scope of their own."""
     return str(int(number)) if number.isascii() and number.isdigit() and len(number) < 10 else ""
-
-
-# --- saving and restoring ------------------------------------------------------------------------------------------
-
-_BESIDE = frozenset({"kind", "pending", "queued", "gone", "takers", "winding", "verified"})
-_FOLDED: dict[type, dict[str, Any]] = {
-    cls: {name: getattr(cls, name) for name in cls.__annotations__ if name not in _BESIDE}
-    for cls in (TaskState, StepState, RunState)
-}
-"""What is saved of each, with the defaults."""
-_LOADERS: dict[str, Callable[[Any], Any]] = {
-    "error": TypeAdapter(Error).validate_python,
-    "retry": TypeAdapter(RetryPolicy).validate_python,
-    "resolution": TypeAdapter(TaskResolved).validate_python,
-    "stuck": TypeAdapter(RunStuck).validate_python,
-    "forked": TypeAdapter(RunForked).validate_python,
-    "origin": TypeAdapter(Origin).validate_python,
-    "refused": tuple,
-}
-_TYPED: Final = _LOADERS.keys() - {"refused"}
-
-
-def dump_run(run: RunState) -> dict[str, Any]:
-    """A run as plain data, for a snapshot."""
-    data = _dump(run)
-    data["run_id"] = run.run_id
-    data["items"] = [[item.kind, n, _dump(item)] for n, item in run.items.items()]
-    return data
-
-
-def load_run(data: dict[str, Any]) -> RunState:
-    """The inverse of `dump_run`."""
-    run = RunState(data["run_id"])
-    for kind, n, fields in data["items"]:
-        item = run.items[n] = (TaskState if kind == "task" else StepState)(run.run_id, n)
-        _load(item, fields)
-    _load(run, {name: value for name, value in data.items() if name not in ("run_id", "items")})
-    return run
-
-
-def _dump(state: TaskState | StepState | RunState) -> dict[str, Any]:
-    defaults = _FOLDED[type(state)]  # what was never set stands on the class only
-    data = {name: value for name, value in vars(state).items() if value is not defaults.get(name, value)}
-    for name in _TYPED & data.keys():
-        data[name] = to_data(data[name])
-    return data
-
-
-def _load(state: TaskState | StepState | RunState, data: dict[str, Any]) -> None:
-    for name, value in data.items():
-        loader = _LOADERS.get(name)
-        setattr(state, name, loader(value) if loader and value is not None else value)

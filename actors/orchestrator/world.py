@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cuebook.actors.orchestrator.dumps import dump_run, load_run
 from cuebook.actors.orchestrator.listening import Listening, SnapshotGapError, Trigger, trigger_of
 from cuebook.actors.orchestrator.matching import MatchIndex
 from cuebook.actors.orchestrator.placement import Placement
 from cuebook.actors.orchestrator.registry import InstanceState, Registry, dump_registry, load_registry
-from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, dump_run, load_run, place_of
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, place_of
 from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope, Position
 from cuebook.events.facts import MessageRejected, RunForked, RunRequested, RunStarted, TaskRequested

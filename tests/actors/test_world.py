@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuebook.actors.orchestrator.state import RUN_CLOSED, TASK_CLOSED, RunState, TaskState, dump_run, fold_run, load_run
+from cuebook.actors.orchestrator.dumps import dump_run, load_run
+from cuebook.actors.orchestrator.state import RUN_CLOSED, TASK_CLOSED, RunState, TaskState, fold_run
 from cuebook.actors.orchestrator.world import World
 from cuebook.events.codec import encode
 from cuebook.events.errors import PoisonMessageError

@@ -20,6 +20,9 @@ async def test_an_escalated_task_gets_its_result_from_a_person(cli: Cli, client:
     (waiting,) = await eventually_listed(cli, 1)
     assert (waiting["id"], waiting["kind"], waiting["agent"], waiting["error"]) == ("o14/1", "task", "faulty", "no 14")
     assert "no 14" in await cli.ok("escalation", "list")
+    history = (await cli.json("run", "show", "o14"))["history"]
+    (escalated,) = [one for one in history if one["subject"].endswith(".escalated")]
+    assert waiting["since"] == escalated["recorded_at"]
     task = await cli.json("task", "show", "o14/1")
     assert [one["outcome"] for one in task["attempts"]] == ["failed", "failed"]
     assert "ValueError: no 14" in await cli.ok("task", "show", "o14/1")
