@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import subprocess
 import sys
 from typing import Any
 
@@ -150,6 +151,32 @@ def test_a_saga_that_does_not_let_itself_be_closed_in_time_is_left(caplog: pytes
 
 
 @pytest.mark.usefixtures("impatient")
+BITTEN = """
+import sys
+from cuebook.actors.orchestrator import watchdog
+from cuebook.actors.saga import EndlessSagaError
+
+watchdog.STRETCH_S, watchdog.LOOK_EVERY_S = 0.05, 0.01
+
+def spin():
+    while True:
+        pass
+
+try:
+    watchdog.watched(spin)
+except EndlessSagaError:
+    sys.setprofile(lambda *_: None)
+    (lambda: None)()
+    sys.setprofile(None)
+    print("goes on")
+"""
+
+
+def test_a_process_that_had_an_endless_saga_can_still_be_looked_at_with_a_profiler() -> None:
+    ended = subprocess.run([sys.executable, "-c", BITTEN], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout == "goes on\n", ended.stderr
+
+
 def test_what_ends_in_time_is_not_disturbed_then_or_later() -> None:
     def count(most: int) -> int:
         return sum(1 for _ in zip(range(most), itertools.count(), strict=False))
