@@ -150,7 +150,6 @@ def test_a_saga_that_does_not_let_itself_be_closed_in_time_is_left(caplog: pytes
     assert "does not let itself be closed" in caplog.text
 
 
-@pytest.mark.usefixtures("impatient")
 BITTEN = """
 import sys
 from cuebook.actors.orchestrator import watchdog
@@ -177,6 +176,7 @@ def test_a_process_that_had_an_endless_saga_can_still_be_looked_at_with_a_profil
     assert ended.stdout == "goes on\n", ended.stderr
 
 
+@pytest.mark.usefixtures("impatient")
 def test_what_ends_in_time_is_not_disturbed_then_or_later() -> None:
     def count(most: int) -> int:
         return sum(1 for _ in zip(range(most), itertools.count(), strict=False))
