@@ -1,6 +1,7 @@
 """For programs and the CLI: start work, wait for its outcome, decide as a person.
 
-Everything here is one append or one read; nothing needs a server of ours but the orchestrator that acts on it.
+Everything here is one append or one read; nothing needs a server of ours but the orchestrator that acts on it, and,
+where a run is to be named by the key of a saga of which only the name is known, tells that key.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import nats.errors
+from pydantic_core import to_jsonable_python
 
 from cuebook.actors.forking import Fork, Past, plan_fork
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, fold_run
+from cuebook.actors.saga import Saga, derive_run_id
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import (
@@ -39,6 +42,7 @@ from cuebook.events.facts import (
     TaskResolved,
 )
 from cuebook.events.log import EventLog
+from cuebook.events.subjects import check_token
 
 __all__ = ["Client", "Outcome"]
 
@@ -142,11 +146,34 @@ class Client:
         await self._open_run(self.log.subjects.task(run_id, 0, "requested", agent), event, run_id)
         return run_id
 
-    async def submit_run(self, saga: str, input: Any, *, run_id: str = "") -> str:  # noqa: A002 - as above
-        """Request a run of a saga by name; returns its run id once the request is stored. Raises as `submit_task`."""
-        run_id = run_id or self.new_id(saga[:40])
-        await self._open_run(self.log.subjects.run(run_id, "requested", saga), RunRequested(input=input), run_id)
+    async def submit_run(self, saga: str | Saga[Any, Any], input: Any, *, run_id: str = "") -> str:  # noqa: A002 - as above
+        """Request a run of a saga; returns its run id once the request is stored. Raises as `submit_task`.
+
+        Without a `run_id` the saga's key names the run as it does for an event, so a second one with the same key is
+        rejected; without a key the id is a fresh one. The key of a saga that is given by name is asked of the
+        orchestrator: UnavailableError when none answers. Nobody is asked with a `run_id`, or with the saga itself.
+        """
+        name = _name_of(saga)
+        run_id = run_id or await self._run_id(saga, input) or self.new_id(name[:40])
+        await self._open_run(self.log.subjects.run(run_id, "requested", name), RunRequested(input=input), run_id)
         return run_id
+
+    async def _run_id(self, saga: str | Saga[Any, Any], data: Any) -> str:
+        """The id that the saga's key gives, or an empty string."""
+        if isinstance(saga, Saga):
+            key = saga.key
+        else:
+            check_token(saga, "saga")
+            try:
+                key = (await self.ask("sagas", {"saga": saga})).get("saga", {}).get("key", "")
+            except UnavailableError as error:
+                raise UnavailableError(
+                    f"{error}, so nobody tells the key of saga {saga}",
+                    remedy=f"{error.remedy}; or choose the run's id (new_id() is a fresh one), or give the saga itself",
+                ) from error
+        if isinstance(data, dict) and key in data:
+            data = {key: to_jsonable_python(data[key], fallback=repr)}  # as the log gives it back
+        return derive_run_id(_name_of(saga), key, data)
 
     async def publish(self, topic: str, data: Any, *, event_id: str = "") -> int:
         """Publish an outside event; returns its sequence. One with an `event_id` is stored once in two minutes."""
@@ -216,11 +243,23 @@ class Client:
             subject = self.log.subjects.task(run_id, 0, "requested", agent)
             return await self._run("task", run_id, subject, TaskRequested(input=input, **options), fresh=fresh)
 
-    async def run_saga(self, saga: str, input: Any, *, timeout_s: float | None = None, run_id: str = "") -> Outcome:  # noqa: A002
-        """Request a run of a saga and wait `timeout_s` for its outcome; as `run_task`."""
+    async def run_saga(
+        self,
+        saga: str | Saga[Any, Any],
+        input: Any,  # noqa: A002 - as in submit_task
+        *,
+        timeout_s: float | None = None,
+        run_id: str = "",
+    ) -> Outcome:
+        """Request a run of a saga and wait `timeout_s` for its outcome; ids and errors as for `submit_run`.
+
+        After a TimeoutError the run goes on.
+        """
         async with asyncio.timeout(timeout_s):
-            fresh, run_id = not run_id, run_id or self.new_id(saga[:40])
-            subject = self.log.subjects.run(run_id, "requested", saga)
+            name = _name_of(saga)
+            run_id = run_id or await self._run_id(saga, input)
+            fresh, run_id = not run_id, run_id or self.new_id(name[:40])
+            subject = self.log.subjects.run(run_id, "requested", name)
             return await self._run("run", run_id, subject, RunRequested(input=input), fresh=fresh)
 
     async def _run(
@@ -446,9 +485,14 @@ class Client:
         return await self.log.append(self.log.subjects.agent(agent, instance, "drain_requested"), event)
 
 
+def _name_of(saga: str | Saga[Any, Any]) -> str:
+    return saga.name if isinstance(saga, Saga) else saga
+
+
 def _taken(run_id: str) -> CommandRejectedError:
     return CommandRejectedError(
-        f"run {run_id} exists already", remedy="look at it with 'cuebook run show', or use another id"
+        f"run {run_id} exists already",
+        remedy=f"look at it with 'cuebook run show {run_id}', or choose another id (--id)",
     )
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, TypeVarTuple, cast, get_args, get_type_hints, overload
 
-from pydantic import ValidationError
+from pydantic import PydanticUserError, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from cuebook.actors.agent import Handler, Retry
@@ -343,6 +343,7 @@ class Saga(Generic[In, Out]):
         self.function, self.on, self.key, self.version, self.name = function, on, key, version, name
         self.since: Since = since
         self._types: tuple[DataType[In], DataType[Out]] | None = None
+        self._schema: dict[str, Any] | None = None
 
     def __call__(self, run: Run, input: In) -> Coroutine[Any, Any, Out]:  # noqa: A002 - as in Run.call
         """The author's coroutine for one run, not begun."""
@@ -358,6 +359,15 @@ class Saga(Generic[In, Out]):
         """Turns the saga's result into plain data."""
         return self._data_types()[1]
 
+    def input_schema(self) -> dict[str, Any]:
+        """The JSON Schema of what starts a run; empty where its type has none."""
+        if self._schema is None:
+            try:
+                self._schema = self.input_type.schema()
+            except PydanticUserError:
+                self._schema = {}
+        return self._schema
+
     def _data_types(self) -> tuple[DataType[In], DataType[Out]]:
         if self._types is None:
             hints = get_type_hints(self.function, include_extras=True)
@@ -371,14 +381,22 @@ class Saga(Generic[In, Out]):
 
     def run_id(self, data: Any, event_id: str) -> str:
         """The id of the run an event starts: the same event, or the same key, always gives the same id."""
-        basis = event_id
-        if self.key and isinstance(data, dict) and data.get(self.key) is not None:
-            basis = str(data[self.key])
-        plain = f"{self.name}-{basis}"
-        try:
-            return check_token(plain, "run id")
-        except CuebookError:
-            return f"{self.name[:40]}-{hashlib.sha256(basis.encode()).hexdigest()[:20]}"
+        return derive_run_id(self.name, self.key, data) or _name_run(self.name, event_id)
+
+
+def derive_run_id(saga: str, key: str, data: Any) -> str:
+    """The id of the run that `data` starts, whoever sends it, or an empty string where the key does not tell."""
+    if not key or not isinstance(data, dict) or data.get(key) is None:
+        return ""
+    return _name_run(saga, str(data[key]))
+
+
+def _name_run(saga: str, basis: str) -> str:
+    plain = f"{saga}-{basis}"
+    try:
+        return check_token(plain, "run id")
+    except CuebookError:
+        return f"{saga[:40]}-{hashlib.sha256(basis.encode(errors='surrogatepass')).hexdigest()[:20]}"
 
 
 def saga(
@@ -386,7 +404,8 @@ def saga(
 ) -> Callable[[Callable[[Run, In], Coroutine[Any, Any, Out]]], Saga[In, Out]]:
     """Make an async function a saga. An event on topic `on` starts a run; without `on` it is started by name only.
 
-    `key`: the field of the input that identifies the run, so that a second event with the same value starts nothing.
+    `key`: the field of the input that identifies the run, so that a second event with the same value starts nothing;
+    a run submitted by name counts like an event.
     `since` matters once, when a saga of this name is first served on this topic: with "now" older events start nothing,
     with "beginning" every event that the log has starts its run. From then on all count, also those that came while
     no orchestrator ran.

@@ -46,7 +46,7 @@ async def play(client: Client, scenario: Scenario) -> Measured:
 
 def _start(client: Client, scenario: Scenario) -> _Start:
     if scenario.saga:
-        return lambda number: client.run_saga(three.name, {"number": number})
+        return lambda number: client.run_saga(three, {"number": number})
     if scenario.pause_s:
         pause = {"seconds": scenario.pause_s}
         return lambda _: client.run_task(Stagehand.name, pause, handler=scenario.handler)

@@ -110,14 +110,27 @@ async def check_task(log: EventLog, agent: str, handler: str, data: Any) -> None
         raise InputError(f"the input does not fit agent {agent!r}: {text}", remedy=f"see 'cuebook agent show {agent}'")
 
 
-async def check_saga(client: Client, saga: str) -> bool:
-    """Raise NotFoundError for a saga that nobody serves; False when no orchestrator is there to tell."""
+async def check_saga(client: Client, saga: str, data: Any) -> str:
+    """Its key, maybe empty. Raises NotFoundError for a saga that is not served, InputError for what cannot begin a run.
+
+    Raises UnavailableError when no orchestrator is there to tell.
+    """
     check_token(saga, "saga")
-    answer = await ask_or_none(client, "sagas")
-    served = {one["saga"] for one in answer.get("sagas", [])} if answer is not None else None
-    if served is not None and saga not in served:
+    answer = await client.ask("sagas", {"saga": saga, "input": data})
+    found: dict[str, Any] | None = answer.get("saga")
+    if found is None:
+        served = {one["saga"] for one in answer.get("sagas", [])}
+        if saga in served:
+            return ""  # a release that tells no more than the names
         raise NotFoundError(f"the orchestrator serves no saga {saga!r}", remedy=nearest(saga, served, "saga"))
-    return served is not None
+    if wrong := found.get("input_error"):
+        fields = ", ".join(found["input_schema"].get("properties", ()))
+        raise InputError(
+            f"the input does not fit saga {saga!r}: {wrong}",
+            remedy=f"its fields are {fields}" if fields else "see the saga's code for what it takes",
+        )
+    key: str = found["key"]
+    return key
 
 
 async def ask_or_none(client: Client, noun: str, question: dict[str, Any] | None = None) -> dict[str, Any] | None:

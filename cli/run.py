@@ -187,9 +187,7 @@ def submit(
     wait_s: Annotated[
         float | None, flag("--wait-s", min=0, help="Wait at most so many seconds; the run goes on after that.")
     ] = None,
-    no_check: Annotated[
-        bool, flag("--no-check", help="Submit even for an agent or a saga that is not known yet.")
-    ] = False,
+    no_check: Annotated[bool, flag("--no-check", help="Ask nobody first: for what is not known yet.")] = False,
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",

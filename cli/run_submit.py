@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cuebook.actors.client import Client, Outcome
+from cuebook.actors.saga import derive_run_id
 from cuebook.cli.directory import check_saga, check_task
-from cuebook.cli.exits import OUTCOMES, Exit, Interruption, print_error
+from cuebook.cli.exits import OUTCOMES, Exit, InputError, Interruption, print_error
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import document, line, note, show_one
 from cuebook.cli.session import session
-from cuebook.events.errors import NotFoundError
+from cuebook.events.errors import NotFoundError, UnavailableError
 from cuebook.events.subjects import check_token, parse_task_id
 
 __all__ = ["Waiting", "Work", "cancel", "retry", "submit"]
@@ -45,9 +48,13 @@ async def submit(target: Target, work: Work, waiting: Waiting, output: Output, *
     """Submit and print the id, or the outcome. Raises NotFoundError, InputError, CommandRejectedError."""
     check_token(work.saga or work.agent, "saga" if work.saga else "agent")
     async with session(target, by=by, follows=waiting.wait) as client:
-        if check:
-            await _check(client, work, output)
-        run_id = await _submit(client, work)
+        run_id = work.run_id
+        if check and work.agent:
+            with _explained():
+                await check_task(client.log, work.agent, work.handler, work.input)
+        elif check:
+            run_id = await _check_run(client, work, output)
+        run_id = await _submit(client, work, run_id)
         if not waiting.wait:
             show_one(output, {"run_id": run_id, "status": "requested"}, lambda: line(run_id))
             note(f"follow it with: cuebook run tail {run_id}{target.hint}", output)
@@ -57,24 +64,39 @@ async def submit(target: Target, work: Work, waiting: Waiting, output: Output, *
         return await _wait(client, run_id, waiting, output)
 
 
-async def _check(client: Client, work: Work, output: Output) -> None:
+async def _check_run(client: Client, work: Work, output: Output) -> str:
+    """The id that was chosen, else the one that the saga's key gives, if it has one."""
     try:
-        if work.agent:
-            await check_task(client.log, work.agent, work.handler, work.input)
-        elif not await check_saga(client, work.saga):
-            note("no orchestrator answers; the run begins once one does", output)
-    except NotFoundError as error:
-        raise NotFoundError(str(error), remedy=f"{error.remedy} (--no-check submits it anyway)") from error
+        with _explained():
+            key = await check_saga(client, work.saga, work.input)
+    except UnavailableError as error:
+        if not work.run_id:
+            raise UnavailableError(
+                f"{error}, so nobody tells the key that names a run of saga {work.saga!r}",
+                remedy=f"{error.remedy}; or choose the run's id with --id, or have a fresh one with --no-check: "
+                "the run begins once an orchestrator answers",
+            ) from error
+        note("no orchestrator answers; the run begins once one does", output)
+        return work.run_id
+    return work.run_id or derive_run_id(work.saga, key, work.input)
 
 
-async def _submit(client: Client, work: Work) -> str:
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (NotFoundError, InputError) as error:
+        raise type(error)(str(error), remedy=f"{error.remedy} (--no-check submits it anyway)") from error
+
+
+async def _submit(client: Client, work: Work, run_id: str) -> str:
     if work.saga:
-        return await client.submit_run(work.saga, work.input, run_id=work.run_id)
+        return await client.submit_run(work.saga, work.input, run_id=run_id or client.new_id(work.saga[:40]))
     return await client.submit_task(
         work.agent,
         work.input,
         handler=work.handler,
-        run_id=work.run_id,
+        run_id=run_id,
         priority=work.priority,
         affinity=work.affinity,
         labels=work.labels,

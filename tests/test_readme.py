@@ -79,7 +79,7 @@ def test_the_commands_do_what_they_say(dev: Command, workplace: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
-    assert "sent: 8990 cents, under key give_back-" in done.stdout
+    assert "sent: 8990 cents, under key give_back-p-1/" in done.stdout
     assert "Refund over 500?" in done.stdout
     assert "sent: 89900 cents, under key give_back-p-2/1" in done.stdout
 

@@ -183,7 +183,20 @@ class Conductor:
 
     def served(self) -> list[dict[str, str]]:
         """The sagas this orchestrator has the code of."""
-        return [{"saga": one.name, "version": one.version, "on": one.on} for one in self._sagas.values()]
+        return [_facts(one) for one in self._sagas.values()]
+
+    def describe(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
+        """More about the saga that a question names, with its input as JSON Schema; None for one that is not served.
+
+        If the question has an `input`: also what is wrong with it, or an empty string.
+        """
+        saga = self._sagas.get(str(question.get("saga", "")))
+        if saga is None:
+            return None
+        told = {**_facts(saga), "input_schema": saga.input_schema()}
+        if "input" in question:
+            told["input_error"] = find_input_error(saga, question["input"])
+        return told
 
     def _drive(self, run: RunState) -> None:
         if run.cancel_reason is not None:
@@ -464,3 +477,7 @@ def _refuse_fork(forked: RunForked, drift: Drift) -> RunRejected:
     else:
         remedy = "see which runs differ with 'cuebook saga check MODULE:SAGA'; fork before that step"
     return RunRejected(reason=reason, remedy=remedy)
+
+
+def _facts(saga: Saga[Any, Any]) -> dict[str, str]:
+    return {"saga": saga.name, "version": saga.version, "on": saga.on, "key": saga.key}

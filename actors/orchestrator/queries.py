@@ -17,7 +17,11 @@ _MOST_RUNS = 200
 
 
 def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any]:
-    """Answer agents, escalations, runs, sagas, status or waiting (`{"run": id}`); anything else names what there is."""
+    """Answer agents, escalations, runs, sagas, status or waiting; anything else names what there is.
+
+    waiting is about one run, `{"run": id}`. sagas may name one to hear more of, and an input to check for it:
+    `{"saga": name, "input": data}`.
+    """
     try:
         question = json.loads(payload) if payload else {}
     except ValueError:
@@ -34,10 +38,18 @@ def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any
         case "runs":
             return {"runs": _newest_runs(core)}
         case "sagas":
-            return {"sagas": core.conductor.served()}
+            return _sagas(core, question)
         case "status":
             return _status(core)
     return {"error": f"no question {noun!r}", "known": ["agents", "escalations", "runs", "sagas", "status", "waiting"]}
+
+
+def _sagas(core: Orchestrator, question: dict[str, Any]) -> dict[str, Any]:
+    """All that are served and, if it is one of them, more about the one that the question names."""
+    answer: dict[str, Any] = {"sagas": core.conductor.served()}
+    if (one := core.conductor.describe(question)) is not None:
+        answer["saga"] = one
+    return answer
 
 
 def pack_answer(answer: dict[str, Any], most: int) -> bytes:

@@ -197,7 +197,7 @@ async def test_processes_may_be_killed_while_they_work(nats_url: str, space: str
         async def submit(count: int) -> None:
             for _ in range(count):
                 n = UNLUCKY if len(runs) % 4 == 0 else 100 + len(runs)
-                runs[await client.submit_run("chain", {"n": n})] = n
+                runs[await client.submit_run("chain", {"n": n}, run_id=client.new_id("chain"))] = n
 
         async def busy(events: int) -> None:
             """Wait until so many more events are stored."""
@@ -235,7 +235,7 @@ async def test_the_server_may_be_killed_under_load(space: str, tmp_path: Path, m
         async def customer(number: int) -> None:
             for turn in range(10):
                 n = UNLUCKY if turn == 3 else 1000 * number + turn
-                run_id = await desk.client.submit_run("chain", {"n": n})
+                run_id = await desk.client.submit_run("chain", {"n": n}, run_id=f"chain-{number}-{turn}")
                 runs[run_id] = n
                 ended = False
                 while not ended:

@@ -78,7 +78,7 @@ async def test_two_that_decide_at_once_decide_everything_once(
         assert all(stage.service.core.active for stage in desk.stages)
         client = desk.client
         runs = {
-            await client.submit_run(name, {"n": n}): status
+            await client.submit_run(name, {"n": n}, run_id=client.new_id(name)): status
             for name, n, status in [("chain", 1, "completed"), ("chain", 13, "compensated"), ("fan", 5, "completed")]
             * 8
         }

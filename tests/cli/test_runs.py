@@ -41,7 +41,7 @@ async def test_a_run_is_submitted_awaited_shown_and_listed(cli: Cli) -> None:
     [
         (["order", '{"n": 13}'], 13, "compensated"),
         (["doomed", '{"n": 1}'], 10, "failed"),
-        (["order", '{"n": "many"}'], 15, "rejected"),
+        (["order", "--no-check", '{"n": "many"}'], 15, "rejected"),
         (["--agent", "echo", '{"n": 1}'], 0, "completed"),
         (["--agent", "echo", "--no-check", '{"n": "many"}'], 15, "rejected"),
     ],
@@ -91,6 +91,7 @@ async def test_a_wrong_name_or_input_is_told_before_anything_is_sent(cli: Cli) -
     assert "did you mean 'echo'?" in await cli.fails(3, "run", "submit", "--agent", "ecco", "{}")
     assert "did you mean 'add'?" in await cli.fails(3, "run", "submit", "--agent", "echo", "--handler", "ad", "{}")
     assert '"n" is a required property' in await cli.fails(2, "run", "submit", "--agent", "echo", "{}")
+    assert "does not fit saga 'order': n: Field required" in await cli.fails(2, "run", "submit", "order", "{}")
     assert await cli.json("run", "list") == []
 
 
