@@ -195,7 +195,10 @@ class Conductor:
             return None
         told = {**_facts(saga), "input_schema": saga.input_schema()}
         if "input" in question:
-            told["input_error"] = find_input_error(saga, question["input"])
+            try:
+                told["input_error"] = find_input_error(saga, question["input"])
+            except Exception as error:  # noqa: BLE001 - of an author's validator; whoever asks gets an answer
+                told["input_error"] = f"checking it failed: {error!r}"
         return told
 
     def _drive(self, run: RunState) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from cuebook.actors import Run, saga
 from cuebook.events.errors import CommandRejectedError, InvalidTokenError, UnavailableError
@@ -22,6 +22,11 @@ class Door(str, enum.Enum):  # noqa: UP042 - the older way, whose str() is not i
 class Bell(BaseModel):
     door: str
     times: int = 1
+
+    @field_validator("times")
+    @classmethod
+    def _known(cls, times: int) -> int:
+        return {1: 1, 2: 2}[times]
 
 
 @saga(on="bell.rung", key="door")
@@ -133,4 +138,6 @@ async def test_the_orchestrator_tells_the_key_of_a_saga_its_schema_and_what_is_w
         for data, wrong in (({"door": "a"}, ""), ({"times": 2}, "door: Field required"), (None, "valid dictionary")):
             error = (await ask("sagas", {"saga": "hear", "input": data}))["saga"]["input_error"]
             assert (wrong in error) if wrong else error == ""
+        faulty = (await ask("sagas", {"saga": "hear", "input": {"door": "a", "times": 3}}))["saga"]["input_error"]
+        assert faulty == "checking it failed: KeyError(3)"
         assert (await ask("sagas", {"saga": "dig"}))["saga"]["input_schema"] == {}
