@@ -11,8 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
+from cuebook.actors.attempt import text_of
 from cuebook.actors.orchestrator.openings import find_input_error
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, drift_of, error_of
@@ -195,10 +194,7 @@ class Conductor:
             return None
         told = {**_facts(saga), "input_schema": saga.input_schema()}
         if "input" in question:
-            try:
-                told["input_error"] = find_input_error(saga, question["input"])
-            except Exception as error:  # noqa: BLE001 - of an author's validator; whoever asks gets an answer
-                told["input_error"] = f"checking it failed: {error!r}"
+            told["input_error"] = find_input_error(saga, question["input"])
         return told
 
     def _drive(self, run: RunState) -> None:
@@ -212,8 +208,8 @@ class Conductor:
         if execution is None:
             try:
                 execution = self._executions[run.run_id] = Execution(saga, run)
-            except ValidationError as error:
-                self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {error}"))
+            except Exception as error:  # noqa: BLE001 - pydantic's, or whatever an author's validator raises
+                self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {text_of(error)}"))
                 return
         execution.advance(run)
         goes_on = execution.outcome is None or isinstance(execution.outcome, Returned)

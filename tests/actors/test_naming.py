@@ -139,5 +139,7 @@ async def test_the_orchestrator_tells_the_key_of_a_saga_its_schema_and_what_is_w
             error = (await ask("sagas", {"saga": "hear", "input": data}))["saga"]["input_error"]
             assert (wrong in error) if wrong else error == ""
         faulty = (await ask("sagas", {"saga": "hear", "input": {"door": "a", "times": 3}}))["saga"]["input_error"]
-        assert faulty == "checking it failed: KeyError(3)"
+        assert faulty == "checking it failed: KeyError: 3"
+        outcome = await desk.client.run_saga("hear", {"door": "a", "times": 3}, run_id="faulty", timeout_s=20)
+        assert (outcome.status, outcome.error) == ("rejected", "saga hear: checking it failed: KeyError: 3")
         assert (await ask("sagas", {"saga": "dig"}))["saga"]["input_schema"] == {}
