@@ -55,7 +55,8 @@ class NatsServer:
         self._sync_interval = "always" if sync_always else "2m"
         self.name = member.name if member else f"cuebook-{secrets.token_hex(8)}"
         """What the server calls itself."""
-        self._process = ServerProcess("nats-server", log=data_dir / "nats-server.log", stop_signal=signal.SIGTERM)
+        title = f"nats-server {member.name}" if member else "nats-server"
+        self._process = ServerProcess(title, log=data_dir / "nats-server.log", stop_signal=signal.SIGTERM)
 
     @property
     def url(self) -> str:
@@ -77,12 +78,28 @@ class NatsServer:
         """The file that takes what the server prints."""
         return self._process.log
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self._process.name
+
+    async def ended(self) -> int:
+        """Wait until the server has ended, however that came; return its status."""
+        return await self._process.ended()
+
+    def failure(self) -> ConfigurationError:
+        """The error for a server that has ended, with how it ended and the last lines it printed."""
+        return self._process.failure()
+
     async def kill(self) -> None:
         """End the server at once (SIGKILL), as a crash would. What it acknowledged is in the files."""
         await self._process.kill()
 
     async def restart(self) -> None:
-        """Start again on the same port and data, after stopping if it still runs."""
+        """Start again on the same port and data, after stopping if it still runs.
+
+        Raises ConfigurationError when the server refuses, UnavailableError when it does not answer in time.
+        """
         await self._process.stop()
         await self._start_once()
         if not await self._process.until(self._answers):
