@@ -178,7 +178,7 @@ async def running(
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # what went wrong first; the rest followed from it
     finally:
-        await _stop(children, keepers, lost)
+        await _stop(children, keepers, say, lost)
 
 
 async def _raise_first(keepers: Sequence[asyncio.Task[None]]) -> None:
@@ -188,7 +188,10 @@ async def _raise_first(keepers: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def _stop(
-    children: Sequence[Child], keepers: Sequence[asyncio.Task[None]], lost: Callable[[], Awaitable[None]]
+    children: Sequence[Child],
+    keepers: Sequence[asyncio.Task[None]],
+    say: Say,
+    lost: Callable[[], Awaitable[None]],
 ) -> None:
     """Let the children drain; kill what is left after the deadline, when draining is in vain or we are told again."""
     for child in children:
@@ -198,7 +201,9 @@ async def _stop(
         await asyncio.wait([drained, in_vain], timeout=DRAIN_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         drained.cancel()
-        in_vain.cancel()
+        in_vain.cancel()  # it is done after this only if it was before
         for child in children:
+            if child.pid and in_vain.done():
+                say(child.name, "killed before it was done: what it needs is gone")
             child.stop(signal.SIGKILL)
         await asyncio.gather(*keepers, return_exceptions=True)

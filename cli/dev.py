@@ -53,8 +53,9 @@ def dev(
 
     Starts a nats-server and a PostgreSQL of its own; where CUEBOOK_NATS_URL or CUEBOOK_DATABASE_URL says what to use,
     that is used and nothing started in its place. The orchestrator, the projections and each agent are processes of
-    their own, started again when they die. Without --agents there are none yet: start yours in another terminal with
-    'cuebook serve agents', or look around with --example. The data stays, and is there again at the next start.
+    their own; these and the servers are started again when they die. Without --agents there are none yet: start yours
+    in another terminal with 'cuebook serve agents', or look around with --example. The data stays, and is there again
+    at the next start.
     """
     from cuebook.cli.development import Development
     from cuebook.cli.interrupts import run_until_interrupted

@@ -27,6 +27,7 @@ __all__ = ["CONFIGURATIONS", "ClusterMember", "NatsServer", "nats_server", "serv
 # Beside the package, on disk as well as installed. Not by importlib.resources: the folder holds no Python, and on
 # Python 3.11 that finds such a folder in a wheel but not in an editable install.
 CONFIGURATIONS: Final = Path(__file__).resolve().parent.parent / "nats"
+_GREETS_WITHIN_S: Final = 0.5
 _STARTS: Final = 3  # another program may take a free port before the server does
 
 
@@ -139,10 +140,11 @@ class NatsServer:
     async def _answers(self) -> bool:
         """Whether *this* server is ready. JetStream has recovered its streams before the client port opens."""
         try:
-            reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
-            with contextlib.closing(writer):
-                greeting = await reader.readline()
-        except OSError:
+            async with asyncio.timeout(_GREETS_WITHIN_S):  # whoever else has taken the port may say nothing at all
+                reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
+                with contextlib.closing(writer):
+                    greeting = await reader.readline()
+        except OSError:  # TimeoutError is one
             return False
         verb, _, info = greeting.partition(b" ")
         return verb == b"INFO" and json.loads(info)["server_name"] == self.name
