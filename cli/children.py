@@ -13,14 +13,14 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cuebook.embedded.process import dies_with_this_thread
+from cuebook.embedded.process import dies_with_this_thread, how_it_ended
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["Child", "Program", "Say", "running"]
+__all__ = ["QUICK_ENDS", "Child", "Program", "Restarts", "Say", "never", "running"]
 
 Say = Callable[[str, str], None]
 """Called with the name of a program and one line that it printed, or that is about it."""
@@ -46,6 +46,24 @@ class Program:
     env: Mapping[str, str]
 
 
+class Restarts:
+    """The pauses before the next starts of one program."""
+
+    def __init__(self) -> None:
+        """Begin with the shortest."""
+        self._next_s, self._quick_ends = FIRST_PAUSE_S, 0
+
+    def pause_s(self, ran_s: float) -> float | None:
+        """How long to wait after an end that came `ran_s` after the start; None: the program never stays up."""
+        if ran_s >= STAYED_UP_S:
+            self._next_s, self._quick_ends = FIRST_PAUSE_S, 0
+        self._quick_ends += 1
+        if self._quick_ends >= QUICK_ENDS:
+            return None
+        pause_s, self._next_s = self._next_s, min(self._next_s * 2, LONGEST_PAUSE_S)
+        return pause_s
+
+
 class Child:
     """One program, kept running."""
 
@@ -66,24 +84,21 @@ class Child:
     async def keep(self) -> None:
         """Run the program until `stop`. Raises ConfigurationError when it cannot be started or never stays up."""
         clock = asyncio.get_running_loop().time
-        pause_s, quick_ends = FIRST_PAUSE_S, 0
+        restarts = Restarts()
         while not self._stopping.is_set():
             began = clock()
             status = await self._run()
             if self._stopping.is_set():
                 return
-            if clock() - began >= STAYED_UP_S:
-                pause_s, quick_ends = FIRST_PAUSE_S, 0
-            quick_ends += 1
-            if quick_ends == QUICK_ENDS:
+            pause_s = restarts.pause_s(clock() - began)
+            if pause_s is None:
                 last_words = "".join(f"\n  {line}" for line in self._last_words)
                 raise ConfigurationError(
                     f"{self.name} does not stay up: {QUICK_ENDS} times it ended soon after its start{last_words}"
                 )
-            self._say(self.name, f"ended {_how(status)}; starts again in {pause_s:g} s")
+            self._say(self.name, f"ended {how_it_ended(status)}; starts again in {pause_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def stop(self, number: signal.Signals) -> None:
         """Send a signal, and start no more."""
@@ -134,9 +149,19 @@ class Child:
         self._say(self.name, text)
 
 
+async def never() -> None:
+    """Wait for what does not come."""
+    await asyncio.Event().wait()
+
+
 @contextlib.asynccontextmanager
-async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[Child]]:
+async def running(
+    programs: Sequence[Program], say: Say, *, lost: Callable[[], Awaitable[None]] = never
+) -> AsyncIterator[list[Child]]:
     """Run programs; leaving stops them all at once and waits until they are gone.
+
+    `lost`: returns when the children cannot finish what they have, since something that they need is gone; asked only
+    when they are to end, it cuts their drain short.
 
     Raises ConfigurationError, out of the block, for a program that cannot be started or never stays up.
     """
@@ -153,7 +178,7 @@ async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[C
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # what went wrong first; the rest followed from it
     finally:
-        await _stop(children, keepers)
+        await _stop(children, keepers, say, lost)
 
 
 async def _raise_first(keepers: Sequence[asyncio.Task[None]]) -> None:
@@ -162,17 +187,23 @@ async def _raise_first(keepers: Sequence[asyncio.Task[None]]) -> None:
         keeper.result()
 
 
-async def _stop(children: Sequence[Child], keepers: Sequence[asyncio.Task[None]]) -> None:
-    """Let the children drain; kill what is left after the deadline, or when we are told again to stop."""
+async def _stop(
+    children: Sequence[Child],
+    keepers: Sequence[asyncio.Task[None]],
+    say: Say,
+    lost: Callable[[], Awaitable[None]],
+) -> None:
+    """Let the children drain; kill what is left after the deadline, when draining is in vain or we are told again."""
     for child in children:
         child.stop(signal.SIGTERM)
+    drained, in_vain = asyncio.ensure_future(asyncio.wait(keepers)), asyncio.ensure_future(lost())
     try:
-        await asyncio.wait(keepers, timeout=DRAIN_DEADLINE_S)
+        await asyncio.wait([drained, in_vain], timeout=DRAIN_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        drained.cancel()
+        in_vain.cancel()  # it is done after this only if it was before
         for child in children:
+            if child.pid and in_vain.done():
+                say(child.name, "killed before it was done: what it needs is gone")
             child.stop(signal.SIGKILL)
         await asyncio.gather(*keepers, return_exceptions=True)
-
-
-def _how(status: int) -> str:
-    return f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"

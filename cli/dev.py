@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from cuebook.cli.exits import reported_errors
+from cuebook.cli.exits import InputError, reported_errors
 from cuebook.cli.options import DEFAULT_SPACE, Creds, DatabaseUrl, NatsUrl, Space, Target, flag
 
 __all__ = ["app"]
@@ -22,6 +22,7 @@ _POSTGRES_PORT: Final = 25432  # not 5432, where somebody's own is; always the s
 
 @app.command()
 def dev(
+    context: typer.Context,
     *,
     sagas: Annotated[
         list[str] | None, flag("--sagas", metavar="MODULE:SAGA", help="A saga to serve; may be repeated.")
@@ -52,12 +53,15 @@ def dev(
 
     Starts a nats-server and a PostgreSQL of its own; where CUEBOOK_NATS_URL or CUEBOOK_DATABASE_URL says what to use,
     that is used and nothing started in its place. The orchestrator, the projections and each agent are processes of
-    their own, started again when they die. Without --agents there are none yet: start yours in another terminal with
-    'cuebook serve agents', or look around with --example. The data stays, and is there again at the next start.
+    their own; these and the servers are started again when they die. Without --agents there are none yet: start yours
+    in another terminal with 'cuebook serve agents', or look around with --example. The data stays, and is there again
+    at the next start.
     """
     from cuebook.cli.development import Development
     from cuebook.cli.interrupts import run_until_interrupted
 
+    with reported_errors():
+        _refuse_what_has_no_effect(context, nats_url=nats_url, database_url=database_url)
     development = Development(
         Target(nats_url=nats_url, creds=nats_creds, space=space),
         database_url=database_url,
@@ -71,3 +75,32 @@ def dev(
         development.check()
         run_until_interrupted(development.run(nats_port=nats_port or None, postgres_port=postgres_port or None))
     typer.echo("stopped")
+
+
+def _refuse_what_has_no_effect(context: typer.Context, *, nats_url: str, database_url: str) -> None:
+    """Raise InputError for an option of an embedded server where that server is not started."""
+    said = {parameter.name: words for parameter in context.command.params if (words := _said(context, parameter))}
+    nats, database = said.get("nats_url", ""), said.get("database_url", "")
+    for names, urls in (
+        (("nodes", "nats_port"), [nats] if nats_url else []),
+        (("postgres_port",), [database] if database_url else []),
+        (("data_dir",), [nats, database] if nats_url and database_url else []),
+    ):
+        for words in (said[name] for name in names if urls and name in said):
+            instead = " and ".join(urls)
+            raise InputError(
+                f"{words} is for a server that 'cuebook dev' starts, and with {instead} it starts none",
+                remedy=f"leave out {words}, or {instead}",
+            )
+
+
+def _said(context: typer.Context, parameter: Any) -> str:
+    """The flag or the environment variable by which an option was given; empty when it was not."""
+    match context.get_parameter_source(parameter.name):
+        case None:
+            return ""
+        case source if source.name == "COMMANDLINE":
+            return str(parameter.opts[0])
+        case source if source.name == "ENVIRONMENT":
+            return str(parameter.envvar)
+    return ""

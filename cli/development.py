@@ -22,6 +22,7 @@ from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import NATS_URL, Servers, exports, servers
 from cuebook.cli.support_desk import AGENTS, SAGA, support_desk
+from cuebook.cli.upkeep import kept_up
 from cuebook.events.connection import Connection, connect
 from cuebook.events.errors import UnavailableError
 from cuebook.ledger.notes import PrivateKey
@@ -72,6 +73,7 @@ class Development:
                     nats_nodes=self._nodes,
                 )
             )
+            upkeep = await stack.enter_async_context(kept_up(found.processes, self._print))
             shared = found.environment | self._target_environment()
             env = {**os.environ, "CUEBOOK_SPACE": self._target.space, **shared, **found.own_environment}
             if self._nodes > 1:
@@ -94,6 +96,7 @@ class Development:
                     env=env,
                     say=self._print,
                     sealer=self._sealer() if own_log else [],
+                    lost=upkeep.lost,
                 )
             )
             if desk is not None:

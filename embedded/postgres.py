@@ -79,12 +79,28 @@ class Postgres:
         """The file that takes what the server prints."""
         return self._process.log
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self._process.name
+
+    async def ended(self) -> int:
+        """Wait until the server has ended, however that came; return its status."""
+        return await self._process.ended()
+
+    def failure(self) -> ConfigurationError:
+        """The error for a server that has ended, with how it ended and the last lines it printed."""
+        return self._process.failure()
+
     async def kill(self) -> None:
         """End the postmaster at once (SIGKILL), as a crash would; its sessions notice and end too."""
         await self._process.kill()
 
     async def restart(self) -> None:
-        """Start again on the same port and data, after stopping if it still runs."""
+        """Start again on the same port and data, after stopping if it still runs.
+
+        Raises ConfigurationError when the server refuses, UnavailableError when it does not answer in time.
+        """
         await self._process.stop()
         await self._start_once()
         if not await self._process.until(self._answers):

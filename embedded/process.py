@@ -37,6 +37,7 @@ __all__ = [
     "dies_with_this_thread",
     "exclusive",
     "free_port",
+    "how_it_ended",
 ]
 
 LOOPBACK: Final = "127.0.0.1"
@@ -126,12 +127,19 @@ class ServerProcess:
             ) from error
         return False
 
+    async def ended(self) -> int:
+        """Wait until the server, which was started, has ended, however that came; return its status."""
+        if self._process is None:
+            raise UnavailableError(f"{self.name} is not running")
+        return await self._process.wait()
+
     def failure(self) -> ConfigurationError:
         """The error for a server that ended by itself, with the last lines it printed."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
         code = self._process.returncode if self._process else None
+        how = "before it ran" if code is None else how_it_ended(code)
         return ConfigurationError(
-            f"{self.name} ended with status {code}:\n" + "\n".join(lines), remedy=f"the whole story is in {self.log}"
+            f"{self.name} ended {how}:\n" + "\n".join(lines), remedy=f"the whole story is in {self.log}"
         )
 
     async def stop(self) -> None:
@@ -139,7 +147,7 @@ class ServerProcess:
         self._signal(self._stop_signal)
         try:
             async with asyncio.timeout(STOP_DEADLINE_S):
-                await self._ended()
+                await self._gone()
         except TimeoutError:
             await self.kill()
         except asyncio.CancelledError:
@@ -149,9 +157,9 @@ class ServerProcess:
     async def kill(self) -> None:
         """End the server at once (SIGKILL), as a crash would."""
         self._signal(signal.SIGKILL)
-        await self._ended()
+        await self._gone()
 
-    async def _ended(self) -> None:
+    async def _gone(self) -> None:
         if self._process:
             await self._process.wait()
 
@@ -181,6 +189,11 @@ async def exclusive(lock: Path) -> AsyncIterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def how_it_ended(status: int) -> str:
+    """The status of a process in words, such as `with status 1` or `by SIGKILL`."""
+    return f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
 
 
 def free_port() -> int:
