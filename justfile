@@ -36,6 +36,18 @@ test-systemd *arguments:
     @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
     uv run pytest tests/systemd/check_systemd.py {{ arguments }}
 
+# Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
+jaeger:
+    @if command -v jaeger >/dev/null; then exec jaeger; \
+    elif command -v docker >/dev/null && docker info >/dev/null 2>&1; then \
+        exec docker run --rm -p 127.0.0.1:16686:16686 -p 127.0.0.1:4317:4317 -p 127.0.0.1:4318:4318 jaegertracing/jaeger:2.5.0; \
+    else echo "error: neither jaeger nor a running docker is here; take the program 'jaeger' (version 2) from github.com/jaegertracing/jaeger/releases, put it on PATH, and try again" >&2; exit 1; fi
+
+# See a run through Jaeger's own query interface; needs the program `jaeger`
+test-jaeger:
+    @command -v jaeger >/dev/null || { echo "error: jaeger is missing; take version 2 from github.com/jaegertracing/jaeger/releases" >&2; exit 1; }
+    uv run pytest tests/telemetry/check_jaeger.py
+
 # Write again those parts of the documents that follow from the code
 docs:
     uv run python -m tests.wire_format

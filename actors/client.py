@@ -7,11 +7,12 @@ where a run is to be named by the key of a saga of which only the name is known,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import nats.errors
@@ -43,6 +44,8 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
+from cuebook.telemetry.publish import Publishing, publishing
+from cuebook.telemetry.trace import find_context, run_span, task_span
 
 __all__ = ["Client", "Outcome"]
 
@@ -177,24 +180,41 @@ class Client:
 
     async def publish(self, topic: str, data: Any, *, event_id: str = "") -> int:
         """Publish an outside event; returns its sequence. One with an `event_id` is stored once in two minutes."""
-        return await self.log.append(
-            self.log.subjects.event(topic), OutsideEvent(data=data), event_id=event_id, event_type=topic
-        )
+        message = publishing(topic, "", self.log.subjects.space)
+        with _told(message):
+            return await self.log.append(
+                self.log.subjects.event(topic),
+                OutsideEvent(data=data),
+                event_id=event_id,
+                event_type=topic,
+                traceparent=message.traceparent,
+            )
 
     async def _open_run(
         self, subject: str, event: RunRequested | TaskRequested, run_id: str, cause: RunState | None = None
     ) -> None:
+        message = self._message(subject, run_id, cause)
         try:
-            await self.log.append(
-                subject,
-                event,
-                scope=self.log.subjects.everything_of(run_id),
-                expected=0,
-                correlation_id=cause.correlation_id if cause else "",
-                causation_id=cause.opened_id if cause else "",
-            )
+            with _told(message):
+                await self.log.append(
+                    subject,
+                    event,
+                    scope=self.log.subjects.everything_of(run_id),
+                    expected=0,
+                    correlation_id=cause.correlation_id if cause else "",
+                    causation_id=cause.opened_id if cause else "",
+                    traceparent=message.traceparent,
+                )
         except ConcurrencyConflictError as error:
             raise _taken(run_id) from error
+
+    def _message(self, subject: str, run_id: str, cause: RunState | None = None) -> Publishing:
+        origin = None
+        if cause is not None:
+            trace_id = find_context(cause.run_id, cause.traceparent, cause.correlation_id).trace_id
+            span = task_span(trace_id, cause.run_id, 0) if cause.standalone else run_span(trace_id, cause.run_id)
+            origin = trace_id, span
+        return publishing(subject.rpartition(".")[2], run_id, self.log.subjects.space, origin=origin)
 
     # --- outcomes ---
 
@@ -266,14 +286,24 @@ class Client:
         self, kind: _Kind, run_id: str, subject: str, event: RunRequested | TaskRequested, *, fresh: bool
     ) -> Outcome:
         future = await self.expect(run_id, kind)
+        message = Publishing()
 
         def done(_: int, error: CuebookError | None) -> None:
+            message.done(error)
             if error is not None:
                 _fail(future, error)
 
         try:
             if fresh:  # then nothing refuses it, and its outcome says that it was stored
-                self.log.post(subject, event, scope=self.log.subjects.everything_of(run_id), expected=0, done=done)
+                message = self._message(subject, run_id)
+                self.log.post(
+                    subject,
+                    event,
+                    scope=self.log.subjects.everything_of(run_id),
+                    expected=0,
+                    traceparent=message.traceparent,
+                    done=done,
+                )
             else:
                 await self._open_run(subject, event, run_id)
             return await future
@@ -494,6 +524,17 @@ def _taken(run_id: str) -> CommandRejectedError:
         f"run {run_id} exists already",
         remedy=f"look at it with 'cuebook run show {run_id}', or choose another id (--id)",
     )
+
+
+@contextlib.contextmanager
+def _told(message: Publishing) -> Iterator[None]:
+    """Tell a message what becomes of it."""
+    try:
+        yield
+    except BaseException as error:
+        message.done(error)
+        raise
+    message.done()
 
 
 def _fail(future: asyncio.Future[Outcome], error: CuebookError) -> None:

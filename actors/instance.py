@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
 from cuebook.actors.attempt import MAX_MESSAGE, InvalidOutputError, NotFinishedError, PreparedHandler, error_of
@@ -44,6 +44,10 @@ from cuebook.events.facts import (
 from cuebook.events.feed import delivery_numbers
 from cuebook.events.log import EventLog, Unreadable
 
+if TYPE_CHECKING:
+    from cuebook.telemetry.attempt import Attempt
+    from cuebook.telemetry.pipeline import Tracing
+
 __all__ = ["Instance"]
 
 DRAIN_SIGNAL_S = 2.0
@@ -58,6 +62,8 @@ SAY_S = 5.0
 BLOCKED_S = 1.0
 STUCK_AFTER_S = 5.0
 """A handler that is so much over its time, while nothing else moves, will not let go by itself."""
+_WRONG = {"retried": "handed_back", "cancelled": "cancelled"}
+"""How a span calls what an attempt ended with that was neither a result nor an error."""
 _MOVES = (
     TaskAssigned,
     TaskCompleted,
@@ -77,7 +83,9 @@ class _Work:
     """One assignment being handled."""
 
     __slots__ = (
+        "answer_id",
         "assigned",
+        "attempt",
         "began",
         "cancel_reason",
         "envelope",
@@ -99,6 +107,8 @@ class _Work:
         self.task: asyncio.Task[None] | None = None
         self.progress: TaskProgressed | None = None
         self.reported_at = -math.inf
+        self.attempt: Attempt | None = None
+        self.answer_id = ""
 
     def cancel(self) -> None:
         """End the handling. A task that asyncio has not begun with yet would go without a word, so that one is told."""
@@ -110,7 +120,15 @@ class _Work:
 class Instance:
     """One instance of an agent class: `start`, then tasks come in, then `drain`."""
 
-    def __init__(self, log: EventLog, agent_class: type[Agent], on_spent: Callable[[Instance], None]) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        agent_class: type[Agent],
+        on_spent: Callable[[Instance], None],
+        *,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._tracing = tracing
         self.id = f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
         self.slots = agent_class.concurrency
@@ -343,6 +361,7 @@ class Instance:
         event = work.event
         fact: str
         answer: Event
+        self._begin_attempt(work)
         try:
             work.running = True
             if work.unwanted:
@@ -377,7 +396,21 @@ class Instance:
         finally:
             self._handling.discard(work)
             self._moved_at = time.monotonic()
+        self._end_attempt(work, fact, answer)
         self._offer(work, fact, answer, work.assigned)
+
+    def _begin_attempt(self, work: _Work) -> None:
+        if self._tracing is not None:
+            from cuebook.telemetry.attempt import Attempt
+
+            work.attempt = Attempt(self._tracing, work.envelope, work.event, self._log.subjects.space)
+            work.attempt.enter()
+
+    def _end_attempt(self, work: _Work, fact: str, answer: Event) -> None:
+        if work.attempt is not None:
+            work.attempt.leave()
+            wrong = answer.error.type if isinstance(answer, TaskFailed) else _WRONG.get(fact, "")
+            work.attempt.answered(fact, wrong)
 
     async def _done_before(self, work: _Work, n: int) -> dict[str, Any]:
         """Input and output of the step to undo, together too large for one event; read from where they are recorded."""
@@ -402,7 +435,7 @@ class Instance:
             agent=self.agent_class.name,
             instance=self.id,
             logger=self._logger,
-            traceparent=envelope.traceparent,
+            traceparent=work.attempt.traceparent if work.attempt is not None else envelope.traceparent,
             reverting=reverting,
             report=lambda message, fraction: self._report(work, message, fraction),
         )
@@ -422,6 +455,8 @@ class Instance:
 
         def done(_: int, error: CuebookError | None) -> None:
             if error is None:
+                if work.attempt is not None:
+                    work.attempt.accepted(work.answer_id)
                 self._finish(work)
             else:
                 offer = asyncio.get_running_loop().create_task(self._offered(work, fact, answer, expected, error))
@@ -429,7 +464,7 @@ class Instance:
                 offer.add_done_callback(self._offers.discard)
 
         try:
-            self._log.post(
+            work.answer_id = self._log.post(
                 subjects.task(run_id, n, fact),
                 answer,
                 scope=subjects.task_scope(run_id, n),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from cuebook.actors.agent import Agent
 from cuebook.actors.instance import Instance
@@ -12,6 +13,9 @@ from cuebook.events.connection import Connection
 from cuebook.events.errors import UnavailableError
 from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
+
+if TYPE_CHECKING:
+    from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["AgentHost"]
 
@@ -23,7 +27,10 @@ logger = logging.getLogger(__name__)
 class AgentHost:
     """Keeps one instance of each given agent class running, renews those that are spent, drains all at the end."""
 
-    def __init__(self, connection: Connection, space: str, agents: list[type[Agent]]) -> None:
+    def __init__(
+        self, connection: Connection, space: str, agents: list[type[Agent]], *, tracing: Tracing | None = None
+    ) -> None:
+        self._tracing = tracing
         for cls in agents:
             cls.handlers()
         self._agents = agents
@@ -88,7 +95,7 @@ class AgentHost:
             self._failure = UnavailableError("the connection to NATS was closed for good")
 
     async def _add(self, cls: type[Agent]) -> None:
-        instance = Instance(self.log, cls, self._on_spent)
+        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing)
         await instance.start()
         self.instances.append(instance)
 

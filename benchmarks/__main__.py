@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -18,6 +20,7 @@ from benchmarks.measure import Result, measure
 from benchmarks.report import show, show_conditions, show_cpu, show_round, write_json
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.stage import servers, stage
+from benchmarks.tracing import OFF, environment_of, sink
 from cuebook.events.errors import CuebookError
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +44,7 @@ def main(
     profile_python: Annotated[
         Path | None, typer.Option(help="Folder for where each Python process spends its time, as text.")
     ] = None,
+    tracing: Annotated[str, typer.Option(help="Share of runs that are traced, with commas: off,1%,100%.")] = OFF,
     json: Annotated[Path | None, typer.Option(help="File for all numbers; benchmarks/results/<time>.json.")] = None,
 ) -> None:
     """Measure throughput, concurrency, latency and sagas on this machine, over the whole path from client to client."""
@@ -56,10 +60,15 @@ def main(
     }
     show_conditions(console, conditions)
     samples = profile_python.resolve() if profile_python else None
+    shares = [share.strip() for share in tracing.split(",")]
+    try:
+        [environment_of(share, "") for share in shares]
+    except ValueError as error:
+        raise typer.BadParameter(f"{tracing!r} is no list such as off,1%,100%") from error
     results: list[Result] = []
     for with_projections in {"off": [False], "on": [True], "both": [False, True]}[projections]:
         try:
-            results += asyncio.run(_measure(console, chosen, rounds, with_projections, sync_always, samples))
+            results += asyncio.run(_measure(console, chosen, rounds, with_projections, sync_always, samples, shares))
         except CuebookError as error:
             raise SystemExit(f"{error}\n{error.remedy}") from error
     show(console, results)
@@ -77,16 +86,24 @@ def _scenario(name: str) -> Scenario:
 
 
 async def _measure(
-    console: Console, scenarios: list[Scenario], rounds: int, projections: bool, sync_always: bool, samples: Path | None
+    console: Console,
+    scenarios: list[Scenario],
+    rounds: int,
+    projections: bool,
+    sync_always: bool,
+    samples: Path | None,
+    shares: list[str],
 ) -> list[Result]:
     results = []
-    with tempfile.TemporaryDirectory(prefix="cuebook-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="cuebook-bench-") as directory, sink(shares) as endpoint:
         async with servers(Path(directory), projections=projections, sync_always=sync_always) as running:
-            for one in scenarios:
-                console.print(f"[bold]{one.name}[/] {one.title}, projections {'on' if projections else 'off'}")
-                async with stage(running) as ready:
+            for one, share in itertools.product(scenarios, shares):
+                traced = f", {share} traced" if share != OFF else ""
+                console.print(f"[bold]{one.name}[/] {one.title}, projections {'on' if projections else 'off'}{traced}")
+                async with stage(running, environment_of(share, endpoint)) as ready:
                     line = partial(show_round, console, one)
-                    results.append(await measure(one, ready, rounds=rounds, samples=samples, on_round=line))
+                    result = await measure(one, ready, rounds=rounds, samples=samples, on_round=line)
+                    results.append(replace(result, tracing=share))
     return results
 
 

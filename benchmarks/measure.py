@@ -63,6 +63,7 @@ class Result:
     scenario: Scenario
     projections: bool
     rounds: list[Round]
+    tracing: str = "off"
 
     @property
     def rate(self) -> float:
@@ -92,7 +93,12 @@ class Result:
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
         rounds = [{"rate": one.rate, **asdict(one)} for one in self.rounds]
-        return {"scenario": asdict(self.scenario), "projections": self.projections, "rounds": rounds}
+        return {
+            "scenario": asdict(self.scenario),
+            "projections": self.projections,
+            "tracing": self.tracing,
+            "rounds": rounds,
+        }
 
 
 async def measure(
@@ -129,6 +135,7 @@ async def _round(scenario: Scenario, stage: Stage) -> Round:
     before = await _caught_up(stage.projections) if stage.projections else None
     cpu_before, (busy_before, all_before) = stage.cpu_s(), machine_cpu_s()
     played = await _play(stage, scenario)
+    await stage.flush()
     cpu_after, (busy_after, all_after) = stage.cpu_s(), machine_cpu_s()
     cpu = {name: seconds - cpu_before[name] for name, seconds in cpu_after.items()}
     lag = await _lag(stage.projections, before, played["seconds"]) if stage.projections and before else None

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +59,9 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(role: str, url: str, space: str, database: str = "") -> AsyncIterator[Worker]:
+async def worker(
+    role: str, url: str, space: str, database: str = "", *, env: Mapping[str, str]
+) -> AsyncIterator[Worker]:
     """Start a process in a role and wait until it is ready; it ends with the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.worker", role, "--url", url, "--space", space, "--database", database),
@@ -67,6 +69,7 @@ async def worker(role: str, url: str, space: str, database: str = "") -> AsyncIt
         stdout=asyncio.subprocess.PIPE,
         limit=ANSWER_BYTES,
         cwd=_ROOT,
+        env={**{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}, **env},
     )
     started = Worker(role, process)
     try:

@@ -46,6 +46,7 @@ def show(console: Console, results: Sequence[Result]) -> None:
     )
     table.add_column("scenario")
     table.add_column("projections")
+    table.add_column("traced")
     for heading in ("rate", "p50 ms", "p95 ms", "p99 ms", "max ms", "failed", "others' CPU"):
         table.add_column(heading, justify="right")
     for result in results:
@@ -54,6 +55,7 @@ def show(console: Console, results: Sequence[Result]) -> None:
         table.add_row(
             result.scenario.name,
             "on" if result.projections else "off",
+            result.tracing,
             _pace(result.scenario, result.rate, result.rounds),
             *([f"{time:.2f}" for time in times] or ["-"] * 4),
             str(sum(result.failures.values())),
@@ -91,13 +93,15 @@ def show_cpu(console: Console, results: Sequence[Result]) -> None:
     table = Table(title="CPU microseconds for each task (S4: for each run of three)", title_justify="left")
     table.add_column("scenario")
     table.add_column("projections")
+    table.add_column("traced")
     names = max((list(result.cpu_us()) for result in results), key=len)
     for name in (*names, "all"):
         table.add_column(name, justify="right")
     for result in results:
         cpu = result.cpu_us()
         cells = [f"{cpu[name]:.1f}" if name in cpu else "" for name in names]
-        table.add_row(result.scenario.name, "on" if result.projections else "off", *cells, f"{sum(cpu.values()):.1f}")
+        with_projections = "on" if result.projections else "off"
+        table.add_row(result.scenario.name, with_projections, result.tracing, *cells, f"{sum(cpu.values()):.1f}")
     console.print(table)
 
 

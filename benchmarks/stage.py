@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,11 @@ class Stage:
         always = [self.client, self.orchestrator, self.agents]
         return [*always, self.projections] if self.projections else always
 
+    async def flush(self) -> None:
+        """Send what waits to be sent to a collector: it is part of the cost."""
+        for one in self.workers:
+            await one.order("flush")
+
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds used so far, by process."""
         pids = {one.role: one.pid for one in self.workers} | {"nats-server": self.servers.nats.pid}
@@ -57,18 +62,21 @@ async def servers(directory: Path, *, projections: bool, sync_always: bool) -> A
 
 
 @asynccontextmanager
-async def stage(on: Servers) -> AsyncIterator[Stage]:
-    """Start the processes of a new space: orchestrator, agents, client and, where there is a database, projections."""
+async def stage(on: Servers, env: Mapping[str, str]) -> AsyncIterator[Stage]:
+    """Start the processes of a new space: orchestrator, agents, client and, where there is a database, projections.
+
+    `env` is added to their environment.
+    """
     space, url = f"bench{secrets.token_hex(3)}", on.nats.url
     async with AsyncExitStack() as stack:
         yield Stage(
             servers=on,
-            orchestrator=await stack.enter_async_context(worker("orchestrator", url, space)),
-            agents=await stack.enter_async_context(worker("agents", url, space)),
+            orchestrator=await stack.enter_async_context(worker("orchestrator", url, space, env=env)),
+            agents=await stack.enter_async_context(worker("agents", url, space, env=env)),
             projections=(
-                await stack.enter_async_context(worker("projections", url, space, on.postgres.url))
+                await stack.enter_async_context(worker("projections", url, space, on.postgres.url, env=env))
                 if on.postgres
                 else None
             ),
-            client=await stack.enter_async_context(worker("client", url, space)),
+            client=await stack.enter_async_context(worker("client", url, space, env=env)),
         )

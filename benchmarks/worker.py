@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.cast import Stagehand, three
 from benchmarks.load import play
@@ -25,9 +25,13 @@ from cuebook.actors.client import Client
 from cuebook.actors.collector import settle_collector, tend_collector
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
+from cuebook.cli.tracing import traced
 from cuebook.events.connection import Connection, connect
 from cuebook.events.log import EventLog
 from cuebook.projections.runner import Runner, give_way
+
+if TYPE_CHECKING:  # loaded only where it is measured
+    from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["ROLES"]
 
@@ -36,7 +40,7 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 @asynccontextmanager
 async def _orchestrator(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
-    service = OrchestratorService(connection, options.space, [three])
+    service = OrchestratorService(connection, options.space, [three], tracing=options.tracing)
     async with asyncio.TaskGroup() as group:
         group.create_task(service.run())
         await service.deciding.wait()
@@ -48,7 +52,7 @@ async def _orchestrator(connection: Connection, options: argparse.Namespace) -> 
 
 @asynccontextmanager
 async def _agents(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
-    host = AgentHost(connection, options.space, [Stagehand])
+    host = AgentHost(connection, options.space, [Stagehand], tracing=options.tracing)
     async with asyncio.TaskGroup() as group:
         group.create_task(host.run())
         await host.ready.wait()
@@ -72,7 +76,7 @@ async def _client(connection: Connection, options: argparse.Namespace) -> AsyncI
 @asynccontextmanager
 async def _projections(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
     async with EventLog(connection, options.space, source="projections") as log:
-        runner = Runner(log, options.database)
+        runner = Runner(log, options.database, tracing=options.tracing)
         give_way()
 
         async def lag(_: dict[str, Any]) -> dict[str, Any]:
@@ -117,10 +121,19 @@ async def _serve(options: argparse.Namespace) -> None:
                         sampler.stop()
                         sampler.write(Path(order["path"]), cpu_us=order["cpu_us"])
                         _say({})
+                    case "flush":
+                        await _flush(options.tracing)
+                        _say({})
                     case _:
                         _say(await answer(order))
     finally:
         await connection.close()
+
+
+async def _flush(tracing: Tracing | None) -> None:
+    if tracing is not None:
+        while not await asyncio.to_thread(tracing.provider.force_flush, 1_000):
+            pass
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -135,7 +148,9 @@ def _main() -> None:
     parser.add_argument("--space", required=True)
     parser.add_argument("--database", default="")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(parser.parse_args()))
+    options = parser.parse_args()
+    with traced(f"benchmark-{options.role}") as options.tracing:
+        asyncio.run(_serve(options))
 
 
 if __name__ == "__main__":

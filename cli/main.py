@@ -22,6 +22,7 @@ class _Cuebook(LazyGroup):
         "units": ("cuebook.cli.units", "Install, list, show and remove systemd units."),
         "run": ("cuebook.cli.run", "Start, list, show, follow, cancel, retry and fork runs."),
         "saga": ("cuebook.cli.saga", "Check sagas against the log."),
+        "trace": ("cuebook.cli.trace", "Show a run as a tree of spans, with the link to Jaeger."),
         "task": ("cuebook.cli.task", "Show one task of a run."),
         "agent": ("cuebook.cli.agent", "List, show and drain agents."),
         "escalation": ("cuebook.cli.escalation", "See what waits for a person, and decide."),

@@ -101,7 +101,7 @@ def serve_agents(
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
     )
-    run_service(settings, lambda serving: services.serve_agents(serving, agents, slots, limits))
+    run_service(settings, "agents", lambda serving: services.serve_agents(serving, agents, slots, limits))
 
 
 @app.command("orchestrator")
@@ -137,7 +137,7 @@ def serve_orchestrator(
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
     )
-    run_service(settings, lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
+    run_service(settings, "orchestrator", lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
 
 
 @app.command("projections")
@@ -167,7 +167,7 @@ def serve_projections(
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
     )
-    run_service(settings, lambda serving: services.serve_projections(serving, database_url))
+    run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url))
 
 
 @app.command("sealer")
@@ -213,7 +213,7 @@ def serve_sealer(
         files=SettingsFiles(settings_files) if settings_files else None,
     )
     plan = services.SealingPlan(key=key, file=file, every=every, every_s=every_s, replicas=replicas)
-    run_service(settings, lambda serving: services.serve_sealer(serving, plan))
+    run_service(settings, "sealer", lambda serving: services.serve_sealer(serving, plan))
 
 
 @app.command("nats")

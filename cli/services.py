@@ -52,7 +52,7 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
         if not await serving.stream(EventLog(connection, space, source="agents")):
             return
         await report_durability(connection, settings.monitor_url)
-        host = AgentHost(connection, space, agents)
+        host = AgentHost(connection, space, agents, tracing=serving.tracing)
         facts = {"agents": ",".join(agent.name for agent in agents), "space": space}
 
         def reload(values: Mapping[str, str], changed: set[str]) -> None:
@@ -90,7 +90,9 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
     if connection is None:
         return
     async with connection:
-        service = OrchestratorService(connection, space, sagas, replicas=replicas, age_s=process_age_s())
+        service = OrchestratorService(
+            connection, space, sagas, replicas=replicas, age_s=process_age_s(), tracing=serving.tracing
+        )
         if not await serving.stream(service.log, replicas=replicas):
             service.run().close()
             return
@@ -122,7 +124,7 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
         if not await serving.stream(log):
             return
         await report_durability(connection, settings.monitor_url)
-        runner = Runner(log, database_url)
+        runner = Runner(log, database_url, tracing=serving.tracing)
         give_way()
         running = Running(
             run=runner.run(),

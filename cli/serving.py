@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -28,9 +28,13 @@ from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
 from cuebook.cli.options import DEFAULT_DRAIN_S, Target
 from cuebook.cli.settings_files import SettingsFiles
 from cuebook.cli.systemd import keep_posted, notify
+from cuebook.cli.tracing import traced
 from cuebook.events.connection import Connection, connect
 from cuebook.events.errors import CuebookError, StreamMissingError, UnavailableError
 from cuebook.events.log import EventLog
+
+if TYPE_CHECKING:
+    from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["Running", "Serving", "Settings", "run_service"]
 
@@ -90,6 +94,7 @@ class Serving:
         self.stopping = asyncio.Event()
         self.status = Exit.OK
         self._service: Running | None = None
+        self.tracing: Tracing | None = None
 
     async def connect(self, name: str) -> Connection | None:
         """A connection, once NATS answers; None when we are to stop. Raises as `events.connection.connect`."""
@@ -210,7 +215,7 @@ async def _announce(service: Running) -> None:
         posted.cancel()
 
 
-def run_service(settings: Settings, main: Callable[[Serving], Coroutine[Any, Any, None]]) -> None:
+def run_service(settings: Settings, name: str, main: Callable[[Serving], Coroutine[Any, Any, None]]) -> None:
     """Run a service process to its end; raises typer.Exit with the status, or ends the process."""
     configure_logs(settings.log_level, settings.log_format)
     faulthandler.enable()  # the watchdog's SIGABRT leaves in the log where every thread stood
@@ -224,7 +229,7 @@ def run_service(settings: Settings, main: Callable[[Serving], Coroutine[Any, Any
     if settings.files is not None:
         loop.add_signal_handler(signal.SIGHUP, serving.reload)
     try:
-        with reported_errors(as_json=as_json):
+        with reported_errors(as_json=as_json), traced(f"cuebook-{name}") as serving.tracing:
             runner.run(_guarded(main(serving)))
         status = int(serving.status)
     except typer.Exit as ended:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 from cuebook.actors.client import Client
 from cuebook.cli.logs import configure_logs
 from cuebook.cli.options import Target, login_name
+from cuebook.cli.tracing import traced
 from cuebook.events.connection import connect
 from cuebook.events.stream import refuse_recording
 
@@ -33,10 +34,11 @@ async def session(target: Target, *, by: str | None = None, follows: bool = Fals
     """
     connection = await connect(target.nats_url, name="cuebook cli", retry=follows, **target.client_options)
     try:
-        async with Client(connection, target.space, by=by or login_name()) as client:
-            facts = await client.log.verify()
-            if by is not None:
-                refuse_recording(facts)
-            yield client
+        with traced("cuebook-cli") if by is not None else nullcontext():  # who only reads has nothing to tell
+            async with Client(connection, target.space, by=by or login_name()) as client:
+                facts = await client.log.verify()
+                if by is not None:
+                    refuse_recording(facts)
+                yield client
     finally:
         await connection.close()

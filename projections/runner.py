@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
@@ -28,6 +29,9 @@ from cuebook.projections.reader import BATCH_SIZE, LogReader
 from cuebook.projections.runs import Runs
 from cuebook.projections.watch import Watch
 from cuebook.projections.writer import Writer
+
+if TYPE_CHECKING:
+    from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["ALL", "Runner", "RunnerStatus", "give_way"]
 
@@ -68,7 +72,9 @@ class Runner:
         projections: Sequence[Projection] = ALL,
         batch_size: int = BATCH_SIZE,
         stop: asyncio.Event | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._log, self._url, self._batch_size = log, database_url, batch_size
         self._stop = stop or asyncio.Event()
         self._outage = Outage()
@@ -185,6 +191,7 @@ class Runner:
 
     async def _apply(self, batch: Batch) -> bool:
         again: list[ReadAgainError] = []
+        began = time.time_ns()
 
         async def apply(writer: Writer) -> None:
             try:
@@ -200,7 +207,22 @@ class Runner:
             raise errors.exceptions[0] from None  # one is reason enough to stop
         if again:
             raise again[0]
+        if self._tracing is not None:
+            self._trace(self._tracing, batch, began)
         return True
+
+    def _trace(self, tracing: Tracing, batch: Batch, began_ns: int) -> None:
+        from cuebook.telemetry.projecting import project
+
+        project(
+            tracing,
+            batch,
+            [writer.projection.name for writer in self._writers],
+            self._space,
+            began=began_ns // 1000,
+            ended=time.time_ns() // 1000,
+            copies=self._log.sees_originals,
+        )
 
     async def _unless(
         self, stopped: asyncio.Future[Any], work: Coroutine[Any, Any, _T], *, grace_s: float = 0.0

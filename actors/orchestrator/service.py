@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nats.errors
 from nats.js.errors import Error as JetStreamError
@@ -32,6 +32,9 @@ from cuebook.events.feed import Feed
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
+
+if TYPE_CHECKING:
+    from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["OrchestratorService"]
 
@@ -62,6 +65,7 @@ class OrchestratorService:
         *,
         replicas: int = 1,
         age_s: float = 0.0,
+        tracing: Tracing | None = None,
     ) -> None:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
@@ -83,6 +87,11 @@ class OrchestratorService:
         self._look_back = LookBack(self.log, self._errand)
         self._clock_us = self._clock_error_us = 0
         self._age_s, self._made_s = age_s, time.monotonic()
+        self._tracer = None
+        if tracing is not None:  # the import too is only for those who want traces
+            from cuebook.actors.orchestrator.tracing import RunTracer
+
+            self._tracer = RunTracer(tracing, self.log, self._errand)
         self._own: dict[int, tuple[str, Event, str, str, str]] = {}
         """What we appended and have not read back yet, by sequence: it need not be decoded."""
 
@@ -196,10 +205,15 @@ class OrchestratorService:
     def _on_message(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
         own = self._own.pop(sequence, None)
         if own is not None and own[0].encode() in body:  # else a server came back without what it had acknowledged
-            self.core.receive(self._own_envelope(*own, subject, sequence, recorded_at))
+            envelope = self._own_envelope(*own, subject, sequence, recorded_at)
+            self.core.receive(envelope)
+            if self._tracer is not None:
+                self._tracer.saw(envelope, self.core.world)
             return
         item = self.log.decode(subject, body, sequence, recorded_at, headers)
         self.core.receive(item, guarded=is_guarded(item, headers))
+        if self._tracer is not None and self.caught_up.is_set() and isinstance(item, Envelope):
+            self._tracer.saw(item, self.core.world)
         if not self.caught_up.is_set() and sequence >= self._target:
             self.caught_up.set()
 
@@ -253,8 +267,12 @@ class OrchestratorService:
         while True:
             await lease.held.wait()
             self.core.activate()
+            if self._tracer is not None:
+                self._tracer.activated(self.now())
             await lease.lost.wait()
             self.core.deactivate()
+            if self._tracer is not None:
+                self._tracer.deactivated()
             self._inboxes.forget_all()
             self.deciding.clear()
             self.in_place.set()

@@ -1,0 +1,1 @@
+"""Traces: which span follows from which event, and how spans reach a collector."""
