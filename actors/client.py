@@ -52,6 +52,9 @@ __all__ = ["Client", "Outcome"]
 _TASK_ENDS = ("completed", "cancelled", "aborted", "rejected")
 _RUN_ENDS = ("completed", "failed", "compensated", "cancelled", "rejected", "stuck")
 LOOK_AGAIN_S = 5.0
+ASK_KEY_S = 10.0
+"""An orchestrator that died is replaced within a lease; a server that died comes back about as soon."""
+ASK_AGAIN_S = 0.25
 """Live messages may be missed; this often the log itself is asked about some of what is still awaited."""
 LOOKS = 100
 """About so many: those nobody has looked for longest. After a reconnect it is asked about all."""
@@ -166,17 +169,27 @@ class Client:
         if isinstance(saga, Saga):
             key = saga.key
         else:
-            check_token(saga, "saga")
+            key = await self._ask_key(check_token(saga, "saga"))
+        if isinstance(data, dict) and key in data:
+            data = {key: to_jsonable_python(data[key], fallback=repr)}  # as the log gives it back
+        return derive_run_id(_name_of(saga), key, data)
+
+    async def _ask_key(self, saga: str) -> str:
+        """By what a saga names its runs. One orchestrator may just be taking over from another: ask for a while."""
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + ASK_KEY_S
+        while True:
             try:
-                key = (await self.ask("sagas", {"saga": saga})).get("saga", {}).get("key", "")
+                answer = await self.ask("sagas", {"saga": saga})
             except UnavailableError as error:
+                if clock() < give_up:
+                    await asyncio.sleep(ASK_AGAIN_S)
+                    continue
                 raise UnavailableError(
                     f"{error}, so nobody tells the key of saga {saga}",
                     remedy=f"{error.remedy}; or choose the run's id (new_id() is a fresh one), or give the saga itself",
                 ) from error
-        if isinstance(data, dict) and key in data:
-            data = {key: to_jsonable_python(data[key], fallback=repr)}  # as the log gives it back
-        return derive_run_id(_name_of(saga), key, data)
+            return str(answer.get("saga", {}).get("key", ""))
 
     async def publish(self, topic: str, data: Any, *, event_id: str = "") -> int:
         """Publish an outside event; returns its sequence. One with an `event_id` is stored once in two minutes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from cuebook.actors import Run, saga
+from cuebook.actors import client as module
 from cuebook.events.errors import CommandRejectedError, InvalidTokenError, UnavailableError
 from tests.actors.desk import Desk
 from tests.waiting import eventually
@@ -105,7 +107,8 @@ async def test_without_a_key_each_run_is_another(play: Play, name: str, data: An
         assert all(one.run_id.startswith(f"{name}-") for one in outcomes)
 
 
-async def test_when_nobody_tells_the_key_nothing_is_stored(play: Play) -> None:
+async def test_when_nobody_tells_the_key_nothing_is_stored(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_KEY_S", 0.5)
     async with play() as desk:
         await desk.stage.stop()
         for submit in (desk.client.submit_run, desk.client.run_saga):
@@ -119,6 +122,14 @@ async def test_when_nobody_tells_the_key_nothing_is_stored(play: Play) -> None:
         assert await desk.client.submit_run("ring", {"door": "a"}, run_id="r") == "r"
         await desk.direct()
         assert (await desk.client.wait("ring-a", timeout_s=20)).result == "ring-a"
+
+
+async def test_who_tells_the_key_may_just_be_taking_over(play: Play) -> None:
+    async with play() as desk:
+        await desk.stage.stop()
+        submitting = asyncio.create_task(desk.client.submit_run("ring", {"door": "a"}))
+        await desk.direct()
+        assert await submitting == "ring-a"
 
 
 async def test_the_orchestrator_tells_the_key_of_a_saga_its_schema_and_what_is_wrong_with_an_input(play: Play) -> None:
