@@ -232,9 +232,12 @@ class Client:
     # --- outcomes ---
 
     async def wait(self, run_id: str, *, timeout_s: float | None = None) -> Outcome:
-        """Wait until a run has ended (or is stuck). Raises TimeoutError, NotFoundError when there is no such run."""
+        """Wait until a run has ended (or is stuck). Raises TimeoutError, NotFoundError when there is no such run.
+
+        While the log is away it waits on; UnavailableError means that the connection was closed for good.
+        """
         async with asyncio.timeout(timeout_s):
-            state = await self.state(run_id)
+            state = await self._find_state(run_id)
             if (outcome := _outcome(state)) is not None:
                 return outcome
             future = await self.expect(run_id, "task" if state.standalone else "run")
@@ -243,6 +246,15 @@ class Client:
                 return await future
             finally:
                 self._forget(run_id, future)
+
+    async def _find_state(self, run_id: str) -> RunState:
+        while True:
+            try:
+                return await self.state(run_id)
+            except UnavailableError:
+                if self._connection.is_closed:
+                    raise
+                await asyncio.sleep(ASK_AGAIN_S)
 
     async def expect(self, run_id: str, kind: Literal["task", "run"]) -> asyncio.Future[Outcome]:
         """A future for the outcome as the live messages tell it; call before submitting so that none is missed.

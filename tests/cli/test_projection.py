@@ -19,12 +19,14 @@ from cuebook.events.connection import connect
 from cuebook.events.log import EventLog
 from cuebook.projections.database import connect as connect_database
 from cuebook.projections.database import schema_name
-from cuebook.projections.runner import Runner
+from cuebook.projections.runner import ALL, Runner
 from tests.cli.conftest import Cli, Program, Start
 from tests.commands import started
 from tests.projections.tables import Tables
 from tests.projections.test_runner import append_tasks
 from tests.waiting import eventually
+
+VERSIONS = {one.name: one.version for one in sorted(ALL, key=lambda one: one.name)}
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ async def test_position_lag_version_and_health_of_each(
 ) -> None:
     rows = await cli.json("projection", "list")
     assert [(row["projection"], row["version"], row["sequence"], row["lag"], row["health"]) for row in rows] == [
-        (name, 1, filled, 0, "stopped") for name in ("agents", "audit", "runs")
+        (name, version, filled, 0, "stopped") for name, version in VERSIONS.items()
     ]
     assert {row["shown"] for row in rows} == {True}
     async with serving(start):
@@ -107,7 +109,9 @@ async def test_a_rebuild_says_what_it_compared_and_where_people_read_now(cli: Cl
     ]  # fmt: skip
     back = await cli.json("projection", "rollback", "runs")
     assert (back["generation"], back["before"], back["sequence"]) == (2, 3, filled)
-    assert "generation 3 (version 1) is read again in place of 2" in await cli.ok("projection", "rollback", "runs")
+    assert f"generation 3 (version {VERSIONS['runs']}) is read again in place of 2" in await cli.ok(
+        "projection", "rollback", "runs"
+    )
     dropped = await cli.json("projection", "prune", "runs")
     assert dropped == [{"projection": "runs", "generation": 2}]
     assert "no generation that was shown before" in await cli.fails(3, "projection", "rollback", "runs")
