@@ -30,7 +30,7 @@ from tests.waiting import eventually
 class RunsLater(Runs):
     """A version with another column."""
 
-    version = 2
+    version = Runs.version + 1
     tables: ClassVar[bytes] = Runs.tables + b"; ALTER TABLE runs ADD COLUMN colour text DEFAULT 'red'"
 
 
@@ -58,7 +58,10 @@ async def test_what_is_rebuilt_is_the_live_table_again_and_takes_its_place(log: 
     for report in reports:
         assert (report.switched, report.before, report.generation, report.differences) == (True, 1, 2, 0)
         assert (report.compared_at, report.sequence, report.events) == (last, last, last)
-        assert await generations(tables, report.projection) == [(1, 1, "previous", False), (2, 1, "live", True)]
+        version = next(projection.version for projection in ALL if projection.name == report.projection)
+        assert await generations(tables, report.projection) == [
+            (1, version, "previous", False), (2, version, "live", True)
+        ]  # fmt: skip
     assert {table.table: table.rows for report in reports for table in report.tables} == {
         "audit": last, "runs": 60, "tasks": 60, "agents": 0, "agent_health": 0, "parked_events": 0,
     }  # fmt: skip
@@ -105,7 +108,7 @@ async def test_a_dry_run_compares_and_leaves_nothing(log: EventLog, tables: Tabl
     live = await tables.dump()
     report = await one(log, tables, Runs(), dry_run=True)
     assert (report.switched, report.compared_at, report.differences) == (False, last, 0)
-    assert await generations(tables, "runs") == [(1, 1, "live", True)]
+    assert await generations(tables, "runs") == [(1, Runs.version, "live", True)]
     assert len(await tables.rows("SELECT 1 FROM pg_namespace WHERE nspname LIKE %s", f"cuebook_{tables.space}@%")) == 3
     assert await tables.dump() == live
 
@@ -178,10 +181,10 @@ async def test_another_version_is_built_beside_compared_where_it_can_be_and_show
     last = await append_tasks(log, 3)
     await Runner(log, tables.url).run(until=last)
     report = await one(log, tables, RunsLater())
-    assert (report.version, report.switched, report.differences) == (2, True, 0)
+    assert (report.version, report.switched, report.differences) == (RunsLater.version, True, 0)
     assert [table.uncompared for table in report.tables] == [("colour",), (), ()]
     assert await tables.rows("SELECT DISTINCT colour FROM runs") == [("red",)]
-    with pytest.raises(ConfigurationError, match="was written by version 1") as refusal:
+    with pytest.raises(ConfigurationError, match=f"was written by version {Runs.version}") as refusal:
         await rollback(log, tables.url, RunsLater())
     assert "--now: as it stood at 9" in refusal.value.remedy
     await rollback(log, tables.url, RunsLater(), now=True)
@@ -203,7 +206,7 @@ async def test_killed_half_way_the_next_one_goes_on(log: EventLog, tables: Table
 
     with pytest.raises((Killed, BaseExceptionGroup)):
         await one(log, tables, Runs(), batch_size=11, on_progress=die)
-    assert await generations(tables, "runs") == [(1, 1, "live", True), (2, 1, "building", False)]
+    assert await generations(tables, "runs") == [(1, Runs.version, "live", True), (2, Runs.version, "building", False)]
     built = await tables.row("SELECT sequence FROM checkpoints WHERE state = 'building'")
     assert built > (0,)
     assert await tables.dump() == live
@@ -223,7 +226,7 @@ async def test_what_was_left_by_other_code_is_dropped(log: EventLog, tables: Tab
         await one(log, tables, Runs(), on_progress=die)
     report = await one(log, tables, RunsLater())
     assert report.resumed_at == 0
-    assert [row[1:] for row in await generations(tables, "runs")][-1] == (2, "live", True)
+    assert [row[1:] for row in await generations(tables, "runs")][-1] == (RunsLater.version, "live", True)
 
 
 async def test_of_two_rebuilds_of_a_projection_the_second_is_refused(
@@ -303,7 +306,7 @@ async def test_what_hangs_on_a_view_stays_or_is_named(log: EventLog, tables: Tab
     assert await tables.rows("SELECT * FROM public.mine ORDER BY 1") == [("r0",), ("r1",)]
     with pytest.raises(ConfigurationError, match=r"something else is built on them.*mine"):
         await one(log, tables, RunsLater())
-    assert [row for row in await generations(tables, "runs") if row[3]] == [(2, 1, "live", True)]
+    assert [row for row in await generations(tables, "runs") if row[3]] == [(2, Runs.version, "live", True)]
 
 
 async def test_dropped_months_stay_away_in_a_rebuild_unless_they_are_wanted(log: EventLog, tables: Tables) -> None:
@@ -328,13 +331,19 @@ async def test_a_release_with_another_version_fills_beside_and_a_rebuild_shows_i
     later = Runner(log, tables.url, projections=[Audit(), RunsLater(), Agents()])
     async with running(later):
         await eventually(lambda: later.status().positions["runs"].sequence == last)
-        assert await generations(tables, "runs") == [(1, 1, "live", True), (2, 2, "live", False)]
+        assert await generations(tables, "runs") == [
+            (1, Runs.version, "live", True),
+            (2, RunsLater.version, "live", False),
+        ]
         async with queries.reading(tables.url, tables.space) as connection:
             records = await queries.list_projections(connection, last_sequence=last, projection="runs")
         assert [record.health for record in records] == ["stopped", "beside"]
         assert (await one(log, tables, RunsLater())).dropped == (2,)
         last = await append_tasks(log, 1, prefix="later")
         await eventually(lambda: later.status().positions["runs"].sequence == last)
-        assert await generations(tables, "runs") == [(1, 1, "live", False), (3, 2, "live", True)]
+        assert await generations(tables, "runs") == [
+            (1, Runs.version, "live", False),
+            (3, RunsLater.version, "live", True),
+        ]
         assert (await one(log, tables, RunsLater())).dropped == (1,)  # the way back is to the one shown before
     assert await tables.row("SELECT count(*) FROM runs WHERE colour = 'red'") == (4,)
