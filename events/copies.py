@@ -11,7 +11,7 @@ import re
 from base64 import b64decode, b64encode
 from typing import NamedTuple
 
-__all__ = ["IMPORT", "Original", "copy_guard", "copy_headers", "original_line", "original_of"]
+__all__ = ["IMPORT", "Original", "copy_guard", "copy_headers", "original_of"]
 
 IMPORT = "cuebook.import"
 """Key in the metadata of a stream that was filled from an export: what was imported, as JSON."""
@@ -28,7 +28,10 @@ class Original(NamedTuple):
 
 def copy_headers(original: Original, name: bytes, guard: bytes) -> bytes:
     """The header block of a copy. `name`: its message id; `guard`: the condition for storing it, from `copy_guard`."""
-    return b"NATS/1.0\r\n%bNats-Msg-Id: %b\r\n%b\r\n" % (guard, name, original_line(original))
+    sequence, recorded_ns, headers = original
+    return b"NATS/1.0\r\n%bNats-Msg-Id: %b\r\nCuebook-Original: 1 %d %d %b\r\n\r\n" % (
+        guard, name, sequence, recorded_ns, b64encode(headers)
+    )  # fmt: skip
 
 
 def copy_guard(before: bytes, last: int, everything: str) -> bytes:
@@ -44,12 +47,6 @@ def copy_guard(before: bytes, last: int, everything: str) -> bytes:
         return b"Nats-Expected-Last-Sequence: %d\r\n" % last
     scope = everything.encode()
     return b"Nats-Expected-Last-Subject-Sequence: 0\r\nNats-Expected-Last-Subject-Sequence-Subject: %b\r\n" % scope
-
-
-def original_line(original: Original) -> bytes:
-    """The header of a copy that says what the original was, as a line with its end."""
-    sequence, recorded_ns, headers = original
-    return b"Cuebook-Original: 1 %d %d %b\r\n" % (sequence, recorded_ns, b64encode(headers))
 
 
 def original_of(headers: bytes | None) -> Original | None:
