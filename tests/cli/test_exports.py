@@ -195,10 +195,11 @@ async def test_an_interrupted_import_goes_on_where_it_was(
     await js_request(history.connection, f"STREAM.CREATE.{space.upper()}-B", config)
     for one in messages:
         block, body = base64.b64decode(one["hdrs"]), base64.b64decode(one.get("data", ""))
-        history.connection.write(
-            b"HPUB %b %d %d\r\n%b%b\r\n" % (one["subject"].encode(), len(block), len(block + body), block, body)
-        )
-    await history.connection.flush()
+        inbox = history.connection.new_inbox()
+        answer = await history.connection.subscribe(inbox)
+        place = b"%b %b" % (one["subject"].encode(), inbox.encode())
+        history.connection.write(b"HPUB %b %d %d\r\n%b%b\r\n" % (place, len(block), len(block + body), block, body))
+        assert b'"seq"' in (await answer.next_msg(timeout=10)).data
     told = await cli.json(*words)
     assert told["stored_before"] == 3
     assert await exported(cli, tmp_path / "second.jsonl", "--space", f"{space}-b") == first

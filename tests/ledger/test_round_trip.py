@@ -36,14 +36,22 @@ def block(headers: list[tuple[str, str]] | None) -> bytes:
 
 
 async def publish(log: EventLog, found: list[Message]) -> None:
+    """Store them; all are stored when this returns, but for those that repeat a message id."""
+    answered = asyncio.Semaphore(0)
+    inbox = log.connection.new_inbox()
+    listener = await log.connection.listen(inbox, lambda *message: answered.release())
     for topic, headers, body in found:
         subject, head = log.subjects.space.encode() + b"." + topic, block(headers)
+        to = b"%b %b" % (subject, inbox.encode())
         if head:
-            frame = b"HPUB %b %d %d\r\n%b%b\r\n" % (subject, len(head), len(head) + len(body), head, body)
+            frame = b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(head), len(head) + len(body), head, body)
         else:
-            frame = b"PUB %b %d\r\n%b\r\n" % (subject, len(body), body)
+            frame = b"PUB %b %d\r\n%b\r\n" % (to, len(body), body)
         log.connection.write(frame)
-    await log.connection.flush()
+    async with asyncio.timeout(30):
+        for _ in found:
+            await answered.acquire()
+    await listener.close()
 
 
 async def exported(log: EventLog, name: str) -> bytes:
