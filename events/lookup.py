@@ -16,10 +16,11 @@ from typing import NamedTuple
 import nats.errors
 
 from cuebook.events.connection import Connection
+from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import UnavailableError
 from cuebook.events.jetstream import js_request
 
-__all__ = ["StoredMessage", "first_match", "matches", "message_at"]
+__all__ = ["StoredMessage", "first_match", "matches", "message_at", "sequence_before"]
 
 BATCH = 256
 TIMEOUT_S = 5.0
@@ -55,6 +56,24 @@ async def matches(connection: Connection, stream: str, subjects: str, after: int
         if not more:
             return found
         after = found[-1].sequence
+
+
+async def sequence_before(connection: Connection, stream: str, moment: int) -> int:
+    """The last sequence of a stream that comes before its first message of `moment` (microseconds since 1970) or later.
+
+    0 when that is its very first. Raises UnavailableError, ConfigurationError.
+    """
+    config = {
+        "deliver_policy": "by_start_time",
+        "opt_start_time": to_datetime(moment).isoformat().replace("+00:00", "Z"),
+        "ack_policy": "none",
+        "max_deliver": 1,
+        "mem_storage": True,
+        "inactive_threshold": 5 * 10**9,
+    }
+    answer = await js_request(connection, f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+    connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
+    return int(answer["delivered"]["stream_seq"])
 
 
 async def _leader_get(connection: Connection, stream: str, request: dict[str, object]) -> StoredMessage | None:
