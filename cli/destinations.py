@@ -24,7 +24,6 @@ from cuebook.events.errors import (
     StreamMissingError,
 )
 from cuebook.events.log import EventLog, Stored
-from cuebook.events.lookup import first_match, message_at
 from cuebook.events.stream import StreamFacts
 
 __all__ = ["Destination", "LiveSpace", "Recording"]
@@ -100,7 +99,7 @@ class _Space(ABC):
         self._answered.set()
 
     async def _first_after(self, scope: str, after: int) -> tuple[int, str] | None:
-        found = await first_match(self.log.connection, self.log.subjects.stream, scope, after)
+        found = await self.log.first_match(scope, after)
         return (found.sequence, self._token_in(found.headers)) if found is not None else None
 
     @abstractmethod
@@ -127,12 +126,12 @@ class Recording(_Space):
         self._last, self._before, self.has_some = facts.last_sequence, b"", facts.last_sequence > 0
         if not self._last:
             return began
-        connection, stream = self.log.connection, self.log.subjects.stream
-        found = await message_at(connection, stream, self._last)
+        stream = self.log.subjects.stream
+        found = await self.log.message_at(self._last)
         original = original_of(found.headers) if found is not None else None
         if found is None or original is None:
             raise ConfigurationError(f"{stream} holds something at {self._last} that is no copy", remedy=_OTHER)
-        source = await message_at(self.part.log.connection, self.part.log.subjects.stream, original.sequence)
+        source = await self.part.log.message_at(original.sequence)
         if source is None or source.body != found.body:
             raise HistoryRegressedError(
                 f"sequence {original.sequence} of {self.part.log.subjects.stream} is not what was copied to {stream}",

@@ -14,7 +14,6 @@ from cuebook.cli.exits import InputError
 from cuebook.cli.slices import Message, Slice
 from cuebook.cli.views import event_view
 from cuebook.events.errors import ConfigurationError, HistoryRegressedError, UnavailableError
-from cuebook.events.lookup import message_at
 
 __all__ = ["FileDestination", "Stdout"]
 
@@ -97,8 +96,8 @@ class FileDestination:
 
     async def _compare(self, first: int, sequence: int, last: bytes) -> None:
         """The file must hold this slice, from its beginning, of this source."""
-        stream, connection = self._part.log.subjects.stream, self._part.log.connection
-        found = await message_at(connection, stream, sequence)
+        stream = self._part.log.subjects.stream
+        found = await self._part.log.message_at(sequence)
         if found is None or base64.b64encode(found.body).decode() != json.loads(last).get("body"):
             raise HistoryRegressedError(
                 f"sequence {sequence} of {stream} is not what stands in {self._path}",

@@ -143,7 +143,8 @@ async def _refuse_itself(part: Slice, log: EventLog, *, live_effects: bool) -> N
         theirs, ours = await log.verify(), await part.log.verify()
     except StreamMissingError:
         return
-    if (theirs.name, theirs.created) != (ours.name, ours.created):
+    here, there = part.log.subjects.stream, log.subjects.stream
+    if (there, theirs.created) != (here, ours.created):
         return
     outside = f"{part.log.subjects.space}.event."
     if not live_effects or not all(one.startswith(outside) for one in part.filters):

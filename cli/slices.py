@@ -14,7 +14,6 @@ from cuebook.cli.views import Item
 from cuebook.events.copies import original_of
 from cuebook.events.errors import NotFoundError
 from cuebook.events.log import EventLog, Stored
-from cuebook.events.lookup import first_match
 
 __all__ = ["Choice", "Message", "Slice", "make_slice"]
 
@@ -91,8 +90,7 @@ class Slice:
 
     async def first(self) -> int:
         """The sequence of its first message, of whatever type. Raises NotFoundError when there is none."""
-        stream, connection = self.log.subjects.stream, self.log.connection
-        found = [await first_match(connection, stream, one, self.after) for one in self.filters]
+        found = [await self.log.first_match(one, self.after) for one in self.filters]
         first = min((one.sequence for one in found if one is not None), default=self.until + 1)
         if first > self.until:
             raise NotFoundError(

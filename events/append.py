@@ -21,7 +21,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.errors import (
@@ -33,7 +33,7 @@ from cuebook.events.errors import (
     UnavailableError,
 )
 
-__all__ = ["Appender", "Done"]
+__all__ = ["Appender", "Done", "LogShape"]
 
 Done = Callable[[int, CuebookError | None], None]
 """Called once per append: with the stream sequence and None, or with 0 and the error. What it raises is logged."""
@@ -90,6 +90,25 @@ class _Append:
         self.refusal = ""
 
 
+class LogShape(Protocol):
+    """What an author has to know of a log that was rolled; `Chain` is one."""
+
+    @property
+    def generation(self) -> int:
+        """The newest one. What shall be the first under its scope was looked for in those before it."""
+
+    @property
+    def kept(self) -> int:
+        """What is older than this sequence is not in the stream any more."""
+
+
+class _Whole:
+    generation, kept = 1, 0
+
+
+_WHOLE: Final = _Whole()
+
+
 class Appender:
     """Appends events to one stream over one connection. Use `async with`; leaving it gives up what is under way."""
 
@@ -98,15 +117,18 @@ class Appender:
         connection: Connection,
         *,
         first_after: Callable[[str, int], Awaitable[tuple[int, str] | None]],
+        known: LogShape = _WHOLE,
         window: int = WINDOW,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
         """`first_after(filter, after)`: sequence and event id of the first message of a filter after a sequence.
 
         It must see everything that was acknowledged, so it asks the stream's leader, and raises UnavailableError when
-        that does not answer. `window` counts appends. `give_up_s` is how long an append may go unanswered.
+        that does not answer. `known`: how the log was rolled, as far as the author knows. `window` counts appends.
+        `give_up_s` is how long an append may go unanswered.
         """
         self._connection, self._first_after, self._window, self._give_up_s = connection, first_after, window, give_up_s
+        self._known = known
         self._pending: dict[int, _Append] = {}
         self._pending_bytes = 0
         self._waiting: deque[_Append] = deque()
@@ -171,6 +193,11 @@ class Appender:
         if _is_subject(subject) is None and block is None:
             raise InvalidTokenError(f"{subject[:80]!r} is no subject to append to")
         header = _header(subject, event_id, scope, expected) if block is None else block
+        if expected is not None and (known := self._known).generation > 1:
+            if expected == 0:
+                header = b"%bCuebook-Generation: %d\r\n\r\n" % (header[:-2], known.generation)
+            elif expected < known.kept:
+                header = _header(subject, event_id, scope, 0)
         size = len(header) + len(body)
         if size > self._connection.max_payload:
             raise PoisonMessageError(
@@ -281,7 +308,7 @@ class Appender:
 
     def _on_refusal(self, entry: _Append, payload: bytes) -> None:
         # An empty answer is the server's "no responders": no stream takes this subject, or it has no leader.
-        error: dict[str, Any] = {"code": 503, "description": "no stream listens"}
+        error: dict[str, Any] = {"code": 503, "description": "no stream listens; is the space being rolled?"}
         if payload:
             error = json.loads(payload)["error"]
         code, err_code = error.get("code", 500), error.get("err_code")

@@ -43,9 +43,15 @@ FirstAfter = Callable[[str, int], Awaitable[tuple[int, str] | None]]
 
 
 async def append_batch(
-    connection: Connection, members: Sequence[Member], *, scope: str, expected: int, first_after: FirstAfter
+    connection: Connection,
+    members: Sequence[Member],
+    *,
+    scope: str,
+    expected: int,
+    first_after: FirstAfter,
+    generation: int = 1,
 ) -> int:
-    """Append all members or none; returns the sequence of the last one. `first_after`: see Appender.
+    """Append all members or none; returns the sequence of the last one. `first_after`, `generation`: see Appender.
 
     Every member stands under `scope`, whose last message must have the sequence `expected` (0: there is none). Raises
     ConcurrencyConflictError, CommandRejectedError, UnavailableError when the outcome is unknown.
@@ -53,7 +59,7 @@ async def append_batch(
     assert 0 < len(members) <= MAX_BATCH, "a batch is cut by whoever knows where"
     give_up = time.monotonic() + GIVE_UP_S
     while True:
-        answer = await _send(connection, members, scope, expected)
+        answer = await _send(connection, members, scope, expected, generation)
         error = answer.get("error")
         if error is None:
             return int(answer["seq"])
@@ -70,12 +76,15 @@ async def append_batch(
         await asyncio.sleep(BACK_OFF_S)
 
 
-async def _send(connection: Connection, members: Sequence[Member], scope: str, expected: int) -> dict[str, Any]:
+async def _send(
+    connection: Connection, members: Sequence[Member], scope: str, expected: int, generation: int
+) -> dict[str, Any]:
     """One attempt. What is not answered comes as an error called silent."""
     batch = os.urandom(12).hex()
     guard = {
         "Nats-Expected-Last-Subject-Sequence": str(expected),
         "Nats-Expected-Last-Subject-Sequence-Subject": scope,
+        **({"Cuebook-Generation": str(generation)} if generation > 1 and not expected else {}),
     }
     try:
         for number, member in enumerate(members, 1):

@@ -42,6 +42,7 @@ from cuebook.events.facts import (
     RunStarted,
     RunStuck,
     SagaServed,
+    SpaceRolled,
     StepAnswered,
     StepAsked,
     StepCancelled,
@@ -77,6 +78,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     StepSlept, StepCopied, StepWaiting, StepMatched, StepAsked, StepAnswered, AnswerRefused, StepExpired, StepCancelled,
     AgentRegistered, AgentSuspected, AgentLost, AgentRecovered, DrainRequested, AgentDraining, AgentStopped,
     SagaServed,
+    SpaceRolled,
     MessageRejected,
 )  # fmt: skip
 

@@ -68,6 +68,8 @@ class Connection(Client):
         self._direct: dict[int, MessageCallback] = {}
         self._socket: _Socket | None = None
         self.on_reconnect: list[Callable[[], None]] = []
+        self.shared: dict[object, Any] = {}
+        """What those who use the connection know together, by keys of their own."""
         self.closed = asyncio.Event()
 
     @property

@@ -47,6 +47,7 @@ __all__ = [
     "RunStarted",
     "RunStuck",
     "SagaServed",
+    "SpaceRolled",
     "StepAnswered",
     "StepAsked",
     "StepCancelled",
@@ -637,6 +638,24 @@ class SagaServed(Event):
     event_type: ClassVar[str] = "saga.served.v1"
     on: str
     after: int = 0
+
+
+# --- the space --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceRolled(Event):
+    """The last message of a generation of the log: what comes after it is in stream `into`, as generation `generation`.
+
+    `stream` is the one that it ends. A roll that was given up leaves this behind, and the log goes on where it was; so
+    what holds is what the streams say of themselves.
+    """
+
+    event_type: ClassVar[str] = "space.rolled.v1"
+    generation: int
+    stream: str
+    into: str
+    by: str = ""
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
 from cuebook.events.codec import parse_headers
@@ -73,12 +73,19 @@ class Feed:
         held: Callable[[], bool] | None = None,
         on_open: Callable[[], None] | None = None,
         exact: bool = False,
+        marker: str = "",
+        successor: Callable[[int], Awaitable[str | None]] | None = None,
     ) -> None:
         """`start`: the first sequence wanted, from 1. `on_open` is called whenever delivery has begun (again).
 
         `exact`: times are nanoseconds, and what is not UTF-8 in a subject is there as surrogates instead of replaced.
+        `marker`: the subject after which the log may go on in another stream, which `successor` names; see `Chain`.
         """
         self._connection, self._stream, self._filters, self._on_message = connection, stream, list(filters), on_message
+        self._marker, self._successor, self._marked = marker.encode(), successor, 0
+        self._shows_marker = not marker or any(_matches(one, marker) for one in filters)
+        if not self._shows_marker:
+            self._filters.append(marker)
         self._held, self._on_open = held, on_open
         self._time_unit_ns, self._undecodable = (1, "surrogateescape") if exact else (1000, "replace")
         self._next = max(start, 1)
@@ -114,6 +121,11 @@ class Feed:
     def next_sequence(self) -> int:
         """The lowest sequence that may still come."""
         return self._next
+
+    def stands_at_marker(self) -> None:
+        """All up to a marker was read elsewhere: the log may go on in another stream."""
+        self._marked = self._next - 1
+        self._restart.set()
 
     def resume(self) -> None:
         """The receiver has room again. May be called at any time."""
@@ -197,6 +209,13 @@ class Feed:
             self._fail(self._regressed(f"begins again at {sequence}", self._next - 1))
             return
         self._next, self._last = sequence + 1, (sequence, recorded_ns)
+        if subject == self._marker:
+            self._marked = sequence
+            self._restart.set()
+            if not self._shows_marker:
+                if not pending and self._on_open is not None:
+                    self._on_open()
+                return
         if self._held is not None and delivered - self._acknowledged >= UNACKED // 4:
             self._owed = reply
             if not self._held():
@@ -239,7 +258,17 @@ class Feed:
         try:
             while not self.failure.done():
                 await self._wait_for_trouble()
-                await self._reopen()
+                if not self._marked or self._successor is None:
+                    await self._reopen()
+                    continue
+                marked = self._marked
+                self._restart.clear()
+                if following := await self._successor(marked):
+                    await self._reopen(following)
+                elif self._marked == marked:
+                    self._marked, self._heard = 0, time.monotonic()  # nothing was rolled: it just says so
+                else:
+                    self._restart.set()
         except CuebookError as error:
             self._fail(error)
         except Exception as error:  # a mistake of ours must not look like a quiet log
@@ -260,8 +289,10 @@ class Feed:
                 if self._connection.is_connected and now - self._heard > HEARTBEAT_S * MISSED_HEARTBEATS:
                     return
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, following: str = "") -> None:
         await self._close()
+        if following:
+            self._stream, self._marked = following, 0
         self._restart.clear()
         level = logging.WARNING
         while not self.failure.done():
@@ -284,3 +315,14 @@ class Feed:
         if not self.failure.done():
             self.failure.set_exception(error)
         self._restart.set()
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    """Whether a subject filter takes in a subject."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    for place, part in enumerate(wanted):
+        if part == ">":
+            return len(tokens) > place
+        if place >= len(tokens) or part not in ("*", tokens[place]):
+            return False
+    return len(wanted) == len(tokens)

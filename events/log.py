@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Self
 
 from cuebook.events.append import Appender, Done
 from cuebook.events.batch import MAX_BATCH, Member, append_batch
 from cuebook.events.codec import decode, encode
 from cuebook.events.connection import Connection
 from cuebook.events.copies import original_of
-from cuebook.events.envelope import Envelope, EventIds, Position, to_datetime
-from cuebook.events.errors import HistoryRegressedError, PoisonMessageError
+from cuebook.events.envelope import Envelope, EventIds, Position
+from cuebook.events.errors import ConcurrencyConflictError, HistoryRegressedError, PoisonMessageError
 from cuebook.events.facts import Event
-from cuebook.events.feed import UNACKED, Feed, OnMessage
-from cuebook.events.jetstream import js_request
-from cuebook.events.lookup import first_match, matches, message_at
+from cuebook.events.feed import OnMessage
+from cuebook.events.generations import chain_of
+from cuebook.events.log_feed import LogFeed
+from cuebook.events.lookup import StoredMessage, first_match, matches, message_at, sequence_before
+from cuebook.events.reading import OpenFeed, Stored, collected, stream_batches
 from cuebook.events.stream import StreamFacts, ensure_stream, verify_stream
 from cuebook.events.subjects import Subjects
 
 __all__ = ["EventLog", "Stored", "Unreadable"]
-
-READ_AHEAD = UNACKED
-"""Messages a reader holds before the server is made to wait; it may send as many again."""
-BATCH = READ_AHEAD // 4
-"""Messages handed over at once: a reader that is slow with them shall not hold two loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +41,6 @@ class Unreadable:
     remedy: str = ""
 
 
-class Stored(NamedTuple):
-    """A message as the stream holds it, byte for byte; what is not UTF-8 in its subject is there as surrogates."""
-
-    subject: str
-    body: bytes
-    sequence: int
-    recorded_ns: int
-    headers: bytes | None
-
-
 class EventLog:
     """The log of `space`. Use `async with`; the connection stays the caller's.
 
@@ -66,10 +52,12 @@ class EventLog:
         self.ids = EventIds()
         self.sees_originals = False
         """The stream holds copies; known once it was verified."""
-        self.appender = Appender(connection, first_after=self._first_after)
+        self.chain = chain_of(connection, self.subjects)
+        self.appender = Appender(connection, first_after=self._first_after, known=self.chain)
 
     async def __aenter__(self) -> Self:
         await self.appender.__aenter__()
+        self.chain.look_soon()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -147,6 +135,8 @@ class EventLog:
         stored unconditionally, once per `event_id`. Raises ConcurrencyConflictError, PoisonMessageError,
         CommandRejectedError, UnavailableError.
         """
+        if expected == 0:
+            await self._refuse_used(scope)
         event_id = event_id or self.ids()
         body = encode(
             event,
@@ -187,6 +177,8 @@ class EventLog:
             except PoisonMessageError as error:
                 raise PoisonMessageError(f"{subject}: {error}", remedy=error.remedy) from error
             members.append(Member(subject, body, event_id))
+        if expected == 0:
+            await self._refuse_used(scope)
         for begin in range(0, len(members), MAX_BATCH):
             expected = await append_batch(
                 self.connection,
@@ -194,8 +186,18 @@ class EventLog:
                 scope=scope,
                 expected=expected,
                 first_after=self._first_after,
+                generation=self.chain.generation,
             )
         return expected
+
+    async def _refuse_used(self, scope: str) -> None:
+        """The server knows no more of what ended before a roll: something may be under a scope where it sees nothing.
+
+        Raises ConcurrencyConflictError.
+        """
+        for past in await self.chain.pasts():
+            if await past.first_match(scope) is not None:
+                raise ConcurrencyConflictError(scope, 0)
 
     # --- reading ---
 
@@ -222,14 +224,23 @@ class EventLog:
                 remedy=error.remedy,
             )
 
-    def feed(self, on_message: OnMessage, *, after: int = 0, filters: Sequence[str] = ()) -> Feed:
-        """Raw messages after sequence `after`, for ever; see Feed."""
-        return Feed(
+    def feed(
+        self,
+        on_message: OnMessage,
+        *,
+        after: int = 0,
+        filters: Sequence[str] = (),
+        held: Callable[[], bool] | None = None,
+    ) -> LogFeed:
+        """Raw messages after sequence `after`, for ever; see LogFeed. `held`: see Feed."""
+        return LogFeed(
             self.connection,
-            self.subjects.stream,
-            filters=filters or [self.subjects.all],
+            self.subjects,
+            self.chain,
+            filters=filters,
             start=after + 1,
             on_message=on_message,
+            held=held,
         )
 
     async def follow(self, *, after: int = 0, filters: Sequence[str] = ()) -> AsyncGenerator[Envelope | Unreadable]:
@@ -271,36 +282,47 @@ class EventLog:
 
         On a replicated stream it may lack the very latest.
         """
-        found = await matches(self.connection, self.subjects.stream, scope, after)
+        found: list[StoredMessage] = []
+        for past in await self.chain.pasts(after):
+            found += await past.matches(scope, after)
+        chain = self.chain
+        found += await matches(self.connection, chain.stream, scope, max(after, chain.start))
         return [self.decode(*message) for message in found]
 
     async def first_sequence(self, scope: str) -> int:
         """The first sequence stored under a subject filter, or 0."""
-        found = await first_match(self.connection, self.subjects.stream, scope)
+        found = await self.first_match(scope)
         return found.sequence if found else 0
 
     async def at(self, sequence: int) -> Envelope | Unreadable | None:
         """The message at one sequence, or None."""
-        found = await message_at(self.connection, self.subjects.stream, sequence)
+        found = await self.message_at(sequence)
         return self.decode(*found) if found else None
+
+    async def message_at(self, sequence: int) -> StoredMessage | None:
+        """The same as it is stored."""
+        past = await self.chain.past_at(sequence)
+        return await (past.at(sequence) if past else message_at(self.connection, self.chain.stream, sequence))
+
+    async def first_match(self, scope: str, after: int = 0) -> StoredMessage | None:
+        """The first message stored under a subject filter after a sequence, as the stream's leader has it."""
+        for past in await self.chain.pasts(after):
+            if (found := await past.first_match(scope, after)) is not None:
+                return found
+        return await first_match(self.connection, self.chain.stream, scope, max(after, self.chain.start))
 
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
         if self.sees_originals:
             return await self._original_before(moment)
-        config = {
-            "deliver_policy": "by_start_time",
-            "opt_start_time": to_datetime(moment).isoformat().replace("+00:00", "Z"),
-            "ack_policy": "none",
-            "max_deliver": 1,
-            "mem_storage": True,
-            "inactive_threshold": 5 * 10**9,
-        }
-        stream = self.subjects.stream
-        request = {"stream_name": stream, "config": config}
-        answer = await js_request(self.connection, f"CONSUMER.CREATE.{stream}", request)
-        self.connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
-        return int(answer["delivered"]["stream_seq"])
+        pasts = await self.chain.pasts()
+        found = await sequence_before(self.connection, self.chain.stream, moment)
+        if found > self.chain.start or not pasts:
+            return found
+        for past in reversed(pasts):  # the current stream has some older messages too, but not all
+            if (found := await past.sequence_at(moment)) >= past.first:
+                return found
+        return 0
 
     async def _original_before(self, moment: int) -> int:
         """The same in an import, whose messages the server has stored much later: search by halves."""
@@ -353,52 +375,42 @@ class EventLog:
 
         `until` must be stored already. Memory and errors as for `follow`.
         """
-        waiting: list[Stored] = []
-        news = asyncio.Event()
-
-        def receive(subject: str, body: bytes, sequence: int, recorded_ns: int, headers: bytes | None) -> None:
-            waiting.append(Stored(subject, body, sequence, recorded_ns, headers))
-            news.set()
-
-        feed = Feed(
-            self.connection,
-            self.subjects.stream,
-            filters=filters or [self.subjects.all],
-            start=after + 1,
-            on_message=receive,
-            held=lambda: len(waiting) > READ_AHEAD,
-            on_open=news.set,
-            exact=True,
-        )
-        feed.failure.add_done_callback(lambda _: news.set())
-        async with feed:
-            while True:
-                while waiting:
-                    batch = waiting[:BATCH]
-                    del waiting[:BATCH]
-                    if len(waiting) <= READ_AHEAD // 2:
-                        feed.resume()
-                    if until is not None and batch[-1].sequence >= until:
-                        if batch := [message for message in batch if message.sequence <= until]:
-                            yield batch
-                        return
+        if until is None:
+            async with aclosing(collected(self._open_feed(after, filters), None)) as batches:
+                async for batch in batches:
                     yield batch
-                if feed.failure.done():
-                    feed.failure.result()
-                if until is not None and feed.pending == 0:
-                    await self._check_end(feed, until)
-                    return
-                feed.resume()
-                news.clear()
-                await news.wait()
+            return
+        for past in await self.chain.pasts(after):
+            async with aclosing(past.batches(after=after, until=min(until, past.last), filters=filters)) as batches:
+                async for batch in batches:
+                    yield batch
+        after = max(after, self.chain.start)
+        if after >= until:
+            return
+        every = filters or [self.subjects.all]
+        own = stream_batches(self.connection, self.chain.stream, after=after, until=until, filters=every)
+        async with aclosing(own) as batches:
+            async for batch in batches:
+                yield batch
 
-    async def _check_end(self, feed: Feed, until: int) -> None:
-        """Nothing more matches: because there is nothing, or because a server came back without its last messages?"""
-        if feed.opened > 1 and (last := (await self.verify()).last_sequence) < until:
-            raise HistoryRegressedError(f"stream {self.subjects.stream} ends at {last}, but it had {until} before")
+    def _open_feed(self, after: int, filters: Sequence[str]) -> OpenFeed:
+        def opened(on_message: OnMessage, held: Callable[[], bool], on_open: Callable[[], None]) -> LogFeed:
+            return LogFeed(
+                self.connection,
+                self.subjects,
+                self.chain,
+                filters=filters,
+                start=after + 1,
+                on_message=on_message,
+                held=held,
+                on_open=on_open,
+                exact=True,
+            )
+
+        return opened
 
     async def _first_after(self, scope: str, after: int) -> tuple[int, str] | None:
-        found = await first_match(self.connection, self.subjects.stream, scope, after)
+        found = await self.first_match(scope, after)
         if found is None:
             return None
         item = self.decode(*found)

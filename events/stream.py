@@ -5,16 +5,23 @@ Source of the settings: design §6; JetStream ADR-1, ADR-8, ADR-50; server 2.12 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection
 from cuebook.events.copies import IMPORT
 from cuebook.events.errors import ConfigurationError, StreamMissingError
+from cuebook.events.generations import NEXT, StreamNames, chain_of, frozen_subject, marker_of
 from cuebook.events.jetstream import js_request
+from cuebook.events.past import Generation
 
-__all__ = ["RECORDING", "StreamFacts", "StreamNames", "ensure_stream", "refuse_recording", "verify_stream"]
+__all__ = [
+    "RECORDING", "StreamFacts", "StreamNames", "differences", "ensure_stream", "refuse_recording", "stream_config",
+    "verify_stream",
+]  # fmt: skip
 
 RECORDING = "cuebook.recording"
 """Key in the metadata of a stream that holds a copy of history, such as a replay or an import. It is set when the
@@ -32,7 +39,8 @@ MAX_CONSUMERS = 100_000
 """The server's own default is 1,000 a stream (err_code 10026), one per agent instance is needed."""
 MINIMUM_SERVER = (2, 12)
 _NAME_IN_USE = 10058
-_NO_STREAM = 10059
+
+logger = logging.getLogger(__name__)
 
 _MUST: dict[str, Any] = {
     "retention": "limits",
@@ -56,7 +64,11 @@ _MUST_NOT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFacts:
-    """What the server says about the stream. Sequences are 0 when it is empty; `bytes` is what it takes on disk."""
+    """What the server says about a log: of all its generations where it was rolled, and else of its one stream.
+
+    Sequences are 0 when it is empty; `bytes` is what it takes on disk. `name`, `consumers` and `subjects` are those of
+    the current stream.
+    """
 
     name: str
     first_sequence: int
@@ -76,30 +88,12 @@ class StreamFacts:
     """What was imported into it, as JSON; empty for a stream that was not. Its messages are copies, see `copies`."""
     sealed: bool = False
     """Nothing can be added any more: an import that is complete."""
-
-
-class StreamNames(Protocol):
-    """How a stream is called, what it takes in and where it says so again. `Subjects` is one."""
-
-    @property
-    def space(self) -> str:
-        """Whose it is."""
-
-    @property
-    def stream(self) -> str:
-        """The stream's own name."""
-
-    @property
-    def all(self) -> str:
-        """What it takes in."""
-
-    @property
-    def live(self) -> str:
-        """Where each message is published again once it is stored."""
-
-    @property
-    def purpose(self) -> str:
-        """What it is for, in a few words."""
+    generation: int = 1
+    """Which one is the current one; see `generations`."""
+    earlier: Sequence[Generation] = ()
+    """Those that have ended, oldest first."""
+    rolling: bool = False
+    """The next generation is being made: what is to be written waits until it is there."""
 
 
 def stream_config(subjects: StreamNames, replicas: int, *, recording: bool = False) -> dict[str, Any]:
@@ -137,13 +131,11 @@ async def ensure_stream(
         }
         config.pop("republish", None)
     _check_server(connection)
-    # One that is there with another configuration is left alone: the check says what is wrong with it.
-    await js_request(
-        connection,
-        f"STREAM.CREATE.{subjects.stream}",
-        config,
-        none_for={_NAME_IN_USE},
-    )
+    try:  # one that was rolled would be missed under its first name
+        await chain_of(connection, subjects).look()
+    except StreamMissingError:
+        # One that is there with another configuration is left alone: the check says what is wrong with it.
+        await js_request(connection, f"STREAM.CREATE.{subjects.stream}", config, none_for={_NAME_IN_USE})
     return await verify_stream(connection, subjects)
 
 
@@ -154,33 +146,38 @@ async def verify_stream(connection: Connection, subjects: StreamNames) -> Stream
     UnavailableError when JetStream does not answer.
     """
     _check_server(connection)
-    info = await js_request(connection, f"STREAM.INFO.{subjects.stream}", {}, none_for={_NO_STREAM})
-    if info is None:
-        raise StreamMissingError(
-            f"there is no stream {subjects.stream} for space {subjects.space!r}",
-            remedy="start the orchestrator once ('cuebook serve orchestrator' or 'cuebook dev'); it creates the stream",
-        )
+    chain = chain_of(connection, subjects)
+    info = await chain.look()
     config, state = info["config"], info["state"]
-    wrong = _differences(config, subjects)
+    wrong = differences(config, subjects)
     if wrong:
         raise ConfigurationError(
-            f"stream {subjects.stream} could lose events: " + "; ".join(wrong),
+            f"stream {config['name']} could lose events: " + "; ".join(wrong),
             remedy="correct these settings with 'nats stream edit', or use another space",
         )
+    if chain.rolling:
+        logger.warning("space %s is being rolled to a fresh stream: what is written waits for it", subjects.space)
+    metadata = config.get("metadata") or {}
+    first, own = state["first_seq"], state["messages"]
+    if chain.earlier:
+        first, own = chain.earlier[0].first, state["last_seq"] - chain.start
     return StreamFacts(
-        name=subjects.stream,
-        first_sequence=state["first_seq"],
+        name=config["name"],
+        first_sequence=first,
         last_sequence=state["last_seq"],
-        messages=state["messages"],
-        bytes=state["bytes"],
+        messages=sum(one.last - one.first + 1 for one in chain.earlier) + own,
+        bytes=sum(one.bytes for one in chain.earlier) + state["bytes"],
         consumers=state["consumer_count"],
         subjects=state.get("num_subjects", 0),
         replicas=config.get("num_replicas", 1),
-        recording=RECORDING in (config.get("metadata") or {}),
-        origin=(config.get("metadata") or {}).get(RECORDING, ""),
-        created=info["created"],
-        imported=(config.get("metadata") or {}).get(IMPORT, ""),
-        sealed=bool(config.get("sealed")),
+        recording=RECORDING in metadata,
+        origin=metadata.get(RECORDING, ""),
+        created=chain.earlier[0].created if chain.earlier else info["created"],
+        imported=metadata.get(IMPORT, ""),
+        sealed=bool(config.get("sealed")) and NEXT not in metadata,
+        generation=chain.generation,
+        earlier=chain.earlier,
+        rolling=chain.rolling,
     )
 
 
@@ -208,13 +205,18 @@ def _check_server(connection: Connection) -> None:
         )
 
 
-def _differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
+def differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
+    """What is wrong with the settings of a stream that all of a space is written to; empty when nothing is."""
     must = {
         **_MUST,
         **dict.fromkeys(_MUST_NOT),
         "subjects": [subjects.all],
         "republish": {"src": subjects.all, "dest": subjects.live},
     }
+    if NEXT in (config.get("metadata") or {}):  # it is being rolled; see actors/rolling
+        taken = config.get("subjects") or [""]
+        ended = len(taken) == 1 and taken[0].startswith(frozen_subject(subjects, 0)[:-1])
+        must |= {"subjects": taken if ended else [marker_of(subjects)], "sealed": config.get("sealed")}
     copy = not {IMPORT, RECORDING}.isdisjoint(config.get("metadata") or {})
     if copy:  # nobody shall hear of it again, and to one that is complete nothing can be added
         must |= {"republish": None, "sealed": config.get("sealed")}

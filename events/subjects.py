@@ -8,6 +8,7 @@
     <space>.saga.<saga>.<fact>                                       from when its events count
     <space>.event.<topic>                                            facts from anybody; a topic may have dots
     <space>.rejected.<sequence>                                      the message at that sequence was refused
+    <space>.space.<fact>                                             about the space and its log
     live.<space>.>                                                   all of it again, once it is durable
 
 Tasks and steps of a run share one numbering, from 0, in the order in which the saga asked for them.
@@ -27,7 +28,7 @@ __all__ = ["MAX_TOPIC_LENGTH", "Address", "Kind", "Subjects", "check_token", "pa
 MAX_TOPIC_LENGTH = 255
 """Characters, dots included: with it every subject stays far below the server's `max_control_line` of 4 KiB."""
 
-Kind = Literal["run", "task", "step", "progress", "agent", "saga", "event", "rejected"]
+Kind = Literal["run", "task", "step", "progress", "agent", "saga", "event", "rejected", "space"]
 
 _ID = "[a-z0-9][a-z0-9_-]{0,63}"
 _NUMBER_PATTERN = "0|[1-9][0-9]{0,8}"
@@ -35,7 +36,7 @@ _TASK_PATTERN = (
     rf"run\.({_ID})\.task\.({_NUMBER_PATTERN})\.({_ID})"
     rf"(?:\.({_ID})(?:\.({_ID}))?)?"
 )
-_RESERVED = frozenset({"control", "deliver", "heartbeat", "live", "query", "seals"})
+_RESERVED = frozenset({"control", "deliver", "heartbeat", "live", "query", "rolled", "seals"})
 _MAX_NUMBER = 999_999_999
 _MAX_SEQUENCE = 2**63 - 1
 _is_token = re.compile(_ID).fullmatch
@@ -95,6 +96,8 @@ class Subjects:
         self.all_runs = f"{space}.run.>"
         self.all_agents = f"{space}.agent.>"
         self.all_rejected = f"{space}.rejected.*"
+        self.all_sagas = f"{space}.saga.>"
+        self.all_of_space = f"{space}.space.>"
         self.stream = space.upper()
         self._cut = len(space) + 1
         self._prefix = f"{space}."
@@ -149,6 +152,10 @@ class Subjects:
         if type(sequence) is not int or not 0 <= sequence <= _MAX_SEQUENCE:
             raise InvalidTokenError(f"{sequence!r} is no stream sequence")
         return f"{self.space}.rejected.{sequence}"
+
+    def of_space(self, fact: str) -> str:
+        """A fact about the space itself."""
+        return f"{self.space}.space.{check_token(fact, 'fact')}"
 
     # Scopes: what an append names to say which history it has read (design §2), and what a reader filters on.
 
@@ -250,6 +257,8 @@ def _parse(tokens: list[str]) -> Address | None:
         case "event" if size >= 2:
             topic = ".".join(tokens[1:])
             return Address("event", "event", topic=topic) if len(topic) <= MAX_TOPIC_LENGTH else None
+        case "space" if size == 2:
+            return Address("space", tokens[1])
         case "rejected" if size == 2 and _is_sequence(tokens[1]):
             sequence = int(tokens[1])
             return Address("rejected", "rejected", n=sequence) if sequence <= _MAX_SEQUENCE else None

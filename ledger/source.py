@@ -58,7 +58,7 @@ class Source:
         """What an export of a part says at its beginning. The part is not empty."""
         header = Header(
             space=self._origin,
-            stream=self.imported.header.stream if self.imported else self._facts.name,
+            stream=self.imported.header.stream if self.imported else self._log.subjects.stream,
             filters=tuple(self._rooted(one) for one in filters),
             first=after + 1,
             last=until,

@@ -8,7 +8,6 @@ from typing import Final, Self
 
 from cuebook.events.envelope import Position
 from cuebook.events.errors import HistoryRegressedError
-from cuebook.events.feed import Feed
 from cuebook.events.log import EventLog, Unreadable
 from cuebook.projections.checkpoint import position_of
 from cuebook.projections.projection import Item
@@ -32,14 +31,7 @@ class LogReader:
         self._interruption: Exception | None = None
         self._waiting: deque[Item] = deque()
         self._arrived = asyncio.Event()
-        self._feed = Feed(
-            log.connection,
-            log.subjects.stream,
-            filters=[log.subjects.all],
-            start=after.sequence + 1,
-            on_message=self._receive,
-            held=lambda: len(self._waiting) > 2 * batch_size,
-        )
+        self._feed = log.feed(self._receive, after=after.sequence, held=lambda: len(self._waiting) > 2 * batch_size)
         self._feed.failure.add_done_callback(lambda _: self._arrived.set())
 
     async def __aenter__(self) -> Self:

@@ -8,7 +8,8 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, UnavailableError
-from cuebook.events.feed import js_request
+from cuebook.events.generations import chain_of
+from cuebook.events.jetstream import js_request
 from cuebook.events.subjects import Subjects
 
 __all__ = ["Inboxes"]
@@ -25,6 +26,7 @@ class Inboxes:
 
     def __init__(self, connection: Connection, subjects: Subjects) -> None:
         self._connection, self._subjects = connection, subjects
+        self._chain = chain_of(connection, subjects)
         self._wanted: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
@@ -55,7 +57,8 @@ class Inboxes:
             return
         if anew:
             await self.close(agent, instance)
-        stream, name = self._subjects.stream, f"{agent}__{instance}"
+        await self._chain.known()
+        stream, name = self._chain.stream, f"{agent}__{instance}"
         config: dict[str, Any] = {
             "durable_name": name,
             "deliver_policy": "by_start_sequence",
@@ -76,11 +79,11 @@ class Inboxes:
                 raise
 
     async def close(self, agent: str, instance: str) -> None:
-        """Delete the consumer; it may be gone already. Raises UnavailableError."""
+        """Delete the consumer, also one from before a roll; it may be gone already. Raises UnavailableError."""
+        before = [one.stream for one in self._chain.earlier[-1:]]
         try:
-            await self._connection.request(
-                f"$JS.API.CONSUMER.DELETE.{self._subjects.stream}.{agent}__{instance}", b"", timeout=5
-            )
+            for stream in (*before, self._chain.stream):
+                await self._connection.request(f"$JS.API.CONSUMER.DELETE.{stream}.{agent}__{instance}", b"", timeout=5)
         except (nats.errors.Error, TimeoutError) as error:
             raise UnavailableError(f"JetStream did not answer: {str(error) or type(error).__name__}") from error
 

@@ -69,6 +69,35 @@ class Openings:
         if run is not None and run.status != "new":
             self._reject_late(trigger, run_id)
             return
+        if self._port.was_rolled():
+            self._starting[run_id] = []
+            self._port.first_sequence(
+                self.world.subjects.everything_of(run_id), lambda first: self._start_if_new(trigger, run_id, first)
+            )
+        else:
+            self._start(trigger, run_id)
+
+    def _start_if_new(self, trigger: Trigger, run_id: str, first: int) -> None:
+        """The whole log was looked through, of which the server knows only a part: here is what is first of the run."""
+        waiting = self._starting.pop(run_id, None)
+        if waiting is None:
+            return  # somebody else decides now
+        if not self._is_open(trigger):
+            for one in filter(self._is_open, waiting):
+                self._again(("trigger", one.sequence, one.saga))
+        elif not first:
+            self._start(trigger, run_id)
+            if run_id in self._starting:
+                self._starting[run_id] = waiting
+        elif self.world.position.sequence >= first:
+            for one in filter(self._is_open, (trigger, *waiting)):
+                self._reject_late(one, run_id)
+        else:
+            for one in (trigger, *waiting):
+                self._again(("trigger", one.sequence, one.saga))
+
+    def _start(self, trigger: Trigger, run_id: str) -> None:
+        saga = self._sagas[trigger.saga]
         event = RunStarted(saga=saga.name, version=saga.version, input=trigger.data, trigger=trigger.sequence)
 
         def done(_: int, error: CuebookError | None) -> None:
@@ -143,7 +172,7 @@ class Openings:
                 remedy,
                 correlation_id=waiting[0].correlation_id,
                 sagas=[trigger.saga for trigger in waiting],
-                expected=max(trigger.refused for trigger in waiting),
+                expected=max(trigger.refused if self._port.is_guard(trigger.refused) else 0 for trigger in waiting),
             )
 
     def reject_message(

@@ -58,6 +58,14 @@ class Port(Protocol):
         """Find the first outside event in (after, until] whose data has all of `match`; no answer if there is none."""
         ...
 
+    def was_rolled(self) -> bool:
+        """Whether the server knows only of a part of the log whether something is the first under its scope."""
+        ...
+
+    def is_guard(self, sequence: int) -> bool:
+        """Whether what was stored at a sequence, about no run and no instance, can be expected under its scope."""
+        ...
+
     def ready(self) -> None:
         """From here on the log says of every saga from when its events count. May be called again."""
         ...

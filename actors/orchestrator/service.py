@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ from cuebook.events.append import Done
 from cuebook.events.connection import Connection, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
-from cuebook.events.facts import Event, RunCompleted, RunStuck, StepAsked, StepWaiting, TaskRequested
-from cuebook.events.feed import Feed
+from cuebook.events.facts import Event, RunCompleted, RunStarted, RunStuck, StepAsked, StepWaiting, TaskRequested
 from cuebook.events.jetstream import js_request
-from cuebook.events.log import EventLog
+from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.log_feed import LogFeed
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class OrchestratorService:
         self.in_place = asyncio.Event()
         """It is deciding, or stands by for another."""
         self._stopping = asyncio.Event()
-        self._feed: Feed | None = None
+        self._feed: LogFeed | None = None
         self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
         self._snapshot_at = 0
@@ -105,7 +106,7 @@ class OrchestratorService:
 
         Raises ConfigurationError for a stream that could lose events or that is a recording, HistoryRegressedError.
         """
-        async with self.log:
+        async with self.log, self._noticing_rolls():
             facts = await self.log.ensure(replicas=self._replicas)
             refuse_recording(facts)
             began = facts.last_sequence
@@ -119,6 +120,14 @@ class OrchestratorService:
                 logger.info("the snapshot cannot be used, reading the whole log: %s", error)
                 self._forget(began)
                 await self._serve()
+
+    @contextlib.asynccontextmanager
+    async def _noticing_rolls(self) -> AsyncIterator[None]:
+        self.log.chain.on_roll.append(self._on_roll)
+        try:
+            yield
+        finally:
+            self.log.chain.on_roll.remove(self._on_roll)
 
     async def _find_beginning(self) -> int:
         """Where the stream ended when this process began: the last sequence that was certainly stored before."""
@@ -206,16 +215,26 @@ class OrchestratorService:
         own = self._own.pop(sequence, None)
         if own is not None and own[0].encode() in body:  # else a server came back without what it had acknowledged
             envelope = self._own_envelope(*own, subject, sequence, recorded_at)
-            self.core.receive(envelope)
+            first = type(own[1]) is RunStarted and self.log.chain.generation > 1
+            self.core.receive(envelope, guarded=not first or self._is_guarded(envelope, headers))
             if self._tracer is not None:
                 self._tracer.saw(envelope, self.core.world)
             return
         item = self.log.decode(subject, body, sequence, recorded_at, headers)
-        self.core.receive(item, guarded=is_guarded(item, headers))
+        self.core.receive(item, guarded=self._is_guarded(item, headers))
         if self._tracer is not None and self.caught_up.is_set() and isinstance(item, Envelope):
             self._tracer.saw(item, self.core.world)
         if not self.caught_up.is_set() and sequence >= self._target:
             self.caught_up.set()
+
+    def _is_guarded(self, item: Envelope | Unreadable, headers: bytes | None) -> bool:
+        return is_guarded(item, headers, self.log.chain.generation_of(item.sequence))
+
+    def _on_roll(self) -> None:
+        """What is assigned from here on stands in another stream: the inboxes have to be there."""
+        for one in self.core.world.registry.instances.values() if self.core.active else ():
+            if one.health not in ("stopped", "lost", "unregistered"):
+                self.open_inbox(one.agent, one.instance, one.registered_sequence, anew=True)
 
     def _own_envelope(
         self,
@@ -293,7 +312,7 @@ class OrchestratorService:
     async def _set_clock(self) -> None:
         """Moments in the log are the server's, and its clock may differ from ours."""
         began = time.monotonic_ns()
-        info = await js_request(self._connection, f"STREAM.INFO.{self.log.subjects.stream}", {})
+        info = await js_request(self._connection, f"STREAM.INFO.{self.log.chain.stream}", {})
         told = datetime.fromisoformat(info["ts"][:19] + "+00:00").timestamp() + float(
             "0." + info["ts"][20:26].strip("Z")
         )
@@ -395,6 +414,14 @@ class OrchestratorService:
     ) -> None:
         """See Port."""
         self._look_back.find(topic, match, after, until, answer)
+
+    def was_rolled(self) -> bool:
+        """See Port."""
+        return self.log.chain.generation > 1
+
+    def is_guard(self, sequence: int) -> bool:
+        """See Port."""
+        return sequence > self.log.chain.start or self.log.chain.kept > 0
 
     def ready(self) -> None:
         """See Port."""

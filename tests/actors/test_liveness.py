@@ -286,6 +286,12 @@ class Notes:
         self, topic: str, match: dict[str, Any], after: int, until: int, answer: Callable[[int, Any], None]
     ) -> None: ...
     def ready(self) -> None: ...
+    def was_rolled(self) -> bool:
+        return False
+
+    def is_guard(self, sequence: int) -> bool:
+        return True
+
     def now(self) -> int:
         return 0
 

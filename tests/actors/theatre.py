@@ -211,6 +211,12 @@ class Director:
     def close_inbox(self, agent: str, instance: str) -> None:
         pass
 
+    def was_rolled(self) -> bool:
+        return False
+
+    def is_guard(self, sequence: int) -> bool:
+        return True
+
     def first_sequence(self, scope: str, answer: Callable[[int], None]) -> None:
         self.answers.append(lambda: answer(self.book.first(scope)))
 

@@ -158,7 +158,7 @@ def fold(history: History) -> dict[str, Any]:
     items = history.items()
     world = World(EventLog(cast("Connection", None), history.space, source="").subjects, {})
     for item, message in zip(items, history.messages, strict=True):
-        world.fold(item, guarded=is_guarded(item, message.headers))
+        world.fold(item, guarded=is_guarded(item, message.headers, 1))
     known = [item for item in items if isinstance(item, Envelope) and item.address.kind in ("run", "task", "step")]
     run_ids = dict.fromkeys(item.address.run_id for item in known)
     runs = {run_id: run_view(fold_run(run_id, items)) for run_id in run_ids}

@@ -54,14 +54,14 @@ def test_its_open_runs_and_their_tables_are_the_same_from_a_snapshot_or_in_parts
     subjects = Subjects(history.space)
     whole = World(subjects, {})
     for item, message in items:
-        whole.fold(item, guarded=is_guarded(item, message.headers))
+        whole.fold(item, guarded=is_guarded(item, message.headers, 1))
     for cut in range(0, len(items), max(1, len(items) // 20)):
         first, second = World(subjects, {}), World(subjects, {})
         for item, message in items[:cut]:
-            first.fold(item, guarded=is_guarded(item, message.headers))
+            first.fold(item, guarded=is_guarded(item, message.headers, 1))
         second.load(msgpack.unpackb(msgpack.packb(first.dump()), strict_map_key=False))
         for item, message in items[cut:]:
-            second.fold(item, guarded=is_guarded(item, message.headers))
+            second.fold(item, guarded=is_guarded(item, message.headers, 1))
         assert second.dump() == whole.dump()
     found = fold(history)
     assert found["open"] == {run_id: found["runs"][run_id] for run_id in found["open"]}

@@ -1,0 +1,282 @@
+"""The generations of a space's log, and which stream takes in what is written now: the one place that finds out.
+
+A log that was rolled goes on in a fresh stream under the same numbering, and each stream says in its metadata which
+ones came before it. One Chain serves everything on a connection. It notices a roll by the marker that is published
+again on `live.`, and looks once more after a reconnect, where that may have been missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from cuebook.events.connection import Connection
+from cuebook.events.errors import ConfigurationError, StreamMissingError, UnavailableError
+from cuebook.events.jetstream import js_request
+from cuebook.events.past import Generation, Past, PastOpener, StreamPast
+
+__all__ = [
+    "BEFORE", "KEPT", "NEXT", "Chain", "StreamNames", "chain_of", "frozen_subject", "is_current", "marker_of",
+    "stream_name", "use_past_opener",
+]  # fmt: skip
+
+BEFORE = "cuebook.before"
+"""Key in the metadata of a stream: the generations before it, as a JSON list; see `Generation`."""
+NEXT = "cuebook.next"
+"""Key in the metadata of a stream that is, or was, rolled: the stream that comes after it."""
+KEPT = "cuebook.kept"
+"""Key in the metadata of a stream: the sequence from which on it has all; 0 where it has what was open, from its first.
+
+Where it is not 0, nothing older is in the stream, so an author who has read that expects nothing in there."""
+_NO_STREAM: Final = 10059
+_POLL_S: Final = 0.02
+_POLL_MOST_S: Final = 0.5
+_NAMES: Final = 1024
+"""Names that the server gives at once."""
+
+logger = logging.getLogger(__name__)
+
+
+class StreamNames(Protocol):
+    """How a stream is called, what it takes in and where it says so again. `Subjects` is one."""
+
+    @property
+    def space(self) -> str:
+        """Whose it is."""
+
+    @property
+    def stream(self) -> str:
+        """The name of its first stream."""
+
+    @property
+    def all(self) -> str:
+        """What it takes in."""
+
+    @property
+    def live(self) -> str:
+        """Where each message is published again once it is stored."""
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, in a few words."""
+
+
+def stream_name(names: StreamNames, generation: int) -> str:
+    """The stream of a generation. `@` stands in no space id, so that names never meet."""
+    return names.stream if generation == 1 else f"{names.stream}@{generation}"
+
+
+def marker_of(names: StreamNames) -> str:
+    """The subject of the last message of a generation."""
+    return f"{names.all[:-1]}space.rolled"
+
+
+def frozen_subject(names: StreamNames, generation: int) -> str:
+    """All that the stream of a generation that has ended would take in, and by which it is found."""
+    return f"rolled.{names.all[:-1]}{generation}"
+
+
+def is_current(info: Mapping[str, Any], names: StreamNames) -> bool:
+    """Whether a stream is what all is written to."""
+    return not info["config"].get("mirror") and info["config"].get("subjects") == [names.all]
+
+
+def _metadata(info: Mapping[str, Any]) -> dict[str, str]:
+    return info["config"].get("metadata") or {}
+
+
+class Chain:
+    """The generations of one log; see `chain_of`."""
+
+    def __init__(self, connection: Connection, names: StreamNames) -> None:
+        self._connection, self._names = connection, names
+        self.stream = names.stream
+        """The current stream, as far as is known."""
+        self.generation = 1
+        self.start = 0
+        """The last sequence of the generations before; the current one's own come after it."""
+        self.earlier: Sequence[Generation] = ()
+        self.kept = 0
+        """What is older than this sequence is not in the current stream, nor any guard on it; see `KEPT`."""
+        self.rolling = False
+        """Nothing can be written just now: the next stream is being made."""
+        self._pasts: dict[int, Past] = {}
+        self._stale, self._listening = True, False
+        self._looking = asyncio.Lock()
+        self._errand: asyncio.Task[None] | None = None
+        self.on_roll: list[Callable[[], None]] = []
+        """Called when the current stream has become another one."""
+
+    async def look(self) -> dict[str, Any]:
+        """Find the current stream, by asking the server, and give its STREAM.INFO.
+
+        Raises StreamMissingError, ConfigurationError, UnavailableError.
+        """
+        if not self._listening:
+            self._listening = True
+            await self._connection.listen(f"live.{marker_of(self._names)}", self._suspect)
+            self._connection.on_reconnect.append(self._suspect)
+        async with self._looking:
+            self._stale = False  # what is noticed from here on counts
+            try:
+                return self._take(await self._find())
+            except BaseException:
+                self._stale = True
+                raise
+
+    async def known(self) -> None:
+        """Look, unless nothing has happened since that was done. Raises as `look`."""
+        if self._stale:
+            await self.look()
+
+    def look_soon(self) -> None:
+        """Look, unless that is known, without waiting for it; and again until a roll that is under way is over."""
+        if self._stale and (self._errand is None or self._errand.done()):
+            self._errand = asyncio.get_running_loop().create_task(self._keep_looking())
+
+    def generation_of(self, sequence: int) -> int:
+        """Whose a sequence is."""
+        if sequence > self.start:
+            return self.generation
+        return next((one.generation for one in self.earlier if sequence <= one.last), self.generation)
+
+    async def pasts(self, after: int = 0) -> list[Past]:
+        """The generations that have ended and hold something after a sequence, oldest first. Raises as `look`."""
+        await self.known()
+        return [await self._past(one) for one in self.earlier if one.last > after]
+
+    async def past_at(self, sequence: int) -> Past | None:
+        """The generation that has ended and holds a sequence; None for one of the current. Raises as `look`."""
+        await self.known()
+        found = next((one for one in self.earlier if one.first <= sequence <= one.last), None)
+        return await self._past(found) if found is not None else None
+
+    async def successor(self, marker: int) -> str | None:
+        """The stream in which the log goes on after the marker at a sequence; waits until it is there.
+
+        None when the log goes on where it was: nothing was rolled there.
+        """
+        pause_s = _POLL_S
+        while True:
+            try:
+                await self.look()
+            except UnavailableError as error:
+                if self._connection.is_closed:
+                    raise
+                logger.debug("cannot look for the next stream: %s", error)
+            else:
+                following = next((one.stream for one in self.earlier if one.first == marker + 1), "")
+                if following or self.start == marker:
+                    return following or self.stream
+                if not self.rolling:
+                    return None
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_MOST_S)
+
+    # --- finding ---
+
+    def _suspect(self, *_: object) -> None:
+        self._stale = True
+        self.look_soon()
+
+    async def _keep_looking(self) -> None:
+        pause_s = _POLL_S
+        while self._stale and not self._connection.is_closed:
+            try:
+                await self.look()
+            except UnavailableError as error:
+                logger.debug("cannot look for the current stream: %s", error)
+            except ConfigurationError:
+                return  # whoever needs it is told
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_MOST_S)
+
+    async def _info(self, stream: str) -> dict[str, Any] | None:
+        info: dict[str, Any] | None = await js_request(
+            self._connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM}
+        )
+        return info
+
+    async def _find(self) -> dict[str, Any]:
+        info = await self._info(self.stream)
+        if info is None and (name := await self._search()) is not None:
+            info = await self._info(name)
+        if info is None:
+            raise StreamMissingError(
+                f"there is no stream {self._names.stream} for space {self._names.space!r}",
+                remedy="start the orchestrator once ('cuebook serve orchestrator' or 'cuebook dev'); "
+                "it creates the stream",
+            )
+        while successor := _metadata(info).get(NEXT):
+            following = await self._info(successor)
+            if following is None or following["config"].get("mirror"):
+                break
+            info = following
+        return info
+
+    async def _search(self) -> str | None:
+        """The newest stream of the space, where the first one is not there any more."""
+        is_ours = re.compile(rf"{re.escape(self._names.stream)}(?:@([0-9]+))?").fullmatch
+        found: dict[int, str] = {}
+        for subject in (self._names.all, f"rolled.{self._names.all[:-1]}*"):
+            answer = await js_request(self._connection, "STREAM.NAMES", {"subject": subject})
+            for name in answer.get("streams") or ():
+                if match := is_ours(name):
+                    found[int(match[1] or 1)] = name
+            if found:
+                break
+        return found[max(found)] if found else None
+
+    def _take(self, info: dict[str, Any]) -> dict[str, Any]:
+        metadata = _metadata(info)
+        try:
+            earlier = [Generation.from_data(one) for one in json.loads(metadata.get(BEFORE, "[]"))]
+        except ValueError as error:
+            raise ConfigurationError(f"stream {info['config']['name']} names its past in no form I know") from error
+        if list(self.earlier) != earlier:
+            self._pasts.clear()
+        stream, self.stream, self.earlier = self.stream, info["config"]["name"], earlier
+        self.generation = earlier[-1].generation + 1 if earlier else 1
+        self.start = earlier[-1].last if earlier else 0
+        self.kept = int(metadata.get(KEPT, "0"))
+        self.rolling = NEXT in metadata
+        self._stale = self._stale or self.rolling
+        if self.stream != stream:
+            for tell in list(self.on_roll):
+                tell()
+        return info
+
+    async def _past(self, about: Generation) -> Past:
+        past = self._pasts.get(about.generation)
+        if past is None:
+            opener: PastOpener | None = self._connection.shared.get("past opener")
+            if await self._info(about.stream) is not None:
+                past = StreamPast(self._connection, about)
+            elif opener is not None:
+                past = await opener(self._connection, self._names.space, about)
+            else:
+                raise ConfigurationError(
+                    f"generation {about.generation} of space {self._names.space!r} is not on the server any more: "
+                    f"there is no stream {about.stream}",
+                    remedy="restore that stream from its backup",
+                )
+            self._pasts[about.generation] = past
+        return past
+
+
+def chain_of(connection: Connection, names: StreamNames) -> Chain:
+    """The chain of a log over a connection: one for all who use that connection."""
+    key = ("chain", names.stream)
+    chain: Chain | None = connection.shared.get(key)
+    if chain is None:
+        chain = connection.shared[key] = Chain(connection, names)
+    return chain
+
+
+def use_past_opener(connection: Connection, opener: PastOpener) -> None:
+    """Say how a generation is opened whose stream is not on the server any more."""
+    connection.shared["past opener"] = opener
