@@ -29,6 +29,7 @@ class _Cuebook(LazyGroup):
         "projection": ("cuebook.cli.projection", "See, rebuild and mend the tables in PostgreSQL."),
         "events": ("cuebook.cli.events", "Read the log, follow it, publish to it, and know its types."),
         "replay": ("cuebook.cli.replay", "Read any part of the log again: show it, fold it, send it somewhere."),
+        "space": ("cuebook.cli.space", "See how big a log is, and let it go on in a fresh stream."),
         "audit": ("cuebook.cli.audit", "Search the audit log, verify it, prove what is in it."),
     }
 
