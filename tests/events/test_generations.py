@@ -1,0 +1,253 @@
+"""A log that was rolled reads like one that never was: any part of it, with any filter, from any position."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import pytest
+
+from cuebook.events.connection import Connection, connect
+from cuebook.events.envelope import Envelope, Position
+from cuebook.events.errors import (
+    ConcurrencyConflictError,
+    ConfigurationError,
+    HistoryRegressedError,
+    StreamMissingError,
+)
+from cuebook.events.facts import OutsideEvent, RunStarted, SpaceRolled
+from cuebook.events.generations import NEXT, chain_of, marker_of, use_past_opener
+from cuebook.events.jetstream import js_request
+from cuebook.events.log import EventLog
+from cuebook.events.past import Generation, Past, StreamPast
+from cuebook.events.stream import verify_stream
+from tests.events.rolls import roll
+from tests.waiting import eventually
+
+TOPICS = ("a", "b", "a.b")
+
+
+class Heard(NamedTuple):
+    """A message as it went by when it was written."""
+
+    sequence: int
+    subject: str
+    body: bytes
+
+
+@pytest.fixture
+async def heard(connection: Connection, log: EventLog) -> AsyncIterator[list[Heard]]:
+    """Everything that is stored, as the server says it at once: the log as it would be in one stream."""
+    messages: list[Heard] = []
+
+    def receive(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        sequence = int((headers or b"").partition(b"Nats-Sequence: ")[2].partition(b"\r\n")[0])
+        messages.append(Heard(sequence, subject.decode().removeprefix("live."), payload))
+
+    listener = await connection.listen(log.subjects.live, receive)
+    yield messages
+    await listener.close()
+
+
+async def write(log: EventLog, count: int) -> int:
+    last = 0
+    for n in range(count):
+        topic = TOPICS[n % len(TOPICS)]
+        last = await log.append(log.subjects.event(topic), OutsideEvent(data={"n": n}), event_type="t")
+    return last
+
+
+async def grown(log: EventLog, *, rolls: int = 3, each: int = 7) -> int:
+    """A log of so many generations, and some more."""
+    await write(log, each)
+    for _ in range(rolls):
+        await roll(log)
+        await write(log, each)
+    return (await log.verify()).last_sequence
+
+
+async def test_any_part_reads_as_if_nothing_had_been_rolled(log: EventLog, heard: list[Heard]) -> None:
+    last = await grown(log)
+    await eventually(lambda: len(heard) == last)
+    assert [one.sequence for one in heard] == list(range(1, last + 1))
+    space, chosen = log.subjects.space, random.Random(7)
+    choices = [[], [f"{space}.event.>"], [f"{space}.event.a"], [f"{space}.space.*", f"{space}.event.b"]]
+    for _ in range(60):
+        after, until = sorted(chosen.sample(range(last + 1), 2))
+        filters = chosen.choice(choices)
+        patterns = [one.replace(".>", ".*") for one in filters] or ["*"]
+        wanted = [
+            one
+            for one in heard
+            if after < one.sequence <= until and any(fnmatchcase(one.subject, it) for it in patterns)
+        ]
+        async with aclosing(log.batches(after=after, until=until, filters=filters)) as batches:
+            read = [Heard(one.sequence, one.subject, one.body) async for batch in batches for one in batch]
+        assert read == wanted
+
+
+async def test_single_messages_and_moments_are_found_in_every_generation(log: EventLog, heard: list[Heard]) -> None:
+    last = await grown(log)
+    await eventually(lambda: len(heard) == last)
+    items = [item async for item in log.read()]
+    assert [item.sequence for item in items] == list(range(1, last + 1))
+    for item in items:
+        assert isinstance(item, Envelope)
+        assert await log.at(item.sequence) == item
+        assert await log.sequence_at(item.recorded_at) == item.sequence - 1
+        await log.verify_position(Position(item.sequence, item.id))
+        with pytest.raises(HistoryRegressedError):
+            await log.verify_position(Position(item.sequence, "another"))
+    assert await log.at(last + 1) is None
+    subject = log.subjects.event("a")
+    assert await log.first_sequence(subject) == heard[0].sequence
+    wanted = [one.sequence for one in heard if one.subject == subject]
+    for after in (0, *wanted):
+        assert [item.sequence for item in await log.scope_history(subject, after=after)] == [
+            one for one in wanted if one > after
+        ]
+        found = await log.first_match(subject, after)
+        assert (found.sequence if found else None) == next((one for one in wanted if one > after), None)
+
+
+@pytest.mark.parametrize("filters", [[], ["event.>"], ["event.b", "space.>"]])
+async def test_who_follows_goes_over_without_a_gap_or_a_double(
+    log: EventLog, nats_url: str, filters: list[str]
+) -> None:
+    await grown(log, rolls=1)
+    full = [f"{log.subjects.space}.{one}" for one in filters]
+    followed: list[int] = []
+    held: list[int] = []
+    async with await connect(nats_url, name="follower") as connection:
+        other = EventLog(connection, log.subjects.space, source="follower")
+
+        async def follow(after: int) -> None:
+            async with aclosing(other.batches(after=after, filters=full)) as batches:
+                async for batch in batches:
+                    held.extend(one.sequence for one in batch)
+
+        def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+            followed.append(sequence)
+
+        task = asyncio.create_task(follow(0))
+        async with other.feed(receive, filters=full):
+            await grown(log, rolls=2)
+            wanted = [item.sequence async for item in log.read(filters=full)]
+            await eventually(lambda: len(followed) >= len(wanted) and len(held) >= len(wanted))
+        task.cancel()
+        await asyncio.wait([task])
+    assert followed == held == wanted
+
+
+async def test_who_stands_at_the_marker_while_the_next_stream_is_made_goes_on_there(log: EventLog) -> None:
+    await write(log, 3)
+    followed: list[int] = []
+
+    def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        followed.append(sequence)
+
+    async with asyncio.TaskGroup() as group:
+        frozen, go_on = asyncio.Event(), asyncio.Event()
+        group.create_task(roll(log, frozen, go_on))
+        await frozen.wait()
+        async with log.feed(receive, after=4):
+            go_on.set()
+            last = await write(log, 2)
+            await eventually(lambda: followed[-1:] == [last])
+    assert followed == [5, 6]
+
+
+async def test_a_marker_that_nobody_has_rolled_at_is_an_event_like_others(log: EventLog, heard: list[Heard]) -> None:
+    await write(log, 2)
+    await log.append(marker_of(log.subjects), SpaceRolled(generation=2, stream="x", into="y"))
+    await write(log, 2)
+    followed: list[int] = []
+
+    def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        followed.append(sequence)
+
+    async with log.feed(receive, filters=[f"{log.subjects.space}.event.>"]):
+        await log.append(marker_of(log.subjects), SpaceRolled(generation=2, stream="x", into="y"))
+        await write(log, 1)
+        last = await grown(log, rolls=1)
+        await eventually(lambda: followed[-1:] == [last])
+    await eventually(lambda: len(heard) == last)
+    assert followed == [one.sequence for one in heard if ".event." in one.subject]
+
+
+async def test_what_ended_in_an_earlier_generation_is_still_taken(log: EventLog) -> None:
+    subjects = log.subjects
+    started = RunStarted(saga="s", version="1", input=None)
+    await log.append(subjects.run("r", "started"), started, scope=subjects.everything_of("r"), expected=0)
+    await roll(log)
+    with pytest.raises(ConcurrencyConflictError):
+        await log.append(subjects.run("r", "started"), started, scope=subjects.everything_of("r"), expected=0)
+    with pytest.raises(ConcurrencyConflictError):
+        await log.append_all([(subjects.run("r", "started"), started)], scope=subjects.everything_of("r"), expected=0)
+    await log.append(subjects.run("r2", "started"), started, scope=subjects.everything_of("r2"), expected=0)
+
+
+async def test_a_log_that_was_not_open_at_the_roll_finds_the_current_stream(log: EventLog, nats_url: str) -> None:
+    last = await grown(log, rolls=2)
+    async with await connect(nats_url, name="later") as connection:
+        other = EventLog(connection, log.subjects.space, source="later")
+        facts = await other.ensure()
+        assert (facts.name, facts.generation, facts.last_sequence) == (f"{log.subjects.stream}@3", 3, last)
+        assert (facts.first_sequence, facts.messages, facts.rolling) == (1, last, False)
+
+
+async def test_a_generation_without_its_stream_is_opened_by_who_can_else_it_is_named(
+    log: EventLog, nats_url: str, connection: Connection
+) -> None:
+    last = await grown(log, rolls=2)
+    first, stream = [item.sequence async for item in log.read()], log.subjects.stream
+    config = (await js_request(connection, f"STREAM.INFO.{stream}", {}))["config"]
+    kept = "KEPT_" + stream
+    del config["subjects"], config["republish"]
+    config |= {"name": kept, "mirror": {"name": stream}, "sealed": False, "allow_atomic": False}
+    await js_request(connection, f"STREAM.CREATE.{kept}", config)
+
+    async def copied() -> bool:
+        info = await js_request(connection, f"STREAM.INFO.{kept}", {})
+        return bool(info["state"]["messages"] == log.chain.earlier[0].last)
+
+    await eventually(copied)
+    await js_request(connection, f"STREAM.DELETE.{stream}", {})
+
+    async def opener(connection: Connection, space: str, about: Generation) -> Past:
+        assert space == log.subjects.space
+        return StreamPast(connection, Generation(generation=1, stream=kept, first=about.first, last=about.last))
+
+    async with await connect(nats_url, name="later") as later:
+        other = EventLog(later, log.subjects.space, source="later")
+        assert (await other.ensure()).last_sequence == last
+        with pytest.raises(ConfigurationError, match=r"generation 1 of space .* is not on the server any more"):
+            await other.at(1)
+        use_past_opener(later, opener)
+        assert [item.sequence async for item in other.read()] == first
+
+
+async def test_a_space_is_never_made_anew_while_another_generation_is_there(log: EventLog, nats_url: str) -> None:
+    await roll(log)
+    await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
+    frozen, go_on = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as group, await connect(nats_url, name="later") as later:
+        group.create_task(roll(log, frozen, go_on))
+        await frozen.wait()
+        facts = await EventLog(later, log.subjects.space, source="later").ensure()
+        assert (facts.name, facts.rolling) == (f"{log.subjects.stream}@2", True)
+        go_on.set()
+    with pytest.raises(StreamMissingError):
+        await chain_of(log.connection, type(log.subjects)("x" + log.subjects.space)).look()
+
+
+async def test_a_stream_that_is_being_rolled_is_whole_and_one_with_wrong_subjects_is_not(log: EventLog) -> None:
+    info = await log.chain.look()
+    config = {**info["config"], "subjects": ["else.where"], "metadata": {NEXT: "Y"}}
+    await js_request(log.connection, f"STREAM.UPDATE.{log.subjects.stream}", config)
+    with pytest.raises(ConfigurationError, match="subjects is"):
+        await verify_stream(log.connection, log.subjects)
