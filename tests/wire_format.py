@@ -20,7 +20,7 @@ __all__ = ["DOCUMENT", "EXAMPLE", "example_body", "parts", "rewritten"]
 DOCUMENT = Path(__file__).parent.parent / "docs" / "wire-format.md"
 EXAMPLE = TaskCompleted(output={"n": 2}, attempt=1, duration_s=0.5, by="i7")
 
-_FAMILIES = ("run", "task", "step", "progress", "agent", "saga", "rejected")
+_FAMILIES = ("run", "task", "step", "progress", "agent", "saga", "rejected", "space")
 _TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "Any": "any"}
 _BYTES_A_LINE = 24
 

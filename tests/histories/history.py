@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState, fold_run
@@ -22,6 +22,7 @@ from cuebook.events.catalogue import to_data
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope
 from cuebook.events.log import EventLog
+from cuebook.events.subjects import Subjects
 from cuebook.projections.agents import fold_instance
 from cuebook.projections.projection import Item
 from cuebook.projections.rows import NULL, Row, moment
@@ -72,7 +73,7 @@ class History:
 
     def items(self) -> list[Item]:
         """The messages as this release reads them."""
-        log = EventLog(cast("Connection", None), self.space, source="")  # decoding needs no connection
+        log = EventLog(Connection(), self.space, source="")  # decoding needs no connection
         return [log.decode(one.subject, one.body, one.sequence, one.recorded_at, one.headers) for one in self.messages]
 
     @property
@@ -156,7 +157,7 @@ async def capture(log: EventLog) -> list[Message]:
 def fold(history: History) -> dict[str, Any]:
     """The state of everything after a history, as plain data of names that stay."""
     items = history.items()
-    world = World(EventLog(cast("Connection", None), history.space, source="").subjects, {})
+    world = World(Subjects(history.space), {})
     for item, message in zip(items, history.messages, strict=True):
         world.fold(item, guarded=is_guarded(item, message.headers, 1))
     known = [item for item in items if isinstance(item, Envelope) and item.address.kind in ("run", "task", "step")]

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from cuebook.actors import Agent, Retry, Run, Saga, Task, handler, saga
 from cuebook.actors.orchestrator import dispatcher
+from cuebook.actors.rolling import Roller
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import connect
 from cuebook.events.log import EventLog
@@ -110,6 +111,7 @@ async def every_event() -> AsyncIterator[EventLog]:
             await _people(desk)
             await _forks(desk)
             await _agents(desk, clerk)
+            await Roller(desk.client.log, by="test", say=lambda _: None).roll()
             yield desk.client.log
 
 
