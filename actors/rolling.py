@@ -28,7 +28,7 @@ from typing import Any, Final
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.orchestrator.world import SnapshotGapError, World
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import CommandRejectedError, ConfigurationError, UnavailableError
 from cuebook.events.facts import SpaceRolled
 from cuebook.events.generations import BEFORE, KEPT, NEXT, Chain, frozen_subject, is_current, marker_of, stream_name
 from cuebook.events.jetstream import js_request
@@ -121,16 +121,16 @@ class Roller:
         return await self._complete()
 
     async def abort(self) -> None:
-        """Undo a roll that was begun and has not come to a new stream yet. Raises ConfigurationError."""
+        """Undo a roll that was begun, before the old stream has ended. Raises CommandRejectedError."""
         facts = await self._log.verify()
         if not facts.rolling:
-            raise ConfigurationError(f"space {self._names.space!r} is not being rolled: there is nothing to undo")
+            raise CommandRejectedError(f"space {self._names.space!r} is not being rolled: there is nothing to undo")
         info = await self._info(self._chain.stream)
         assert info is not None, "it was looked at just now"
         config = info["config"]
         into = config["metadata"][NEXT]
         if config["subjects"] != [marker_of(self._names)]:
-            raise ConfigurationError(
+            raise CommandRejectedError(
                 f"stream {config['name']} has ended; what is missing is little",
                 remedy="complete it with 'cuebook space roll'",
             )

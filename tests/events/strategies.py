@@ -91,6 +91,7 @@ addresses: st.SearchStrategy[Address] = st.one_of(
     _address("agent", agent=tokens, instance=tokens, fact=tokens),
     _address("saga", agent=tokens, fact=tokens),
     _address("event", topic=topics),
+    _address("space", fact=tokens),
     _address("rejected", n=st.integers(0, 2**63 - 1)),
 )
 
@@ -108,6 +109,8 @@ def subject_of(subjects: Subjects, address: Address) -> str:
             return subjects.progress(address.run_id, address.n)
         case "agent":
             return subjects.agent(address.agent, address.instance, address.fact)
+        case "space":
+            return subjects.of_space(address.fact)
         case "saga":
             return subjects.saga(address.agent, address.fact)
         case "event":

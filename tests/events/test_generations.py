@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -51,6 +51,14 @@ async def heard(connection: Connection, log: EventLog) -> AsyncIterator[list[Hea
     listener = await connection.listen(log.subjects.live, receive)
     yield messages
     await listener.close()
+
+
+@asynccontextmanager
+async def connected(nats_url: str) -> AsyncIterator[Connection]:
+    """A connection of its own, which has to find everything out by itself."""
+    opened = await connect(nats_url, name="another")
+    yield opened
+    await opened.close()
 
 
 async def write(log: EventLog, count: int) -> int:
@@ -122,7 +130,7 @@ async def test_who_follows_goes_over_without_a_gap_or_a_double(
     full = [f"{log.subjects.space}.{one}" for one in filters]
     followed: list[int] = []
     held: list[int] = []
-    async with await connect(nats_url, name="follower") as connection:
+    async with connected(nats_url) as connection:
         other = EventLog(connection, log.subjects.space, source="follower")
 
         async def follow(after: int) -> None:
@@ -193,7 +201,7 @@ async def test_what_ended_in_an_earlier_generation_is_still_taken(log: EventLog)
 
 async def test_a_log_that_was_not_open_at_the_roll_finds_the_current_stream(log: EventLog, nats_url: str) -> None:
     last = await grown(log, rolls=2)
-    async with await connect(nats_url, name="later") as connection:
+    async with connected(nats_url) as connection:
         other = EventLog(connection, log.subjects.space, source="later")
         facts = await other.ensure()
         assert (facts.name, facts.generation, facts.last_sequence) == (f"{log.subjects.stream}@3", 3, last)
@@ -222,7 +230,7 @@ async def test_a_generation_without_its_stream_is_opened_by_who_can_else_it_is_n
         assert space == log.subjects.space
         return StreamPast(connection, Generation(generation=1, stream=kept, first=about.first, last=about.last))
 
-    async with await connect(nats_url, name="later") as later:
+    async with connected(nats_url) as later:
         other = EventLog(later, log.subjects.space, source="later")
         assert (await other.ensure()).last_sequence == last
         with pytest.raises(ConfigurationError, match=r"generation 1 of space .* is not on the server any more"):
@@ -235,7 +243,7 @@ async def test_a_space_is_never_made_anew_while_another_generation_is_there(log:
     await roll(log)
     await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
     frozen, go_on = asyncio.Event(), asyncio.Event()
-    async with asyncio.TaskGroup() as group, await connect(nats_url, name="later") as later:
+    async with asyncio.TaskGroup() as group, connected(nats_url) as later:
         group.create_task(roll(log, frozen, go_on))
         await frozen.wait()
         facts = await EventLog(later, log.subjects.space, source="later").ensure()
