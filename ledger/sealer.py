@@ -20,7 +20,7 @@ from typing import Any, Final
 from cuebook.events.append import Appender
 from cuebook.events.errors import ConcurrencyConflictError, ConfigurationError, HistoryRegressedError, UnavailableError
 from cuebook.events.log import EventLog, Stored
-from cuebook.events.lookup import first_match, message_at
+from cuebook.events.lookup import first_match
 from cuebook.events.stream import StreamFacts, refuse_recording
 from cuebook.ledger.merkle import Frontier
 from cuebook.ledger.notes import Checkpoint, PrivateKey, read_notes
@@ -116,7 +116,7 @@ class Sealer:
             raise HistoryRegressedError(
                 f"stream {facts.name} ends at {facts.last_sequence}, but it was sealed up to {sequence}"
             )
-        message = await message_at(self._log.connection, facts.name, sequence)
+        message = await self._log.message_at(sequence)
         found = await self._leaf_at(sequence) if message is not None else None
         if found != seal.leaf:
             raise HistoryRegressedError(f"stream {facts.name} holds another message at {sequence} than was sealed")

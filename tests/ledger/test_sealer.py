@@ -24,6 +24,7 @@ from cuebook.ledger.record import leaf_of
 from cuebook.ledger.sealer import Sealer
 from cuebook.ledger.seals import Seal, SealNames, Seals
 from cuebook.ledger.source import Source
+from tests.events.rolls import roll
 from tests.waiting import eventually
 
 
@@ -81,6 +82,24 @@ async def test_a_checkpoint_at_each_multiple_and_after_a_while(log: EventLog, ke
     assert await sealed_sizes(log, key) == [10, 20, 23, 24]
     true = await roots(log)
     assert [(one.size, one.root) for one in checkpoints(file, key)] == [(n, true[n]) for n in (10, 20, 23, 24)]
+
+
+async def test_it_goes_on_in_the_next_stream_when_the_log_is_rolled(
+    log: EventLog, key: PrivateKey, tmp_path: Path
+) -> None:
+    file = tmp_path / "cue.checkpoints"
+    await publish(log, 7)
+    async with sealing(log, key, file, every=10, every_s=0.05) as sealer:
+        await roll(log)
+        await publish(log, 7)
+        await eventually(lambda: sealer.sealed == 15)
+    await roll(log)
+    await publish(log, 1)
+    async with sealing(log, key, file, every=10, every_s=0.05) as sealer:
+        await eventually(lambda: sealer.sealed == 17)
+    trees = await roots(log)
+    for one in checkpoints(file, key):
+        assert trees[one.size] == one.root
 
 
 async def test_nothing_is_signed_while_nothing_happens(log: EventLog, key: PrivateKey, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cuebook.projections.projection import Batch
 from cuebook.projections.rebuild import Progress, RebuildReport, rebuild, rollback
 from cuebook.projections.runner import ALL, Runner
 from cuebook.projections.runs import Runs
+from tests.events.rolls import roll
 from tests.projections.tables import Tables
 from tests.projections.test_runner import append_tasks, running
 from tests.waiting import eventually
@@ -69,6 +70,26 @@ async def test_what_is_rebuilt_is_the_live_table_again_and_takes_its_place(log: 
     assert len(await tables.rows("SELECT 1 FROM pg_namespace WHERE nspname LIKE %s", f"cuebook_{tables.space}@%")) == 6
     assert (await one(log, tables, Runs())).dropped == (1,)
     assert await tables.dump() == live
+
+
+async def test_a_log_that_is_rolled_under_the_service_is_followed_and_rebuilt_from_its_first_event(
+    log: EventLog, tables: Tables
+) -> None:
+    await append_tasks(log, 20)
+    async with running(Runner(log, tables.url, batch_size=7)):
+        for prefix in ("second", "third"):
+            await roll(log)
+            last = await append_tasks(log, 20, prefix=prefix)
+        await eventually(lambda: _reached(tables, last))
+    live = await tables.dump()
+    for report in await rebuild(log, tables.url, ALL, batch_size=50):
+        assert (report.switched, report.differences, report.events) == (True, 0, last)
+    assert await tables.dump() == live
+    assert await tables.row("SELECT count(*) FROM runs") == (60,)
+
+
+async def _reached(tables: Tables, last: int) -> bool:
+    return await tables.rows("SELECT min(sequence) FROM checkpoints WHERE state = 'live'") == [(last,)]
 
 
 async def test_each_row_that_differs_is_reported_by_table_and_key(log: EventLog, tables: Tables) -> None:
