@@ -96,11 +96,11 @@ async def test_work_flows_through_two_rolls(desk: Desk, tmp_path: Path, monkeypa
         wanted: dict[str, str] = {}
         await client.submit_run("awaited", {"n": 7}, run_id="awaited")
         await client.submit_run("approved", {"n": 1}, run_id="asked")
-        await client.submit_run("late", {"n": 900}, run_id="late")
+        await client.submit_run("late", {"n": 2500}, run_id="late")
         await client.submit_task("holder", {"n": 1}, handler="hold", run_id="held")
         await client.submit_task("bank", {"n": 1}, handler="refuse", run_id="escalated")
         await client.submit_task("nobody", {"n": 1}, run_id="waiting")
-        await client.publish("said", {"n": 900})
+        await client.publish("said", {"n": 2500})
         await desk.saw("awaited", "waiting")
         await desk.saw("asked", "asked")
         await desk.saw("held", "assigned")
@@ -187,6 +187,28 @@ async def test_what_was_used_before_the_roll_is_refused_and_shown_as_ever(desk: 
             client.log.subjects.task("plain", 0, "requested", "bank"), b'{"handler": "add", "input": {"n": 1}}'
         )
         assert (await client.wait("plain", timeout_s=20)).status == "completed"
+
+
+async def test_nobody_looks_for_a_run_in_the_past_whose_id_its_client_has_made(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk:
+        await roll(desk)
+        await eventually(lambda: desk.client.log.chain.generation == 2)
+        looked: list[str] = []
+        log = desk.stage.service.log
+        first_sequence = log.first_sequence
+
+        async def counted(scope: str) -> int:
+            looked.append(scope)
+            return await first_sequence(scope)
+
+        monkeypatch.setattr(log, "first_sequence", counted)
+        for _ in range(3):
+            await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)
+            await desk.client.run_saga("fan", {"n": 2}, timeout_s=20)
+        await desk.client.run_task("bank", {"n": 1}, handler="add", run_id="chosen", timeout_s=20)
+        assert looked == []
 
 
 async def refusal(desk: Desk, sequence: int) -> str:
