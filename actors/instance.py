@@ -95,6 +95,7 @@ class _Work:
         "reported_at",
         "running",
         "task",
+        "traceparent",
         "unwanted",
     )
 
@@ -108,6 +109,7 @@ class _Work:
         self.progress: TaskProgressed | None = None
         self.reported_at = -math.inf
         self.attempt: Attempt | None = None
+        self.traceparent = envelope.traceparent
         self.answer_id = ""
 
     def cancel(self) -> None:
@@ -129,6 +131,10 @@ class Instance:
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing = tracing
+        if tracing is not None:  # the import too is only for those who want traces
+            from cuebook.telemetry.attempt import begin_attempt
+
+            self._begin_tracing = begin_attempt
         self.id = f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
         self.slots = agent_class.concurrency
@@ -401,10 +407,9 @@ class Instance:
 
     def _begin_attempt(self, work: _Work) -> None:
         if self._tracing is not None:
-            from cuebook.telemetry.attempt import Attempt
-
-            work.attempt = Attempt(self._tracing, work.envelope, work.event, self._log.subjects.space)
-            work.attempt.enter()
+            work.attempt, work.traceparent = self._begin_tracing(
+                self._tracing, work.envelope, work.event, self._log.subjects.space
+            )
 
     def _end_attempt(self, work: _Work, fact: str, answer: Event) -> None:
         if work.attempt is not None:
@@ -435,7 +440,7 @@ class Instance:
             agent=self.agent_class.name,
             instance=self.id,
             logger=self._logger,
-            traceparent=work.attempt.traceparent if work.attempt is not None else envelope.traceparent,
+            traceparent=work.traceparent,
             reverting=reverting,
             report=lambda message, fraction: self._report(work, message, fraction),
         )

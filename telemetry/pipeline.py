@@ -23,7 +23,6 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resou
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     Link,
@@ -38,15 +37,13 @@ from opentelemetry.trace import (
 
 from cuebook.events.errors import ConfigurationError
 from cuebook.telemetry import attributes as names
+from cuebook.telemetry.sampling import Selection
 from cuebook.telemetry.settings import is_on
 from cuebook.telemetry.span import Span
-from cuebook.telemetry.trace import TraceContext
 
 __all__ = ["SpanQueue", "Tracing", "exporter_of", "remote_parent", "tracing_of"]
 
 SCOPE: Final = "cuebook"
-_LENGTH: Final = 55
-"""Characters of a `traceparent`, version 00."""
 FLUSH_S: Final = 2.0
 """So long the end of a process waits for the collector."""
 REPORT_EVERY_S: Final = 60.0
@@ -210,7 +207,7 @@ class _Ids(RandomIdGenerator):
 class Tracing:
     """Traces of this process. `emit` sends spans made from the log, `start` begins one of what happens now.
 
-    Use `close` at the end of the process.
+    `skips` and `samples` are those of the `selection`. Use `close` at the end of the process.
     """
 
     def __init__(self, service: str, exporter: SpanExporter) -> None:
@@ -220,25 +217,12 @@ class Tracing:
         self.queue = SpanQueue(exporter, resource)
         self.provider.add_span_processor(self.queue)
         self._tracer = self.provider.get_tracer(SCOPE, _version())
-        self._follows_parents = type(self.provider.sampler) is ParentBased  # made by the SDK, with its defaults
+        self.selection = Selection(self.provider.sampler)
+        self.skips, self.samples = self.selection.skips, self.selection.samples
 
     def close(self) -> None:
         """Send what waits, for a moment; see SpanQueue."""
         self.provider.shutdown()
-
-    def samples(self, context: TraceContext, name: str) -> bool:
-        """Whether the sampler wants this trace; the same in every process with the same settings."""
-        parent = None
-        if context.sampled is not None:
-            if self._follows_parents:
-                return context.sampled
-            parent = set_span_in_context(remote_parent(context.trace_id, context.parent_id, sampled=context.sampled))
-        result = self.provider.sampler.should_sample(parent, context.trace_id, name)
-        return result.decision is Decision.RECORD_AND_SAMPLE
-
-    def skips(self, traceparent: str) -> bool:
-        """Whether whoever began this trace has decided against it, and that counts: a quick look, for most runs."""
-        return traceparent[-3:] == "-00" and len(traceparent) == _LENGTH and self._follows_parents
 
     def emit(self, spans: Sequence[Span]) -> None:
         """Send what has ended. Never waits."""
