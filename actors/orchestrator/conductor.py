@@ -17,6 +17,7 @@ from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, drift_of, error_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
+from cuebook.actors.orchestrator.watchdog import raise_from_a_person
 from cuebook.actors.orchestrator.world import World
 from cuebook.actors.saga import Ask, Call, Saga, Sleep, Wait
 from cuebook.events.envelope import Envelope
@@ -208,7 +209,8 @@ class Conductor:
         if execution is None:
             try:
                 execution = self._executions[run.run_id] = Execution(saga, run)
-            except Exception as error:  # noqa: BLE001 - pydantic's, or whatever an author's validator raises
+            except BaseException as error:  # noqa: BLE001 - pydantic's, or whatever an author's validator raises
+                raise_from_a_person(error)
                 self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {text_of(error)}"))
                 return
         execution.advance(run)
