@@ -19,7 +19,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
-from cuebook.actors.attempt import MAX_MESSAGE, InvalidOutputError, NotFinishedError, PreparedHandler, error_of
+from cuebook.actors.attempt import (
+    MAX_MESSAGE,
+    InvalidOutputError,
+    NotFinishedError,
+    PreparedHandler,
+    error_of,
+    raise_from_a_person,
+)
 from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator.state import TaskState, fold_run
 from cuebook.events.envelope import Envelope, to_datetime
@@ -389,9 +396,10 @@ class Instance:
                 raise
             else:  # not us: something that the handler awaited was cancelled
                 fact, answer = "failed", self._failure(work, NotFinishedError("the handler ended as if cancelled"))
-        except (KeyboardInterrupt, GeneratorExit):
-            raise  # not the author's: the process, or the loop, is being ended
+        except GeneratorExit:
+            raise  # not the author's: the loop is being ended
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
+            raise_from_a_person(error)
             fact, answer = "failed", self._failure(work, error)
         else:
             duration_s = round(time.monotonic() - work.began, 6)
@@ -526,9 +534,10 @@ class Instance:
                 await handler.undo(
                     event.input, answer.output, event.timeout_s, lambda: self._context(work, reverting=True)
                 )
-            except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as raised:  # noqa: BLE001 - whatever the author's code raises
+                raise_from_a_person(raised)
                 error = self._failure(work, raised).error
         if error is not None:
             logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})

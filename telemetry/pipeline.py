@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 from opentelemetry import trace as api
@@ -34,6 +35,7 @@ from opentelemetry.trace import (
     TraceFlags,
     set_span_in_context,
 )
+from opentelemetry.util.re import parse_env_headers
 
 from cuebook.events.errors import ConfigurationError
 from cuebook.telemetry import attributes as names
@@ -46,6 +48,7 @@ __all__ = ["SpanQueue", "Tracing", "exporter_of", "remote_parent", "tracing_of"]
 SCOPE: Final = "cuebook"
 FLUSH_S: Final = 2.0
 """So long the end of a process waits for the collector."""
+_HEADERS: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 REPORT_EVERY_S: Final = 60.0
 _KINDS: Final = {"internal": SpanKind.INTERNAL, "producer": SpanKind.PRODUCER, "consumer": SpanKind.CONSUMER}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -68,19 +71,43 @@ def exporter_of(environ: Mapping[str, str] = os.environ) -> SpanExporter:
         raise ConfigurationError(
             f"{what} is not supported", remedy="choose otlp with grpc or http/protobuf, console, or none"
         )
+    headers = _secret_headers(environ)
     try:
         if protocol == "grpc":
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-            return GrpcExporter()
+            return GrpcExporter(headers=headers)
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
-        return HttpExporter()
+        return HttpExporter(headers=headers)
     except ImportError as error:
         raise ConfigurationError(
             "traces are to be sent, but the exporters are not installed",
             remedy="install 'cuebook[otlp]', or set OTEL_TRACES_EXPORTER=none",
         ) from error
+
+
+def _secret_headers(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Headers that the variables do not say themselves, for they are a secret, but by `@FILE`; None where they do.
+
+    Raises ConfigurationError for a file that cannot be read, or holds no headers.
+    """
+    variable = next((one for one in _HEADERS if environ.get(one)), "")
+    if not environ.get(variable, "").startswith("@"):
+        return None
+    name = environ[variable].removeprefix("@")
+    try:
+        text = Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{variable}: {name!r} cannot be read: {error}", remedy="correct the file") from error
+    headers = parse_env_headers(text, liberal=True)
+    if text and not headers:  # not shown: it is meant to be secret
+        raise ConfigurationError(
+            f"{variable}: {name!r} holds no headers", remedy="write NAME=VALUE, with commas between"
+        )
+    for one in _HEADERS:
+        os.environ.pop(one, None)  # or the exporter would read the file's name as a header
+    return headers
 
 
 class SpanQueue(SpanProcessor):

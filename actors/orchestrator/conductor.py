@@ -11,13 +11,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from cuebook.actors.attempt import text_of
+from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.openings import find_input_error
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, drift_of, error_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
-from cuebook.actors.orchestrator.watchdog import raise_from_a_person
 from cuebook.actors.orchestrator.world import World
 from cuebook.actors.saga import Ask, Call, Saga, Sleep, Wait
 from cuebook.events.envelope import Envelope

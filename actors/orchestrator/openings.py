@@ -10,11 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cuebook.actors.attempt import text_of
+from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.listening import Trigger
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.timers import Timers
-from cuebook.actors.orchestrator.watchdog import raise_from_a_person
 from cuebook.actors.orchestrator.world import World
 from cuebook.actors.saga import Saga
 from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError

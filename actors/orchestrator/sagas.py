@@ -12,9 +12,9 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cuebook.actors.attempt import text_of
+from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
-from cuebook.actors.orchestrator.watchdog import raise_from_a_person, watched
+from cuebook.actors.orchestrator.watchdog import watched
 from cuebook.actors.saga import (
     Ask,
     Call,

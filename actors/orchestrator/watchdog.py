@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from cuebook.actors.saga import EndlessSagaError
 
-__all__ = ["STRETCH_S", "raise_from_a_person", "watched"]
+__all__ = ["STRETCH_S", "watched"]
 
 STRETCH_S: Final = 2.0
 """Seconds of processor time that a saga may take from one await to the next."""
@@ -37,15 +36,6 @@ def watched(function: Callable[..., Result], *arguments: Any) -> Result:
     if watchdog is None:
         watchdog = _own.watchdog = _Watchdog()
     return watchdog.call(function, arguments)  # type: ignore[no-any-return]
-
-
-def raise_from_a_person(error: BaseException) -> None:
-    """Raise what is no word of the author's code but of a person who interrupts this process, else return.
-
-    Where somebody handles SIGINT, as our services and every asyncio runner do, Ctrl-C raises nothing in a saga.
-    """
-    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        raise error
 
 
 _own = threading.local()

@@ -686,7 +686,9 @@ def service_signals() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_where_ctrl_c_raises_it_is_the_person_s_word() -> None:
+def test_where_ctrl_c_raises_it_is_the_person_s_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+
     @saga()
     async def raising(run: Run, text: Text) -> None:
         raise KeyboardInterrupt
