@@ -227,7 +227,7 @@ def test_an_agent_that_has_done_its_share_is_replaced(machine: Machine) -> None:
     assert int(machine.property(unit, "NRestarts")) == restarts + 1
     log = machine.log(unit)
     assert 'reason="3 tasks done, the limit is 3"' in log
-    assert f"{unit}.service: Failed" not in log
+    assert f"{unit}.service: Failed with result" not in log
     machine.write(settings, f"{text}CUEBOOK_MAX_MEMORY=1M\n")
     machine.systemctl("restart", unit)
     machine.until(lambda: "of memory, the limit is 1 MiB" in machine.log(unit), unit=unit)
