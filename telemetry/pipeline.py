@@ -100,7 +100,7 @@ def _secret_headers(environ: Mapping[str, str]) -> dict[str, str] | None:
         text = Path(name).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{variable}: {name!r} cannot be read: {error}", remedy="correct the file") from error
-    headers = parse_env_headers(text, liberal=True)
+    headers = dict(parse_env_headers(text, liberal=True))
     if text and not headers:  # not shown: it is meant to be secret
         raise ConfigurationError(
             f"{variable}: {name!r} holds no headers", remedy="write NAME=VALUE, with commas between"

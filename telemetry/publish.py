@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cuebook.telemetry import attributes as names
 from cuebook.telemetry.span import Value
@@ -76,7 +76,7 @@ class _Source:
     __slots__ = ("ids", "selection", "tracer")
 
     def __init__(self, provider: TracerProvider) -> None:
-        self.tracer: Any = provider.get_tracer("cuebook")  # an object of our own, so its ids are too
+        self.tracer = cast("Any", provider.get_tracer("cuebook"))  # an object of our own, so its ids are too
         self.ids: _Drawn | None = None
         self.selection: Selection | None = None
         sdk: Any = sys.modules.get("opentelemetry.sdk.trace")

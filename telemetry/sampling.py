@@ -19,11 +19,6 @@ _LENGTH: Final = 55
 _UNSAMPLED: Final = frozenset("02468ace")
 """How a `traceparent` ends that is not sampled: bit 0 of its flags says it. Source: W3C Trace Context, 3.2.2.5."""
 _LOW: Final = TraceIdRatioBased.TRACE_ID_LIMIT
-_ROOT: Final = "ROOT"
-_PLAIN: Final = (
-    ParentBased(TraceIdRatioBased(1)).get_description().replace(TraceIdRatioBased(1).get_description(), _ROOT)
-)
-"""How the sampler describes itself that decides as the parent did."""
 
 
 class Selection:
@@ -38,9 +33,7 @@ class Selection:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         root: Sampler | None = getattr(sampler, "_root", None) if _decides_as(sampler, ParentBased) else None
-        self.follows_parents = root is not None and (
-            sampler.get_description().replace(root.get_description(), _ROOT, 1) == _PLAIN
-        )
+        self.follows_parents = root is not None and _without(sampler, root) == _without(ParentBased(root), root)
         self.bound = _bound(root if root is not None and self.follows_parents else sampler)
 
     def skips(self, traceparent: str) -> bool:
@@ -75,6 +68,11 @@ def _bound(sampler: Sampler) -> int | None:
     if isinstance(sampler, TraceIdRatioBased) and _decides_as(sampler, TraceIdRatioBased):
         return sampler.bound
     return None
+
+
+def _without(sampler: Sampler, root: Sampler) -> str:
+    """How a sampler describes itself, but for what it does with roots."""
+    return sampler.get_description().replace(root.get_description(), "", 1)
 
 
 def _decides_as(sampler: Sampler, kind: type[Sampler]) -> bool:
