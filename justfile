@@ -56,6 +56,10 @@ docs:
 bench *arguments:
     uv run python -m benchmarks {{ arguments }}
 
+# Kill agents and orchestrators, and measure how long until others have taken over; --rounds for how often
+bench-failover *arguments:
+    uv run python -m benchmarks.failover {{ arguments }}
+
 # Measure reading, sealing, exporting, verifying and rebuilding from a log of a million events; --events for another size
 bench-replay *arguments:
     uv run python -m benchmarks.replay {{ arguments }}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import signal
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -17,7 +18,15 @@ from cuebook.actors.deadlines import Deadlines
 from cuebook.events.errors import CuebookError
 from cuebook.events.facts import Error, TaskAssigned
 
-__all__ = ["MAX_MESSAGE", "InvalidOutputError", "NotFinishedError", "PreparedHandler", "error_of", "text_of"]
+__all__ = [
+    "MAX_MESSAGE",
+    "InvalidOutputError",
+    "NotFinishedError",
+    "PreparedHandler",
+    "error_of",
+    "raise_from_a_person",
+    "text_of",
+]
 
 MAX_MESSAGE = 2_000
 """Characters of what a handler says that are stored."""
@@ -151,6 +160,15 @@ async def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -
 
     threading.Thread(target=work, name=getattr(function, "__qualname__", "handler"), daemon=True).start()
     return await outcome
+
+
+def raise_from_a_person(error: BaseException) -> None:
+    """Raise what is no word of the author's code but of a person who interrupts this process, else return.
+
+    Where somebody handles SIGINT, as our services and asyncio's runner do, Ctrl-C raises nothing in the midst of code.
+    """
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise error
 
 
 def text_of(error: BaseException) -> str:

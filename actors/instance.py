@@ -19,7 +19,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
-from cuebook.actors.attempt import MAX_MESSAGE, InvalidOutputError, NotFinishedError, PreparedHandler, error_of
+from cuebook.actors.attempt import (
+    MAX_MESSAGE,
+    InvalidOutputError,
+    NotFinishedError,
+    PreparedHandler,
+    error_of,
+    raise_from_a_person,
+)
 from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator.state import TaskState, fold_run
 from cuebook.events.envelope import Envelope, to_datetime
@@ -95,6 +102,7 @@ class _Work:
         "reported_at",
         "running",
         "task",
+        "traceparent",
         "unwanted",
     )
 
@@ -108,6 +116,7 @@ class _Work:
         self.progress: TaskProgressed | None = None
         self.reported_at = -math.inf
         self.attempt: Attempt | None = None
+        self.traceparent = envelope.traceparent
         self.answer_id = ""
 
     def cancel(self) -> None:
@@ -129,6 +138,10 @@ class Instance:
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing = tracing
+        if tracing is not None:  # the import too is only for those who want traces
+            from cuebook.telemetry.attempt import begin_attempt
+
+            self._begin_tracing = begin_attempt
         self.id = f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
         self.slots = agent_class.concurrency
@@ -383,9 +396,10 @@ class Instance:
                 raise
             else:  # not us: something that the handler awaited was cancelled
                 fact, answer = "failed", self._failure(work, NotFinishedError("the handler ended as if cancelled"))
-        except (KeyboardInterrupt, GeneratorExit):
-            raise  # not the author's: the process, or the loop, is being ended
+        except GeneratorExit:
+            raise  # not the author's: the loop is being ended
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
+            raise_from_a_person(error)
             fact, answer = "failed", self._failure(work, error)
         else:
             duration_s = round(time.monotonic() - work.began, 6)
@@ -401,10 +415,9 @@ class Instance:
 
     def _begin_attempt(self, work: _Work) -> None:
         if self._tracing is not None:
-            from cuebook.telemetry.attempt import Attempt
-
-            work.attempt = Attempt(self._tracing, work.envelope, work.event, self._log.subjects.space)
-            work.attempt.enter()
+            work.attempt, work.traceparent = self._begin_tracing(
+                self._tracing, work.envelope, work.event, self._log.subjects.space
+            )
 
     def _end_attempt(self, work: _Work, fact: str, answer: Event) -> None:
         if work.attempt is not None:
@@ -435,7 +448,7 @@ class Instance:
             agent=self.agent_class.name,
             instance=self.id,
             logger=self._logger,
-            traceparent=work.attempt.traceparent if work.attempt is not None else envelope.traceparent,
+            traceparent=work.traceparent,
             reverting=reverting,
             report=lambda message, fraction: self._report(work, message, fraction),
         )
@@ -521,9 +534,10 @@ class Instance:
                 await handler.undo(
                     event.input, answer.output, event.timeout_s, lambda: self._context(work, reverting=True)
                 )
-            except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as raised:  # noqa: BLE001 - whatever the author's code raises
+                raise_from_a_person(raised)
                 error = self._failure(work, raised).error
         if error is not None:
             logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})

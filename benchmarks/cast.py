@@ -7,9 +7,9 @@ from typing import Final
 
 from pydantic import BaseModel, NonNegativeFloat, PositiveInt
 
-from cuebook.actors import Agent, Run, handler, saga
+from cuebook.actors import Agent, Run, Task, handler, saga
 
-__all__ = ["SLOTS", "Item", "Pause", "Stagehand", "three"]
+__all__ = ["SLOTS", "Item", "Pause", "Stagehand", "Understudy", "three"]
 
 SLOTS: Final = 20_000
 """Of the one instance: more than any scenario has in flight, so that what is measured is never the wait for a slot."""
@@ -46,6 +46,24 @@ class Stagehand(Agent):
     async def wait(self, pause: Pause) -> Pause:
         await asyncio.sleep(pause.seconds)
         return pause
+
+
+class Understudy(Agent):
+    """As an author gets it who says nothing about heartbeats and retries."""
+
+    name = "understudy"
+    concurrency = 50
+
+    @handler(timeout_s=120)
+    async def hold(self, item: Item, task: Task) -> Item:
+        """The first who is asked never ends, the next one at once."""
+        if task.attempt == 1:
+            await asyncio.Event().wait()
+        return item
+
+    @handler(timeout_s=120)
+    async def play(self, item: Item) -> Item:
+        return item
 
 
 @saga(name="three")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from cuebook.events.errors import UnavailableError
 
-__all__ = ["Worker", "cpu_s", "machine_cpu_s", "worker"]
+__all__ = ["Service", "Worker", "cpu_s", "machine_cpu_s", "service", "worker"]
 
 ANSWER_BYTES: Final = 64 * 1024 * 1024
 END_DEADLINE_S: Final = 20.0
@@ -77,6 +78,55 @@ async def worker(
         yield started
     finally:
         await started.end()
+
+
+class Service:
+    """One running `cuebook serve`; see `service`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+
+@asynccontextmanager
+async def service(words: Sequence[str], url: str) -> AsyncIterator[Service]:
+    """Start `cuebook serve WORDS` with all defaults and wait until it says that it is ready; killed with the block.
+
+    Raises UnavailableError when it has ended instead.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from cuebook.cli.main import main; main()", "serve", *words),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=_ROOT,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith(("CUEBOOK_", "OTEL_"))},
+            "CUEBOOK_NATS_URL": url,
+            "CUEBOOK_LOG_FORMAT": "json",
+        },
+    )
+    assert process.stderr is not None
+    said, rest = b"", asyncio.ensure_future(asyncio.sleep(0))
+    try:
+        while b'"ready"' not in (line := await process.stderr.readline()):
+            said += line
+            if not line:
+                raise UnavailableError(f"cuebook serve {words[0]} has ended: {said.decode(errors='replace')}")
+        rest = asyncio.ensure_future(process.stderr.read())  # or it would block when the pipe is full
+        yield Service(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await rest
 
 
 def machine_cpu_s() -> tuple[float, float]:

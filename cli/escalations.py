@@ -10,7 +10,7 @@ from cuebook.actors.orchestrator.queries import open_escalations
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.schemas import find_error
 from cuebook.cli.directory import ask_or_none, fold_agents
-from cuebook.cli.exits import InputError
+from cuebook.cli.exits import DecidedError, InputError
 from cuebook.cli.moments import iso
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import compact, gist, line, show_list, show_one, table
@@ -114,11 +114,12 @@ async def _resolve_item(client: Client, state: RunState, n: int, decision: Decis
             await _check_task(client, item, decision)
             action = "supply" if decision.kind == "result" else decision.kind
             await client.resolve(state.run_id, n, action=action, value=decision.value, note=decision.note)
+        case None:
+            raise NotFoundError(f"{state.run_id} has no task or step {n}", remedy="see 'cuebook escalation list'")
         case _:
-            status = item.status if item is not None else "not there"
-            raise NotFoundError(
-                f"{state.run_id}/{n} is {status}; nothing there waits for a person",
-                remedy="see 'cuebook escalation list'",
+            raise DecidedError(
+                f"{state.run_id}/{n} is {item.status}; nothing there waits for a person (any more)",
+                remedy=f"see 'cuebook run show {state.run_id}' for what was decided",
             )
 
 

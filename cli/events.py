@@ -167,7 +167,7 @@ def publish(
 ) -> None:
     """Publish an outside event, which may start runs; prints its stream sequence."""
     with reported_errors(as_json=output.for_programs):
-        value = read_json(data, "JSON")
+        value = read_json(data, "what is to be published")
         from cuebook.cli import log_reading
         from cuebook.cli.session import run_command
 

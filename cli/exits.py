@@ -25,7 +25,16 @@ from cuebook.events.errors import (
 )
 from cuebook.ledger.errors import ExportError, TamperedError
 
-__all__ = ["OUTCOMES", "DriftError", "Exit", "InputError", "Interruption", "print_error", "reported_errors"]
+__all__ = [
+    "OUTCOMES",
+    "DecidedError",
+    "DriftError",
+    "Exit",
+    "InputError",
+    "Interruption",
+    "print_error",
+    "reported_errors",
+]
 
 
 class Exit(IntEnum):
@@ -67,6 +76,10 @@ class InputError(CuebookError):
     """What was said on the command line cannot be meant: malformed JSON, a moment that is none, flags that disagree."""
 
 
+class DecidedError(CuebookError):
+    """A person's word comes too late, or to a place that does not ask for one."""
+
+
 class DriftError(CuebookError):
     """Something was checked against the log and differs."""
 
@@ -86,6 +99,7 @@ _STATUSES: tuple[tuple[type[Exception], Exit], ...] = (
     (AccessDeniedError, Exit.AUTH),
     (UnavailableError, Exit.UNREACHABLE),
     (ConcurrencyConflictError, Exit.CONFLICT),
+    (DecidedError, Exit.CONFLICT),
     (ExportError, Exit.USAGE),
     (HistoryRegressedError, Exit.DRIFT),
     (TamperedError, Exit.DRIFT),

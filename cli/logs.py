@@ -11,6 +11,8 @@ from typing import Any, Final
 
 __all__ = ["LogFormat", "LogLevel", "configure_logs"]
 
+MOST_CHARACTERS: Final = 20_000
+"""Of a message, a fact or a traceback each: what an author's error says may be megabytes."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -40,7 +42,16 @@ def configure_logs(level: str, format_: str) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    facts = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    return {name: _bounded(value) if isinstance(value, str) else value for name, value in facts.items()}
+
+
+def _bounded(text: str) -> str:
+    """Beginning and end of what is too long."""
+    left_out = len(text) - MOST_CHARACTERS
+    if left_out <= 0:
+        return text
+    return f"{text[: MOST_CHARACTERS // 2]} [{left_out} characters left out] {text[-MOST_CHARACTERS // 2 :]}"
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -53,9 +64,9 @@ class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         facts = "".join(f" {name}={_short(value)}" for name, value in _fields(record).items())
-        text = f"{_time(record)} {record.levelname} {record.name}: {_one_line(record.getMessage())}{facts}"
+        text = f"{_time(record)} {record.levelname} {record.name}: {_one_line(_bounded(record.getMessage()))}{facts}"
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + _bounded(self.formatException(record.exc_info))
         return text
 
 
@@ -69,10 +80,10 @@ class _JsonLines(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _bounded(record.getMessage()),
         }
         if record.exc_info:
-            data["exception"] = self.formatException(record.exc_info)
+            data["exception"] = _bounded(self.formatException(record.exc_info))
         return json.dumps(data, default=str)
 
 

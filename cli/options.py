@@ -13,6 +13,8 @@ import typer
 
 from cuebook.cli.completion import complete_agent, complete_run, complete_task
 from cuebook.cli.exits import Exit, InputError, print_error
+from cuebook.events.errors import InvalidTokenError
+from cuebook.events.subjects import check_token
 
 __all__ = [
     "AgentName",
@@ -31,6 +33,7 @@ __all__ = [
     "Target",
     "TaskId",
     "To",
+    "check_space",
     "flag",
     "login_name",
 ]
@@ -109,6 +112,14 @@ def flag(*names: str, **options: Any) -> Any:
     return typer.Option(*names, show_envvar="envvar" in options, **options)
 
 
+def check_space(context: typer.Context, space: str) -> str:
+    """The space of a command line. Raises BadParameter for a name that none can have."""
+    try:
+        return space if context.resilient_parsing else check_token(space, "space")
+    except InvalidTokenError as error:
+        raise typer.BadParameter(f"{error}; {error.remedy}") from error
+
+
 def login_name() -> str:
     """Who sits here, as the log will name the person."""
     try:
@@ -130,7 +141,10 @@ NatsUrl = Annotated[
 Creds = Annotated[
     str, flag("--nats-creds", envvar="CUEBOOK_NATS_CREDS", metavar="FILE", help="Credentials file for NATS.")
 ]
-Space = Annotated[str, flag("--space", envvar="CUEBOOK_SPACE", metavar="NAME", help="The space to work in.")]
+Space = Annotated[
+    str,
+    flag("--space", envvar="CUEBOOK_SPACE", metavar="NAME", callback=check_space, help="The space to work in."),
+]
 DatabaseUrl = Annotated[
     str,
     flag(

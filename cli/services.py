@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cuebook.actors.agent import Agent
 from cuebook.cli.durability import report_durability
+from cuebook.cli.exits import InputError
 from cuebook.cli.limits import Limits, parse_bytes
 from cuebook.cli.loading import load_agents, load_sagas
 from cuebook.cli.options import DEFAULT_DRAIN_S
@@ -143,10 +144,11 @@ async def serve_sealer(serving: Serving, plan: SealingPlan) -> None:
 
     settings, space = serving.settings, _space(serving)
     if plan.key is None:
-        raise ConfigurationError(
-            "the sealer needs a key", remedy="make one with 'cuebook audit key FILE', and say --key FILE"
-        )
-    key, file = PrivateKey.load(plan.key), plan.file or Path(f"{space}.checkpoints")
+        raise InputError("the sealer needs a key", remedy="make one with 'cuebook audit key FILE', and say --key FILE")
+    try:
+        key, file = PrivateKey.load(plan.key), plan.file or Path(f"{space}.checkpoints")
+    except ConfigurationError as error:
+        raise InputError(str(error), remedy=error.remedy) from error  # no restart mends it
     connection = await serving.connect("sealer")
     if connection is None:
         return

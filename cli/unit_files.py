@@ -28,9 +28,10 @@ UNITS: Final = (
     "cuebook-orchestrator.service",
     "cuebook-orchestrator@.service",
     "cuebook-projections.service",
+    "cuebook-sealer.service",
     "cuebook-agent@.service",
 )
-_CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url")
+_CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url", "otlp-headers")
 _MARK: Final = "# Written by 'cuebook units install', which replaces it; change it with 'systemctl edit'. Checked by "
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - names, nothing is written there
 
@@ -111,7 +112,8 @@ def _write_settings(folder: Path) -> Iterator[Path]:
         if not directory.exists():
             directory.mkdir(parents=True, mode=mode)
             directory.chmod(mode)  # whatever the umask is
-    texts = {folder / name: _template(name) for name in ("cuebook.env", "orchestrator.env", "projections.env")}
+    names = ("cuebook.env", "orchestrator.env", "projections.env", "sealer.env")
+    texts = {folder / name: _template(name) for name in names}
     texts[folder / "agents/example.env"] = _template("agent.env")
     texts[folder / "nats.conf"] = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
     for path, text in texts.items():

@@ -40,12 +40,13 @@ _RUN_ENDS: Final = (
     facts.RunCancelled,
     facts.RunRejected,
 )
+_CLOSING: Final = frozenset((*_ENDS, *_RUN_ENDS, *_STEP_CLOSING))
 _GOOD: Final = frozenset({"completed", "cancelled", "matched", "answered", "expired"})
 
 
 def closes(event: Event) -> bool:
     """Whether this ends a task, a step or a run."""
-    return isinstance(event, (*_ENDS, *_RUN_ENDS, *_STEP_CLOSING))
+    return type(event) in _CLOSING
 
 
 def origin_of(event: Event) -> tuple[str, str]:

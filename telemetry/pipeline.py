@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 from opentelemetry import trace as api
@@ -23,7 +24,6 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resou
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     Link,
@@ -35,20 +35,20 @@ from opentelemetry.trace import (
     TraceFlags,
     set_span_in_context,
 )
+from opentelemetry.util.re import parse_env_headers
 
 from cuebook.events.errors import ConfigurationError
 from cuebook.telemetry import attributes as names
+from cuebook.telemetry.sampling import Selection
 from cuebook.telemetry.settings import is_on
 from cuebook.telemetry.span import Span
-from cuebook.telemetry.trace import TraceContext
 
 __all__ = ["SpanQueue", "Tracing", "exporter_of", "remote_parent", "tracing_of"]
 
 SCOPE: Final = "cuebook"
-_LENGTH: Final = 55
-"""Characters of a `traceparent`, version 00."""
 FLUSH_S: Final = 2.0
 """So long the end of a process waits for the collector."""
+_HEADERS: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 REPORT_EVERY_S: Final = 60.0
 _KINDS: Final = {"internal": SpanKind.INTERNAL, "producer": SpanKind.PRODUCER, "consumer": SpanKind.CONSUMER}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -71,19 +71,43 @@ def exporter_of(environ: Mapping[str, str] = os.environ) -> SpanExporter:
         raise ConfigurationError(
             f"{what} is not supported", remedy="choose otlp with grpc or http/protobuf, console, or none"
         )
+    headers = _secret_headers(environ)
     try:
         if protocol == "grpc":
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-            return GrpcExporter()
+            return GrpcExporter(headers=headers)
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
-        return HttpExporter()
+        return HttpExporter(headers=headers)
     except ImportError as error:
         raise ConfigurationError(
             "traces are to be sent, but the exporters are not installed",
             remedy="install 'cuebook[otlp]', or set OTEL_TRACES_EXPORTER=none",
         ) from error
+
+
+def _secret_headers(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Headers that the variables do not say themselves, for they are a secret, but by `@FILE`; None where they do.
+
+    Raises ConfigurationError for a file that cannot be read, or holds no headers.
+    """
+    variable = next((one for one in _HEADERS if environ.get(one)), "")
+    if not environ.get(variable, "").startswith("@"):
+        return None
+    name = environ[variable].removeprefix("@")
+    try:
+        text = Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{variable}: {name!r} cannot be read: {error}", remedy="correct the file") from error
+    headers = dict(parse_env_headers(text, liberal=True))
+    if text and not headers:  # not shown: it is meant to be secret
+        raise ConfigurationError(
+            f"{variable}: {name!r} holds no headers", remedy="write NAME=VALUE, with commas between"
+        )
+    for one in _HEADERS:
+        os.environ.pop(one, None)  # or the exporter would read the file's name as a header
+    return headers
 
 
 class SpanQueue(SpanProcessor):
@@ -210,7 +234,7 @@ class _Ids(RandomIdGenerator):
 class Tracing:
     """Traces of this process. `emit` sends spans made from the log, `start` begins one of what happens now.
 
-    Use `close` at the end of the process.
+    `skips` and `samples` are those of the `selection`. Use `close` at the end of the process.
     """
 
     def __init__(self, service: str, exporter: SpanExporter) -> None:
@@ -220,25 +244,12 @@ class Tracing:
         self.queue = SpanQueue(exporter, resource)
         self.provider.add_span_processor(self.queue)
         self._tracer = self.provider.get_tracer(SCOPE, _version())
-        self._follows_parents = type(self.provider.sampler) is ParentBased  # made by the SDK, with its defaults
+        self.selection = Selection(self.provider.sampler)
+        self.skips, self.samples = self.selection.skips, self.selection.samples
 
     def close(self) -> None:
         """Send what waits, for a moment; see SpanQueue."""
         self.provider.shutdown()
-
-    def samples(self, context: TraceContext, name: str) -> bool:
-        """Whether the sampler wants this trace; the same in every process with the same settings."""
-        parent = None
-        if context.sampled is not None:
-            if self._follows_parents:
-                return context.sampled
-            parent = set_span_in_context(remote_parent(context.trace_id, context.parent_id, sampled=context.sampled))
-        result = self.provider.sampler.should_sample(parent, context.trace_id, name)
-        return result.decision is Decision.RECORD_AND_SAMPLE
-
-    def skips(self, traceparent: str) -> bool:
-        """Whether whoever began this trace has decided against it, and that counts: a quick look, for most runs."""
-        return traceparent[-3:] == "-00" and len(traceparent) == _LENGTH and self._follows_parents
 
     def emit(self, spans: Sequence[Span]) -> None:
         """Send what has ended. Never waits."""

@@ -34,11 +34,15 @@ def project(
     copies: bool,
 ) -> None:
     """Send the spans of one batch, committed at `ended` (microseconds since 1970), of a stream that holds `copies`."""
-    closing = [item for item in batch if isinstance(item, Envelope) and closes(item.event)]
-    oldest = ended - int(OLD_S * 1_000_000)
+    closing = [
+        item
+        for item in batch
+        if isinstance(item, Envelope) and closes(item.event) and not tracing.skips(item.traceparent)
+    ]
     sampled = [(item, context) for item in closing if tracing.samples(context := context_of(item), "project")]
     if not sampled:
         return
+    oldest = ended - int(OLD_S * 1_000_000)
     about: dict[str, Value] = {
         names.SYSTEM: SYSTEM,
         names.OPERATION: "project",

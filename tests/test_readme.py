@@ -53,7 +53,7 @@ def test_the_transcript_is_what_the_demo_prints(demonstration: Command) -> None:
     transcript = block(PAGE, "console", "$ pip install uv && uv run cuebook demo").splitlines()[1:]
     printed = [alike(line) for line in demonstration.lines]
     shown = [alike(line) for line in transcript if line not in ("...", "")]
-    assert [line for line in shown if line not in printed] == []
+    assert [line for line in shown if line not in printed] == [], "\n".join(demonstration.lines)
     last_table = max(place for place, line in enumerate(printed) if line.startswith("ticket outcome"))
     places = [printed.index(line, 0 if line.startswith("<time>") else last_table) for line in shown]
     assert places == sorted(places)

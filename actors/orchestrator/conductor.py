@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from cuebook.actors.attempt import text_of
+from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.openings import find_input_error
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, drift_of, error_of
@@ -208,7 +208,8 @@ class Conductor:
         if execution is None:
             try:
                 execution = self._executions[run.run_id] = Execution(saga, run)
-            except Exception as error:  # noqa: BLE001 - pydantic's, or whatever an author's validator raises
+            except BaseException as error:  # noqa: BLE001 - pydantic's, or whatever an author's validator raises
+                raise_from_a_person(error)
                 self._stick(run, Drift(None, run.input, None, f"the input no longer fits the saga: {text_of(error)}"))
                 return
         execution.advance(run)

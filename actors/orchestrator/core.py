@@ -57,7 +57,7 @@ class Orchestrator:
             self.world.owed.clear()
 
     def activate(self) -> None:
-        """Begin to decide: catch up on everything that is open. Heartbeats count from now."""
+        """Begin to decide: catch up on everything that is open. See Liveness for who was silent."""
         self.active = True
         self.liveness.start(time.monotonic())
         for instance in list(self.world.registry.instances.values()):

@@ -32,8 +32,14 @@ class Liveness:
         self._checked_at = 0.0
 
     def start(self, now: float) -> None:
-        """Nobody can be late before now."""
-        self._heard.clear()
+        """Begin to decide. Whom a standby has long not heard was silent before, as far as that makes it suspect.
+
+        Not further: it may be the standby that did not listen, so everybody has some more beats for a word.
+        """
+        for key, last in self._heard.items():
+            instance = self._world.registry.instances.get(key)
+            beat_s = max(instance.heartbeat_s, MINIMUM_BEAT_S) if instance is not None else 0.0
+            self._heard[key] = min(max(last, now - beat_s * SUSPECT_AFTER_BEATS), now)
         self._behind_since.clear()
         self._checked_at = now
 

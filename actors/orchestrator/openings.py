@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cuebook.actors.attempt import text_of
+from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.listening import Trigger
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.timers import Timers
@@ -229,6 +229,7 @@ def find_input_error(saga: Saga[Any, Any], data: Any) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']}" if where else str(first["msg"])
-    except Exception as error:  # noqa: BLE001 - of an author's validator, which raises what pydantic does not expect
+    except BaseException as error:  # noqa: BLE001 - of an author's validator, which raises what pydantic does not expect
+        raise_from_a_person(error)
         return f"checking it failed: {type(error).__name__}: {text_of(error)}"
     return ""

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cuebook.actors.attempt import text_of
+from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.watchdog import watched
 from cuebook.actors.saga import (
@@ -81,7 +81,8 @@ class Execution:
         """Drop the suspended function, whatever it does about that."""
         try:
             watched(self._coroutine.close)
-        except (Exception, EndlessSagaError):  # it awaits or raises in a `finally`, or does not come to its end
+        except BaseException as error:
+            raise_from_a_person(error)
             logger.warning("the saga does not let itself be closed", extra={"run_id": self.run.id}, exc_info=True)
 
     def advance(self, state: RunState) -> None:
@@ -130,9 +131,8 @@ class Execution:
             self._waiting = None
             self.outcome = self._compare_new(items) or self._extra(items) or self._returned(stop.value)
             return
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises ends the run
+            raise_from_a_person(error)
             self._waiting = None
             self.outcome = self._compare_new(items) or self._extra(items) or Raised(error)
             return
@@ -151,7 +151,8 @@ class Execution:
     def _returned(self, value: Any) -> Returned | Raised:
         try:
             return Returned(self.saga.output_type.plain(value, warnings=False))
-        except Exception as error:  # noqa: BLE001 - pydantic raises several classes of its own here
+        except BaseException as error:  # noqa: BLE001 - pydantic's, several classes, or whatever a serializer raises
+            raise_from_a_person(error)
             return Raised(NotDeterministicError(f"the saga's result cannot be stored: {error}"))
 
     def _compare_new(self, items: Mapping[int, TaskState | StepState]) -> Drift | None:

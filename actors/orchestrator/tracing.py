@@ -62,6 +62,8 @@ class RunTracer:
 
     def saw(self, envelope: Envelope, world: World) -> None:
         """One event, after it was folded into `world`."""
+        if self._tracing.skips(envelope.traceparent) and envelope.address.run_id not in self._runs:
+            return
         event = type(envelope.event)
         if event is OutsideEvent:
             self._triggers[envelope.id] = replace(envelope, data=None, event=OutsideEvent())  # what it says is large
@@ -70,8 +72,6 @@ class RunTracer:
             return
         run_id = envelope.address.run_id
         if not run_id or event is TaskProgressed or event is TaskReverted:
-            return
-        if self._tracing.skips(envelope.traceparent) and run_id not in self._runs:
             return
         try:
             self._follow(run_id, envelope, world)

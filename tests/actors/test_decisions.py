@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from cuebook.actors import Agent, Run, Saga, Task, handler, saga
 from cuebook.actors.orchestrator.dispatcher import UNKNOWN_AGENT_GRACE_S
@@ -655,7 +657,10 @@ def test_new_code_that_raises_before_it_asks_for_what_was_done_undoes_nothing() 
     assert play.book.run("r").status == "stuck"
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), RecursionError(), StopIteration(5)])
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), RecursionError(), StopIteration(5)]
+)
+@pytest.mark.usefixtures("service_signals")
 def test_whatever_a_saga_raises_ends_its_run_and_nothing_else(error: BaseException) -> None:
     @saga()
     async def raising(run: Run, text: Text) -> None:
@@ -673,12 +678,67 @@ def test_whatever_a_saga_raises_ends_its_run_and_nothing_else(error: BaseExcepti
     assert play.book.run("s").status == "completed"
 
 
-def test_a_saga_that_does_not_let_itself_be_closed_is_closed() -> None:
+@pytest.fixture
+def service_signals() -> Iterator[None]:
+    """SIGINT as a service has it: Ctrl-C raises nothing."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_where_ctrl_c_raises_it_is_the_person_s_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+
+    @saga()
+    async def raising(run: Run, text: Text) -> None:
+        raise KeyboardInterrupt
+
+    play = theatre(raising)
+    play.hire()
+    play.request("raising", "r", {"text": "x"})
+    with pytest.raises(KeyboardInterrupt):
+        play.play(until=play.owes_nothing)
+
+
+class Bomb(Text):
+    """Its check wants to end the process."""
+
+    @field_validator("text")
+    @classmethod
+    def _go_off(cls, text: str) -> str:
+        if text == "exit":
+            raise SystemExit(1)
+        if text == "interrupt":
+            raise KeyboardInterrupt
+        return text
+
+
+@saga()
+async def careless(run: Run, bomb: Bomb) -> None: ...
+
+
+@pytest.mark.usefixtures("service_signals")
+@pytest.mark.parametrize("text", ["exit", "interrupt"])
+def test_an_input_whose_check_wants_to_end_the_process_is_refused(text: str) -> None:
+    play = theatre(careless)
+    play.hire()
+    play.request("careless", "r", {"text": text})
+    play.request("careless", "s", {"text": "x"})
+    play.play(until=play.owes_nothing)
+    assert play.book.run("r").status == "rejected"
+    assert play.book.run("s").status == "completed"
+
+
+@pytest.mark.usefixtures("service_signals")
+@pytest.mark.parametrize("error", [None, SystemExit(1), KeyboardInterrupt()])
+def test_a_saga_that_does_not_let_itself_be_closed_is_closed(error: BaseException | None) -> None:
     @saga()
     async def stubborn(run: Run, text: Text) -> None:
         try:
             await run.wait_for("never", Text)
         finally:
+            if error is not None:
+                raise error
             await run.call(Press.copy, text)
 
     play = theatre(stubborn)

@@ -387,6 +387,27 @@ def test_an_orchestrator_that_stood_still_itself_blames_nobody() -> None:
     assert ward.says() == ["suspected"]
 
 
+def test_who_fell_silent_before_a_takeover_is_lost_soon_after_it() -> None:
+    ward = Ward()
+    ward.liveness.heard("nurse", "i1", 0, 0.2, active=False)
+    ward.liveness.start(3.0)
+    ward.look(6.2, 3.0)
+    assert ward.says() == ["suspected"]
+    ward.look(6.3, 6.2)
+    assert ward.says() == ["lost"]
+
+
+def test_a_standby_that_was_deaf_itself_gives_everybody_three_beats_for_a_word() -> None:
+    ward = Ward()
+    ward.liveness.heard("nurse", "i1", 0, 0.2, active=False)
+    ward.liveness.start(500.0)
+    ward.look(502.9, 500.0)
+    assert "lost" not in ward.says()
+    ward.liveness.heard("nurse", "i1", 0, 502.9, active=True)
+    ward.look(505.9, 502.9)
+    assert "lost" not in ward.says()
+
+
 def test_one_fact_about_an_instance_is_under_way_at_a_time_and_a_failed_one_is_said_again() -> None:
     ward = Ward()
     ward.look(5.0, 0.0)

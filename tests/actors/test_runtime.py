@@ -124,12 +124,12 @@ class CrashError(BaseException):
     """As some libraries raise when their native part has crashed."""
 
 
-@pytest.mark.parametrize("kind", ["permanent", "wrong type", "cannot be stored", "exit", "crash"])
+@pytest.mark.parametrize("kind", ["permanent", "wrong type", "cannot be stored", "exit", "interrupt", "crash"])
 async def test_what_no_repetition_mends_goes_to_a_person_at_once(nats_url: str, space: str, kind: str) -> None:
     class Faulty(Agent):
         name = "faulty"
 
-        @handler(retry=Retry(attempts=1 if kind in ("exit", "crash") else 5, backoff_s=0.01))
+        @handler(retry=Retry(attempts=1 if kind in ("exit", "interrupt", "crash") else 5, backoff_s=0.01))
         async def fail(self, number: Number) -> Any:
             match kind:
                 case "permanent":
@@ -138,6 +138,8 @@ async def test_what_no_repetition_mends_goes_to_a_person_at_once(nats_url: str, 
                     return threading.Lock()
                 case "exit":
                     raise SystemExit(3)
+                case "interrupt":
+                    raise KeyboardInterrupt
                 case "crash":
                     raise CrashError
             return "x" * 2_000_000
@@ -150,6 +152,7 @@ async def test_what_no_repetition_mends_goes_to_a_person_at_once(nats_url: str, 
             "wrong type": "InvalidOutputError",
             "cannot be stored": "InvalidOutputError",
             "exit": "SystemExit",
+            "interrupt": "KeyboardInterrupt",
             "crash": "CrashError",
         }
         assert (await desk.events(run_id, "failed"))[0].error.type == expected[kind]

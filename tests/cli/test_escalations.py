@@ -32,7 +32,7 @@ async def test_an_escalated_task_gets_its_result_from_a_person(cli: Cli, client:
     assert (await client.wait("o14", timeout_s=10)).status == "completed"
     assert (await cli.json("task", "show", "o14/1"))["output"] == {"n": 1}
     assert "bea" in await cli.ok("task", "show", "o14/1")
-    assert "nothing there waits for a person" in await cli.fails(3, "escalation", "resolve", "o14/1", "--retry")
+    assert "nothing there waits for a person" in await cli.fails(7, "escalation", "resolve", "o14/1", "--retry")
 
 
 async def eventually_listed(cli: Cli, count: int) -> list[dict[str, object]]:
@@ -116,6 +116,18 @@ async def test_without_an_orchestrator_the_list_comes_from_the_log(cli: Cli, log
 @pytest.mark.usefixtures("client")
 async def test_what_cannot_be_meant(cli: Cli, words: list[str], complaint: str) -> None:
     assert complaint in await cli.fails(2, "escalation", "resolve", *words)
+
+
+@pytest.mark.usefixtures("client")
+async def test_the_second_of_two_decisions_is_a_conflict_and_a_step_that_is_not_there_is_not_found(
+    cli: Cli, log: EventLog
+) -> None:
+    subjects = log.subjects
+    await log.append(subjects.task("r1", 0, "requested", "echo"), TaskRequested(input=1))
+    await log.append(subjects.task("r1", 0, "escalated"), TaskEscalated(reason="by hand"))
+    await cli.run("escalation", "resolve", "r1/0", "--abort")
+    assert "nothing there waits for a person" in await cli.fails(7, "escalation", "resolve", "r1/0", "--retry")
+    assert "has no task or step 4" in await cli.fails(3, "escalation", "resolve", "r1/4", "--retry")
 
 
 async def test_nothing_waits(cli: Cli, log: EventLog) -> None:

@@ -138,7 +138,7 @@ async def test_publishing_tells_the_sequence_and_a_repetition(cli: Cli, client: 
     assert stored is not None
     assert getattr(stored, "source", "") == "ann"
     assert "cannot be part of a subject" in await cli.fails(2, "events", "publish", "Order.Placed", "1")
-    assert "JSON is not JSON" in await cli.fails(2, "events", "publish", "order.placed", "{")
+    assert "what is to be published is not JSON" in await cli.fails(2, "events", "publish", "order.placed", "{")
 
 
 @pytest.mark.usefixtures("orchestrator")

@@ -161,3 +161,10 @@ async def test_reading_stdin_never_waits_for_a_person(cli: Cli, client: Client) 
     shown = await on_a_terminal(cli, "events", "publish", "a", "-")
     assert shown == ""
     assert (await client.log.verify()).last_sequence == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["run list", "projection list", "serve agents x:Y", "events publish a.b {}", "trace r"]
+)
+async def test_a_space_that_none_can_be_called_is_a_mistake_on_the_command_line(cli: Cli, words: str) -> None:
+    assert "space 'a.b' cannot be part of a subject" in await cli.fails(2, *words.split(), "--space", "a.b")

@@ -15,7 +15,13 @@ import pytest
 from cuebook.examples.support.tickets import DEMONSTRATIONS
 from tests.systemd.machine import Machine, booted
 
-UNITS = ("cuebook-nats", "cuebook-orchestrator", "cuebook-orchestrator@standby", "cuebook-projections")
+UNITS = (
+    "cuebook-nats",
+    "cuebook-orchestrator",
+    "cuebook-orchestrator@standby",
+    "cuebook-projections",
+    "cuebook-sealer",
+)
 DESK = ("classifier", "orders", "refunds", "escalations", "feedback")
 ODD = ("blocker", "clinger", "idler", "laster")
 AGENTS = tuple(f"cuebook-agent@{name}" for name in (*DESK, *ODD))
@@ -23,6 +29,11 @@ ALL = (*UNITS, *AGENTS)
 MOST_EXPOSED = 1.5
 SCRIPT = ("/opt/cuebook/bin/python", "/opt/files/tickets.py")
 WATCHDOG_S = 3
+TOKEN = "Bearer sesame"
+TRACES = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318\nOTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\n"
+    "OTEL_BSP_SCHEDULE_DELAY=200\n"
+)
 TICKETS = [one for one in DEMONSTRATIONS if one.ends in ("refunded", "answered", "thanked")][:5]
 
 
@@ -35,7 +46,10 @@ def machine() -> Iterator[Machine]:
         machine.cuebook("units", "install")
         settings = machine.run("cat", "/run/desk/environment")
         machine.run("cp", "/run/desk/database-url", "/etc/cuebook/credentials/database-url")
-        machine.write("/etc/cuebook/cuebook.env", "PYTHONPATH=/opt/files\n")
+        machine.run("systemd-run", "--quiet", "--unit=collector", "/opt/cuebook/bin/python", "/opt/files/collector.py")
+        machine.cuebook("audit", "key", "/etc/cuebook/credentials/seal-key", "--name", "example.com/cue")
+        machine.write("/etc/cuebook/credentials/otlp-headers", f"authorization={TOKEN}\n")
+        machine.write("/etc/cuebook/cuebook.env", f"PYTHONPATH=/opt/files\n{TRACES}")
         machine.write("/etc/cuebook/orchestrator.env", "CUEBOOK_SAGAS=cuebook.examples.support.sagas:support\n")
         for name in DESK:
             agent = f"cuebook.examples.support.{name}:{name.title()}"
@@ -94,6 +108,43 @@ def test_the_desk_works_and_the_tables_show_it(machine: Machine) -> None:
     runs = ("run", "list", "-o", "json", "--database-url", "@/etc/cuebook/credentials/database-url")
     wanted = {f"support-a{one.ticket.id}" for one in TICKETS}
     machine.until(lambda: {run["run_id"] for run in json.loads(machine.cuebook(*runs))} >= wanted)
+
+
+def test_traces_go_to_the_collector_with_the_secret_that_it_wants(machine: Machine) -> None:
+    wanted = {f"{TOKEN} cuebook-{service}" for service in ("orchestrator", "agents", "projections")}
+    machine.until(lambda: set(machine.run("cat", "/run/collector/seen").splitlines()) >= wanted)
+    for unit in ("cuebook-orchestrator", "cuebook-agent@orders"):
+        assert "sesame" not in machine.run("cat", f"/proc/{pid(machine, unit)}/environ")
+        assert "sesame" not in machine.systemctl("show", unit)
+
+
+def test_the_log_is_sealed_with_a_key_that_only_the_sealer_sees(machine: Machine) -> None:
+    file = "/var/lib/cuebook-sealer/cue.checkpoints"
+    machine.until(lambda: "example.com/cue" in machine.run("cat", file, status=None), unit="cuebook-sealer")
+    machine.cuebook("events", "export", "/root/cue.jsonl")
+    told = machine.cuebook("audit", "verify", "/root/cue.jsonl", "--key", "/etc/cuebook/credentials/seal-key.pub",
+                           "--checkpoint", file, "-o", "json")  # fmt: skip
+    assert json.loads(told)
+    key = machine.run("cat", "/etc/cuebook/credentials/seal-key").strip()
+    assert key not in machine.run("cat", f"/proc/{pid(machine, 'cuebook-sealer')}/environ")
+    kill(machine, "cuebook-sealer")
+    machine.until(lambda: is_up(machine, "cuebook-sealer"), unit="cuebook-sealer")
+
+
+def test_a_sealer_without_a_key_is_not_started_and_with_a_wrong_one_not_again(machine: Machine) -> None:
+    unit, key = "cuebook-sealer", "/etc/cuebook/credentials/seal-key"
+    right = machine.run("cat", key)
+    machine.write(key, "nonsense\n")
+    machine.systemctl("restart", unit, status=None)
+    machine.until(lambda: machine.property(unit, "ActiveState") == "failed", unit=unit)
+    assert machine.property(unit, "ExecMainStatus") == "2"
+    assert "is no private key" in machine.log(unit)
+    machine.run("mv", key, f"{key}.away")
+    machine.systemctl("restart", unit, status=None)
+    assert machine.property(unit, "AssertResult") == "no"
+    machine.run("mv", f"{key}.away", key)
+    machine.write(key, right)
+    machine.systemctl("restart", unit)
 
 
 def test_every_part_may_be_killed_and_nothing_is_lost(machine: Machine) -> None:
@@ -176,7 +227,7 @@ def test_an_agent_that_has_done_its_share_is_replaced(machine: Machine) -> None:
     assert int(machine.property(unit, "NRestarts")) == restarts + 1
     log = machine.log(unit)
     assert 'reason="3 tasks done, the limit is 3"' in log
-    assert f"{unit}.service: Failed" not in log
+    assert f"{unit}.service: Failed with result" not in log
     machine.write(settings, f"{text}CUEBOOK_MAX_MEMORY=1M\n")
     machine.systemctl("restart", unit)
     machine.until(lambda: "of memory, the limit is 1 MiB" in machine.log(unit), unit=unit)

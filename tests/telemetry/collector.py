@@ -44,6 +44,8 @@ class Collector:
     protocol: str
     endpoint: str = ""
     spans: list[Collected] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+    """What came as the header `authorization`."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,6 +109,7 @@ def collector(protocol: str) -> Iterator[Collector]:
 def _over_grpc(found: Collector) -> Iterator[None]:
     class Service(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the protocol
+            found.tokens |= {value for name, value in context.invocation_metadata() if name == "authorization"}
             found.take(request)
             return trace_service_pb2.ExportTraceServiceResponse()
 
@@ -130,6 +133,7 @@ def _over_http(found: Collector) -> Iterator[None]:
                 body = gzip.decompress(body)
             request = trace_service_pb2.ExportTraceServiceRequest()
             request.ParseFromString(body)
+            found.tokens |= {self.headers["authorization"]} if "authorization" in self.headers else set()
             if self.path == "/v1/traces":
                 found.take(request)
             self.send_response(200 if self.path == "/v1/traces" else 404)

@@ -21,6 +21,7 @@ from cuebook.telemetry.pipeline import SpanQueue, Tracing, exporter_of
 from cuebook.telemetry.settings import is_on
 from cuebook.telemetry.span import Span
 from cuebook.telemetry.trace import TraceContext, find_context, parse_traceparent
+from tests.telemetry.collector import collector
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -153,3 +154,44 @@ def test_services_without_traces_load_nothing_of_opentelemetry() -> None:
 def test_every_attribute_is_in_the_document_and_none_that_is_not_there() -> None:
     table = (ROOT / "docs" / "telemetry.md").read_text().partition("## Attributes")[2].partition("\n## ")[0]
     assert sorted(re.findall(r"^\| `([a-z_.]+)`", table, re.MULTILINE)) == sorted(ALL)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_what_the_collector_wants_for_a_secret_comes_from_a_file(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "otlp-headers"
+    secret.write_text("authorization=Bearer sesame\n")
+    with collector(protocol) as found:
+        for name, value in found.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"@{secret}")
+        tracing = Tracing("test", exporter_of())
+        tracing.emit([span(1)])
+        tracing.close()
+    assert found.tokens == {"Bearer sesame"}
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_file_is_no_secret_and_no_header(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "otlp-headers"
+    secret.write_text(text)
+    with collector("http/protobuf") as found:
+        for name, value in found.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"@{secret}")
+        tracing = Tracing("test", exporter_of())
+        tracing.emit([span(1)])
+        tracing.close()
+    assert len(found.spans) == 1
+    assert found.tokens == set()
+
+
+@pytest.mark.parametrize("text", [None, "sesame"])
+def test_a_file_without_headers_is_refused_and_not_shown(text: str | None, tmp_path: Path) -> None:
+    secret = tmp_path / "otlp-headers"
+    if text is not None:
+        secret.write_text(text)
+    with pytest.raises(ConfigurationError, match="otlp-headers") as raised:
+        exporter_of({"OTEL_EXPORTER_OTLP_HEADERS": f"@{secret}"})
+    assert "sesame" not in str(raised.value)
