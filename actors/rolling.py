@@ -30,7 +30,17 @@ from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.orchestrator.world import SnapshotGapError, World
 from cuebook.events.errors import CommandRejectedError, ConfigurationError, UnavailableError
 from cuebook.events.facts import SpaceRolled
-from cuebook.events.generations import BEFORE, KEPT, NEXT, Chain, frozen_subject, is_current, marker_of, stream_name
+from cuebook.events.generations import (
+    BEFORE,
+    KEPT,
+    NEXT,
+    WHOLE,
+    Chain,
+    frozen_subject,
+    is_current,
+    marker_of,
+    stream_name,
+)
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from cuebook.events.past import Generation
@@ -90,6 +100,7 @@ class Roller:
         self._chain: Chain = log.chain
         self._world = World(log.subjects, {})
         self._froze_at: float | None = None
+        self._filled = 0
 
     async def plan(self) -> Plan:
         """Fold the log as it is now. Raises ConfigurationError for a space that cannot be rolled."""
@@ -216,15 +227,14 @@ class Roller:
         assert info is not None, "it was looked at just now"
         old, into = info["config"], info["config"]["metadata"][NEXT]
         if old["subjects"] == [marker_of(self._names)]:
-            last = await self._mark(into)
-            if await self._info(into) is None:
-                if self._world.position.sequence == 0:
-                    await self._restore(last)
-                await self._fold(last)
-                await self._make(self._planned(last))
-            await self._mirrored(into, last)
-            if (info := await self._info(chain.stream)) is None or info["state"]["last_seq"] != last:
-                raise UnavailableError(f"something was stored in {chain.stream} after its end", remedy="do it again")
+            while True:
+                last = await self._mark(into)
+                await self._fill(into, last)
+                await self._mirrored(into, last)
+                info = await self._info(chain.stream)
+                assert info is not None, "nobody removes a stream that is being rolled"
+                if info["state"]["last_seq"] == last:
+                    break  # else something was on its way to the old stream when that was frozen
             await self._update({**old, "subjects": [frozen_subject(self._names, chain.generation)]})
         ended = Generation(
             generation=chain.generation,
@@ -253,6 +263,19 @@ class Roller:
             pause_s=pause_s,
         )
 
+    async def _fill(self, into: str, last: int) -> None:
+        """See that the new stream is being filled with what is open at the end of the old one."""
+        info = await self._info(into)
+        if info is not None and self._filled != last and (info["config"].get("mirror") or {}).get("subject_transforms"):
+            await self._forget_attempt(into)  # by somebody else, who may have seen another end
+            info = None
+        if info is None:
+            if self._world.position.sequence == 0:
+                await self._restore(last)
+            await self._fold(last)
+            await self._make(self._planned(last))
+        self._filled = last
+
     async def _mark(self, into: str) -> int:
         """See that the marker is the last message of the old stream; returns its sequence."""
         chain, marker = self._chain, marker_of(self._names)
@@ -276,7 +299,10 @@ class Roller:
             mirror["opt_start_seq"] = plan.kept
         else:
             mirror["subject_transforms"] = [{"src": one, "dest": one} for one in plan.filters]
-        config |= {"mirror": mirror, "allow_atomic": False, "metadata": {KEPT: str(plan.kept)}}
+        chain = self._chain
+        whole = max(plan.kept, chain.whole) if plan.kept else 0
+        metadata = {KEPT: str(max(plan.kept, chain.kept)), **({WHOLE: str(whole)} if whole else {})}
+        config |= {"mirror": mirror, "allow_atomic": False, "metadata": metadata}
         await js_request(self._connection, f"STREAM.CREATE.{plan.into}", config, 120.0)
         self._say(f"stream {plan.into} is being filled with {_what(plan)}")
 

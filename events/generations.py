@@ -20,7 +20,7 @@ from cuebook.events.jetstream import js_request
 from cuebook.events.past import Generation, Past, PastOpener, StreamPast
 
 __all__ = [
-    "BEFORE", "KEPT", "NEXT", "Chain", "StreamNames", "chain_of", "frozen_subject", "is_current", "marker_of",
+    "BEFORE", "KEPT", "NEXT", "WHOLE", "Chain", "StreamNames", "chain_of", "frozen_subject", "is_current", "marker_of",
     "stream_name", "use_past_opener",
 ]  # fmt: skip
 
@@ -29,9 +29,10 @@ BEFORE = "cuebook.before"
 NEXT = "cuebook.next"
 """Key in the metadata of a stream that is, or was, rolled: the stream that comes after it."""
 KEPT = "cuebook.kept"
-"""Key in the metadata of a stream: the sequence from which on it has all; 0 where it has what was open, from its first.
-
-Where it is not 0, nothing older is in the stream, so an author who has read that expects nothing in there."""
+"""Key in the metadata of a stream: nothing older than this sequence is in it, so an author who has read that expects
+nothing in there. 0 where all that was open is in it from its first message on."""
+WHOLE = "cuebook.whole"
+"""Key in the metadata of a stream: from this sequence on all is in it, also what was not open."""
 _NO_STREAM: Final = 10059
 _POLL_S: Final = 0.02
 _POLL_MOST_S: Final = 0.5
@@ -102,6 +103,8 @@ class Chain:
         self.earlier: Sequence[Generation] = ()
         self.kept = 0
         """What is older than this sequence is not in the current stream, nor any guard on it; see `KEPT`."""
+        self.whole = 0
+        """From this sequence on all is in the current stream; see `WHOLE`."""
         self.rolling = False
         """Nothing can be written just now: the next stream is being made."""
         self._pasts: dict[int, Past] = {}
@@ -116,11 +119,11 @@ class Chain:
 
         Raises StreamMissingError, ConfigurationError, UnavailableError.
         """
-        if not self._listening:
-            self._listening = True
-            await self._connection.listen(f"live.{marker_of(self._names)}", self._suspect)
-            self._connection.on_reconnect.append(self._suspect)
         async with self._looking:
+            if not self._listening:
+                await self._connection.listen(f"live.{marker_of(self._names)}", self._suspect)
+                self._connection.on_reconnect.append(self._suspect)
+                self._listening = True
             self._stale = False  # what is noticed from here on counts
             try:
                 return self._take(await self._find())
@@ -130,7 +133,7 @@ class Chain:
 
     async def known(self) -> None:
         """Look, unless nothing has happened since that was done. Raises as `look`."""
-        if self._stale:
+        if self._stale or self._looking.locked():  # what somebody else is just finding out counts too
             await self.look()
 
     def look_soon(self) -> None:
@@ -243,6 +246,7 @@ class Chain:
         self.generation = earlier[-1].generation + 1 if earlier else 1
         self.start = earlier[-1].last if earlier else 0
         self.kept = int(metadata.get(KEPT, "0"))
+        self.whole = int(metadata.get(WHOLE, self.start + 1 if earlier else "0"))
         self.rolling = NEXT in metadata
         self._stale = self._stale or self.rolling
         if self.stream != stream:

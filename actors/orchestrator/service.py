@@ -421,7 +421,7 @@ class OrchestratorService:
 
     def is_guard(self, sequence: int) -> bool:
         """See Port."""
-        return sequence > self.log.chain.start or self.log.chain.kept > 0
+        return sequence >= self.log.chain.whole or sequence < self.log.chain.kept  # then nothing is expected
 
     def ready(self) -> None:
         """See Port."""
