@@ -22,7 +22,7 @@ __all__ = ["SUBJECT_BYTES", "roll", "show_space", "show_spaces"]
 SUBJECT_BYTES = 700
 """Of the server's memory for each subject of a stream; see docs/operations.md."""
 _PAUSE_S, _PAUSE_OF_FILTER_S = 0.4, 0.0005
-"""What a pause takes at the least, and each scope that is carried over; measured, see docs/operations.md."""
+"""What a pause takes at the least, and each scope that is carried over: about so on two cores with server 2.15.1."""
 _is_log = re.compile(r"([A-Z0-9][A-Z0-9_-]*)(?:@[0-9]+)?").fullmatch
 _COLUMNS = ["GENERATION", "STREAM", "FIRST", "LAST", "MESSAGES", "SUBJECTS", "BYTES", "STATE"]
 
