@@ -137,5 +137,7 @@ def subject_for(subjects: Subjects, event_type: str) -> str:
             return subjects.saga("s", fact)
         case "rejected":
             return subjects.rejected(1)
+        case "space":
+            return subjects.of_space(fact)
         case _:
             return subjects.event("topic")
