@@ -160,6 +160,8 @@ def _other(item: Envelope) -> str:
             return f"stopped after {event.handled} tasks{_because(event.reason)}"
         case facts.SagaServed() as event:
             return f"serves saga {item.address.agent}: events on {event.on} after {event.after} start its runs"
+        case facts.SpaceRolled() as event:
+            return f"stream {event.stream} ends here, the log goes on in {event.into}{_by(event.by)}"
         case facts.MessageRejected() as event:
             return f"{event.subject} has no effect: {event.reason}" + (f" ({event.remedy})" if event.remedy else "")
     return compact(item.data)
