@@ -8,9 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 from cuebook.actors.agent import Agent
+from cuebook.actors.edge import Edge
 from cuebook.actors.instance import Instance
+from cuebook.actors.shelf import Shelf
 from cuebook.events.connection import Connection
-from cuebook.events.errors import UnavailableError
+from cuebook.events.errors import StreamMissingError, UnavailableError
 from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentHost"]
 
 DRAIN_S = 30.0
+RETRY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +31,16 @@ class AgentHost:
     """Keeps one instance of each given agent class running, renews those that are spent, drains all at the end."""
 
     def __init__(
-        self, connection: Connection, space: str, agents: list[type[Agent]], *, tracing: Tracing | None = None
+        self,
+        connection: Connection,
+        space: str,
+        agents: list[type[Agent]],
+        *,
+        tracing: Tracing | None = None,
+        edge: Edge | None = None,
     ) -> None:
-        self._tracing = tracing
+        """Take the settings. With `edge`, work goes on there while the log cannot be reached."""
+        self._tracing, self._edge, self._space = tracing, edge, space
         for cls in agents:
             cls.handlers()
         self._agents = agents
@@ -56,11 +66,15 @@ class AgentHost:
         """
         self.drain_s = drain_s
         async with self.log:
-            refuse_recording(await self.log.verify())
+            if self._edge is None:
+                refuse_recording(await self.log.verify())
             self.log.source = f"agents-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
             try:
-                for cls in self._agents:
-                    await self._add(cls)
+                if self._edge is None:
+                    for cls in self._agents:
+                        await self._add(cls)
+                else:
+                    await self._add_at_edge(self._edge)
                 self.ready.set()
                 await self._until_stopped()
             finally:
@@ -68,7 +82,7 @@ class AgentHost:
                 while self.instances or self._renewals:
                     leaving = [self._retire(one, "stopped", self.drain_s) for one in self.instances]
                     await asyncio.gather(*leaving, *self._renewals.values())
-                if not self.log.connection.is_closed:
+                if not self.log.connection.is_closed and (self._edge is None or self._edge.linked):
                     await self.log.appender.flushed()
         if self._failure is not None:
             raise self._failure
@@ -94,14 +108,30 @@ class AgentHost:
         if self.log.connection.is_closed and self._failure is None:
             self._failure = UnavailableError("the connection to NATS was closed for good")
 
-    async def _add(self, cls: type[Agent]) -> None:
-        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing)
+    async def _add(self, cls: type[Agent], shelf: Shelf | None = None) -> None:
+        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing, shelf=shelf)
         await instance.start()
         self.instances.append(instance)
+
+    async def _add_at_edge(self, edge: Edge) -> None:
+        """First those that have been here before, which need no log; then those that have to register with it."""
+        shelves = [(cls, await edge.shelf(self._space, cls.name)) for cls in self._agents]
+        for cls, shelf in sorted(shelves, key=lambda one: not one[1].instance):
+            while not self._stopping.is_set():
+                try:
+                    if not shelf.instance:
+                        refuse_recording(await self.log.verify())
+                    await self._add(cls, shelf)
+                    break
+                except (UnavailableError, StreamMissingError) as error:
+                    logger.warning("an agent that was never here waits for the log: %s", error)
+                    await asyncio.sleep(RETRY_S)
 
     async def _retire(self, instance: Instance, reason: str, within_s: float) -> None:
         if self.log.connection.is_closed:
             await instance.abandon()
+        elif self._edge is not None and not self._edge.linked:
+            await instance.leave_work(within_s=within_s)
         else:
             await instance.drain(reason, within_s=within_s)
         if instance in self.instances:

@@ -20,6 +20,7 @@ from cuebook.cli.options import (
     Space,
     Target,
     flag,
+    read_setting,
 )
 
 __all__ = ["app"]
@@ -102,6 +103,63 @@ def serve_agents(
         files=SettingsFiles(settings_files) if settings_files else None,
     )
     run_service(settings, "agents", lambda serving: services.serve_agents(serving, agents, slots, limits))
+
+
+@app.command("edge")
+def serve_edge(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What this edge is called, such as shop-7.")],
+    agents: Annotated[
+        list[str] | None,
+        typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT", help="Agents; none to forward events only."),
+    ] = None,
+    edge_url: Annotated[
+        str,
+        flag(
+            "--edge-url",
+            envvar="CUEBOOK_EDGE_URL",
+            metavar="URL|@FILE",
+            callback=read_setting,
+            help="The edge's own JetStream; --nats-url leads to the log, over the link.",
+        ),
+    ] = "",
+    offline_s: Annotated[
+        float,
+        flag("--offline-s", envvar="CUEBOOK_OFFLINE_S", min=1, help="Cut off for longer, its tasks go to others."),
+    ] = 1800.0,
+    slots: Annotated[
+        int | None,
+        flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
+    ] = None,
+    ahead: Annotated[
+        int | None,
+        flag("--ahead", envvar="CUEBOOK_AHEAD", min=0, help="Tasks given in advance, in place of each class's."),
+    ] = None,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    drain_s: DrainS = DEFAULT_DRAIN_S,
+    wait_s: WaitS = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    monitor_url: MonitorUrl = "",
+    settings_files: SettingsFilesOption = None,
+) -> None:
+    """Serve agents behind a link that may be cut, and forward the events that are published there."""
+    from cuebook.cli.edge import EdgePlan, serve
+    from cuebook.cli.serving import Settings, run_service
+    from cuebook.cli.settings_files import SettingsFiles
+
+    settings = Settings(
+        target=Target(nats_url=nats_url, creds=creds, space=space),
+        drain_s=drain_s,
+        wait_s=wait_s,
+        log_format=log_format,
+        log_level=log_level,
+        monitor_url=monitor_url,
+        files=SettingsFiles(settings_files) if settings_files else None,
+    )
+    plan = EdgePlan(name=name, agents=agents or [], url=edge_url, offline_s=offline_s, slots=slots, ahead=ahead)
+    run_service(settings, "edge", lambda serving: serve(serving, plan))
 
 
 @app.command("orchestrator")

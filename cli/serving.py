@@ -96,12 +96,15 @@ class Serving:
         self._service: Running | None = None
         self.tracing: Tracing | None = None
 
-    async def connect(self, name: str) -> Connection | None:
-        """A connection, once NATS answers; None when we are to stop. Raises as `events.connection.connect`."""
+    async def connect(self, name: str, *, url: str = "") -> Connection | None:
+        """A connection, once NATS answers; None when we are to stop. Raises as `events.connection.connect`.
+
+        `url`: another server than the one with the log.
+        """
         target = self.settings.target
-        options = target.client_options
+        options = {} if url else target.client_options
         found: Connection | None = await self._persist(
-            "waiting for NATS", lambda: connect(target.nats_url, name=f"cuebook {name}", **options)
+            "waiting for NATS", lambda: connect(url or target.nats_url, name=f"cuebook {name}", **options)
         )
         return found
 

@@ -227,6 +227,10 @@ class Appender:
         entry.sent += 1
         self._connection.write(entry.frame)
 
+    def resend(self) -> None:
+        """The log answers again after a while: what waits for an answer is sent again now."""
+        self._resend_all()
+
     def _resend_all(self) -> None:
         now = time.monotonic()
         for entry in self._pending.values():

@@ -23,6 +23,7 @@ __all__ = [
     "AgentRegistered",
     "AgentStopped",
     "AgentSuspected",
+    "AnswerDropped",
     "AnswerRefused",
     "DrainRequested",
     "Error",
@@ -561,7 +562,10 @@ class StepCancelled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRegistered(Event):
-    """An instance offers `slots` tasks at a time. `labels`: what it has; `recycle_after`: tasks until it is renewed."""
+    """An instance offers `slots` tasks at a time. `labels`: what it has; `recycle_after`: tasks until it is renewed.
+
+    `offline_for_s`: it may be silent for so long, and goes on working, before its tasks go to others.
+    """
 
     event_type: ClassVar[str] = "agent.registered.v1"
     slots: int
@@ -573,6 +577,7 @@ class AgentRegistered(Event):
     description: str = ""
     host: str = ""
     pid: int = 0
+    offline_for_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -596,6 +601,21 @@ class AgentRecovered(Event):
     """A suspected or lost instance is heard again."""
 
     event_type: ClassVar[str] = "agent.recovered.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerDropped(Event):
+    """An answer of this instance to task `n` of a run came when the task had moved on; it changed nothing.
+
+    The instance worked on while nobody heard it. `fact`: what the answer was; `attempt`: the one it answered. Whether
+    an effect was undone says `task.reverted`.
+    """
+
+    event_type: ClassVar[str] = "agent.dropped.v1"
+    run_id: str
+    n: int
+    attempt: int = 0
+    fact: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ class EventLog:
         self.ids = EventIds()
         self.sees_originals = False
         """The stream holds copies; known once it was verified."""
-        self.appender = Appender(connection, first_after=self._first_after)
+        self.appender = Appender(connection, first_after=self.first_after)
 
     async def __aenter__(self) -> Self:
         await self.appender.__aenter__()
@@ -106,6 +106,7 @@ class EventLog:
         causation_id: str = "",
         traceparent: str = "",
         event_type: str = "",
+        event_id: str = "",
         checked: bool = False,
         done: Done,
     ) -> str:
@@ -114,7 +115,7 @@ class EventLog:
         `checked`: see `encode`. Raises at once, before anything is sent: PoisonMessageError when the event cannot be
         encoded, InvalidTokenError for a subject or scope that cannot be sent.
         """
-        event_id = self.ids()
+        event_id = event_id or self.ids()
         body = encode(
             event,
             event_id=event_id,
@@ -193,7 +194,7 @@ class EventLog:
                 members[begin : begin + MAX_BATCH],
                 scope=scope,
                 expected=expected,
-                first_after=self._first_after,
+                first_after=self.first_after,
             )
         return expected
 
@@ -397,7 +398,8 @@ class EventLog:
         if feed.opened > 1 and (last := (await self.verify()).last_sequence) < until:
             raise HistoryRegressedError(f"stream {self.subjects.stream} ends at {last}, but it had {until} before")
 
-    async def _first_after(self, scope: str, after: int) -> tuple[int, str] | None:
+    async def first_after(self, scope: str, after: int) -> tuple[int, str] | None:
+        """Sequence and event id of the first message of a filter after a sequence, by the word of the leader."""
         found = await first_match(self.connection, self.subjects.stream, scope, after)
         if found is None:
             return None

@@ -40,7 +40,8 @@ __all__ = ["Dispatcher"]
 UNKNOWN_AGENT_GRACE_S = 30.0
 """How long a task may name an agent that never registered; it may be starting."""
 ANSWER_GRACE_S = 2.0
-"""After a task's timeout the agent says so itself; this much later the orchestrator does."""
+"""After a task's timeout the agent says so itself; this much later the orchestrator does. One that may be offline has so
+much longer, since it may have the task and the answer and nobody hears it."""
 CANCEL_GRACE_S = 10.0
 MAX_REASON = 2_000
 """Characters of what is said about a refusal."""
@@ -95,7 +96,7 @@ class Dispatcher:
             decision = retry.after_loss(task)
             self._post(task, "retried" if isinstance(decision, TaskRetried) else "escalated", decision)
             return
-        due = task.assigned_at + span_us((task.timeout_s or 0.0) + ANSWER_GRACE_S)
+        due = task.assigned_at + span_us((task.timeout_s or 0.0) + ANSWER_GRACE_S + instance.offline_for_s)
         if (reason := self._cancelled(run, task)) is not None:
             attempt = [task.run_id, task.n, task.assigned_sequence]
             self._port.signal(*key, {"cancel": attempt, "reason": reason[:MAX_REASON]})

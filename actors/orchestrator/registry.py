@@ -1,7 +1,7 @@
 """The agents as folded from the log: who registered, what they can do, how healthy they are. Pure and total.
 
 An instance's life: registered (healthy) -> suspect -> lost -> healthy again when it is heard; draining; stopped for
-good.
+good. One at the edge may register again under its name, when its process goes on after a restart.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class InstanceState:
         "labels",
         "last_sequence",
         "newest",
+        "offline_for_s",
         "pending",
         "pid",
         "reason",
@@ -63,7 +64,7 @@ class InstanceState:
         self.version = self.host = self.reason = ""
         self.labels: dict[str, str] = {}
         self.slots = self.pid = self.recycle_after = 0
-        self.heartbeat_s = 1.0
+        self.heartbeat_s, self.offline_for_s = 1.0, 0.0
         self.registered_at = self.changed_at = self.last_sequence = self.registered_sequence = self.newest = 0
         self.wants_drain = False
         self.tasks: set[tuple[str, int]] = set()
@@ -86,8 +87,9 @@ class InstanceState:
                 self.health = "healthy"
                 self.version, self.labels, self.slots = event.version, event.labels, event.slots
                 self.host, self.pid, self.recycle_after = event.host, event.pid, event.recycle_after
-                self.heartbeat_s = event.heartbeat_s
-                self.registered_at, self.registered_sequence = envelope.recorded_at, envelope.sequence
+                self.heartbeat_s, self.offline_for_s = event.heartbeat_s, event.offline_for_s
+                if not self.registered_sequence:  # again when it goes on after a restart: its inbox began before
+                    self.registered_at, self.registered_sequence = envelope.recorded_at, envelope.sequence
             case AgentSuspected():
                 if self.health in ("healthy", "draining"):
                     self.health = "suspect"
