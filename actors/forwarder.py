@@ -1,9 +1,9 @@
 """Events that were published at the edge, brought to the log: in order, each once, however often the link is cut.
 
-They are stored in a stream of the edge under the subjects they will have. A batch of them goes to the log together with
-a fact that says up to where the edge's stream has been forwarded, `event.cuebook.edge.<edge>`; the server takes all of a
-batch or nothing, and only behind the last such fact that we have read. So a batch whose acknowledgement was lost is never
-stored twice, whatever time has passed. Source: JetStream ADR-50.
+They are stored in a stream of the edge under the subjects they will have. A batch of them goes to the log together
+with a fact that says up to where the edge's stream has been forwarded, `event.cuebook.edge.<edge>`; the server takes
+all of a batch or nothing, and only behind the last such fact that we have read. So a batch whose acknowledgement was
+lost is never stored twice, whatever time has passed. Source: JetStream ADR-50.
 """
 
 from __future__ import annotations
@@ -104,10 +104,11 @@ class Forwarder:
                 await self._news.wait()
 
     async def _ensure_stream(self) -> None:
+        space = self._log.subjects.space
         config = {
             "name": self._stream,
-            "description": f"cuebook space {self._log.subjects.space}: events of edge {self._edge} on their way to the log",
-            "subjects": [f"{self._log.subjects.space}.event.>"],
+            "description": f"cuebook space {space}: events of edge {self._edge} on their way to the log",
+            "subjects": [f"{space}.event.>"],
             "retention": "limits",
             "discard": "new",
             "storage": "file",
@@ -130,9 +131,10 @@ class Forwarder:
                 continue
             item = self._log.decode(*found) if found is not None else None
             self._marked, self._through = found.sequence if found is not None else 0, 0
-            if isinstance(item, Envelope) and isinstance(item.event, OutsideEvent) and type(item.event.data) is dict:
-                if item.event.data.get("stream") == self._created:  # else it says how far another one had come
-                    self._through = int(item.event.data.get("through", 0))
+            event = item.event if isinstance(item, Envelope) else None
+            told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
+            if told.get("stream") == self._created:  # else it says how far another one had come
+                self._through = int(told.get("through", 0))
             return
 
     def _receive(self, subject: str, body: bytes, sequence: int, _recorded_at: int, headers: bytes | None) -> None:

@@ -40,8 +40,8 @@ __all__ = ["Dispatcher"]
 UNKNOWN_AGENT_GRACE_S = 30.0
 """How long a task may name an agent that never registered; it may be starting."""
 ANSWER_GRACE_S = 2.0
-"""After a task's timeout the agent says so itself; this much later the orchestrator does. One that may be offline has so
-much longer, since it may have the task and the answer and nobody hears it."""
+"""After a task's timeout the agent says so itself; this much later the orchestrator does. One that may be offline has
+so much longer, since it may have the task and the answer and nobody hears it."""
 CANCEL_GRACE_S = 10.0
 MAX_REASON = 2_000
 """Characters of what is said about a refusal."""

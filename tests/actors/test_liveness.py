@@ -293,13 +293,13 @@ class Notes:
 class Ward:
     """One instance that beats once a second, and who watches it."""
 
-    def __init__(self) -> None:
+    def __init__(self, offline_for_s: float = 0.0) -> None:
         self.notes = Notes()
         self.world = World(Subjects("ward"), {})
         self.liveness = Liveness(self.world, self.notes)
         self.liveness.start(0.0)
         self.sequence = 0
-        self.tell(AgentRegistered(slots=1, handlers={}), "registered")
+        self.tell(AgentRegistered(slots=1, handlers={}, offline_for_s=offline_for_s), "registered")
         self.liveness.expect(self.instance, 0.0)
 
     @property
@@ -357,6 +357,21 @@ def test_silence_makes_suspect_then_lost_and_a_heartbeat_recovers() -> None:
     ward.liveness.heard("nurse", "i1", 0, 60.0, active=True)
     assert ward.says() == ["recovered"]
     assert ward.instance.health == "healthy"
+
+
+def test_one_that_may_be_offline_is_suspect_but_not_lost_until_then() -> None:
+    ward = Ward(offline_for_s=60.0)
+    ward.look(60.0, 0.0)
+    assert ward.says() == ["suspected"]
+    ward.look(60.2, 60.0)
+    assert ward.says() == ["lost"]
+
+
+def test_one_that_registers_again_keeps_the_place_where_its_inbox_begins() -> None:
+    ward = Ward()
+    ward.tell(AgentSuspected(), "suspected")
+    ward.tell(AgentRegistered(slots=3, handlers={}), "registered")
+    assert (ward.instance.health, ward.instance.slots, ward.instance.registered_sequence) == ("healthy", 3, 1)
 
 
 def test_heartbeats_keep_it_healthy_and_a_standby_says_nothing() -> None:
