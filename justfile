@@ -36,6 +36,10 @@ test-systemd *arguments:
     @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
     uv run pytest tests/systemd/check_systemd.py {{ arguments }}
 
+# Watch agents at the edge go on while the link is cut: two servers, on this machine; --step waits for Enter
+edge *arguments:
+    uv run python -m cuebook.examples.edge {{ arguments }}
+
 # Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
 jaeger:
     @if command -v jaeger >/dev/null; then exec jaeger; \

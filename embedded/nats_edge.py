@@ -164,7 +164,6 @@ async def nats_edge(data_dir: Path, *, name: str = "shop-7") -> AsyncIterator[Na
             configuration="leaf.conf",
             settings={
                 "CUEBOOK_EDGE_NAME": name,
-                "CUEBOOK_EDGE_STORE": str(folders[1]),
                 "CUEBOOK_EDGE_PASSWORD": password,
                 "CUEBOOK_HUB_URL": f"nats-leaf://edge:{password}@{LOOPBACK}:{link.port}",
             },
