@@ -38,7 +38,7 @@ test-systemd *arguments:
 
 # Watch agents at the edge go on while the link is cut: two servers, on this machine; --step waits for Enter
 edge *arguments:
-    uv run python -m cuebook.examples.edge {{ arguments }}
+    uv run python -m cuebook.cli.edge_story {{ arguments }}
 
 # Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
 jaeger:

@@ -15,11 +15,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import typer
+
 from cuebook.actors.client import Client
 from cuebook.cli.children import Program, running
 from cuebook.embedded.nats_edge import NatsEdge, nats_edge
 from cuebook.events.connection import connect
 from cuebook.events.envelope import Envelope
+
+__all__ = ["main"]
 
 SHELVES = 10
 READINGS = 5
@@ -30,7 +34,8 @@ _BEGAN = time.monotonic()
 
 def say(who: str, text: str) -> None:
     """One line, with the seconds since the start."""
-    print(f"{time.monotonic() - _BEGAN:5.1f} s  {who:12}  {text}", flush=True)
+    typer.echo(f"{time.monotonic() - _BEGAN:5.1f} s  {who:12}  {text}")
+    sys.stdout.flush()
 
 
 async def until(condition: Callable[[], bool]) -> None:
