@@ -40,6 +40,12 @@ test-systemd *arguments:
 edge *arguments:
     uv run python -m cuebook.cli.edge_story {{ arguments }}
 
+# Check that cuebook runs on arm64: wheels of all dependencies, then its code under emulation; needs qemu and apt-get
+check-arm64 *arguments:
+    @command -v qemu-aarch64-static >/dev/null || { echo "error: qemu-aarch64-static is missing; apt-get install qemu-user-static" >&2; exit 1; }
+    @command -v apt-get >/dev/null || { echo "error: apt-get is missing: Debian's Python for arm64 comes from it" >&2; exit 1; }
+    uv run pytest tests/arm64/check_arm64.py --timeout=1800 -s {{ arguments }}
+
 # Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
 jaeger:
     @if command -v jaeger >/dev/null; then exec jaeger; \
