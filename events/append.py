@@ -52,6 +52,9 @@ _CONFLICTS = frozenset({10070, 10071, 10164})
 """Another last message id, which only copies expect; another last sequence, on one server and replicated."""
 _TRANSIENT = frozenset({10002, 10158})
 """Limits of the account, which an operator can mend; an earlier sending of ours that is still on its way to the log."""
+_FULL = frozenset({10002, 10023, 10047, 10077})
+"""No room: of the account, of the server's disk or its `max_file_store`, of the stream."""
+_NO_ROOM = "the server has no room: free space on its disk, or raise its max_file_store; what was accepted is safe"
 _SEQUENCE = b'"seq":'
 _is_subject = re.compile(r"[a-z0-9_.-]{1,512}").fullmatch
 _is_scope = re.compile(r"[a-z0-9_.*>-]{1,512}").fullmatch
@@ -67,8 +70,8 @@ class _Append:
     """
 
     __slots__ = (
-        "began", "done", "due", "event_id", "expected", "frame", "give_up", "number", "refusal", "scope", "sent",
-        "settling", "subject", "turn",
+        "began", "done", "due", "event_id", "expected", "frame", "full", "give_up", "number", "refusal", "scope",
+        "sent", "settling", "subject", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +89,7 @@ class _Append:
         self.scope, self.expected, self.done, self.give_up = scope, expected, done, give_up
         self.sent = self.began = self.turn = 0
         self.due = 0.0
-        self.settling = False
+        self.settling = self.full = False
         self.refusal = ""
 
 
@@ -116,7 +119,7 @@ class Appender:
         self._inbox, self._cut = b"", 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._open = False
+        self._open = self._is_full = False
 
     async def __aenter__(self) -> Self:
         inbox = self._connection.new_inbox()
@@ -264,7 +267,8 @@ class Appender:
 
     def _silence(self, entry: _Append) -> UnavailableError:
         last = f" (the last answer: {entry.refusal})" if entry.refusal else ""
-        return UnavailableError(f"{entry.subject} not acknowledged in {self._give_up_s:g} s{last}; {_outcome(entry)}")
+        text = f"{entry.subject} not acknowledged in {self._give_up_s:g} s{last}; {_outcome(entry)}"
+        return UnavailableError(text, remedy=_NO_ROOM if entry.full else "")
 
     # --- answers ---
 
@@ -281,6 +285,8 @@ class Appender:
         self._answered_at = time.monotonic()
         if entry.began > self._answered_turn:
             self._answered_turn = entry.began
+        if self._is_full:
+            self._note_room(full=False)
         self._finish(entry, int(payload[start : end if end > 0 else payload.find(b"}", start)]), None)
 
     def _on_refusal(self, entry: _Append, payload: bytes) -> None:
@@ -290,15 +296,28 @@ class Appender:
             error = json.loads(payload)["error"]
         code, err_code = error.get("code", 500), error.get("err_code")
         entry.refusal = f"{error.get('description')}, err_code {err_code}"
+        entry.full = err_code in _FULL
         if err_code in _CONFLICTS and entry.expected is not None:
             if entry.sent > 1:
                 self._settle(entry)
             else:
                 self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
         elif code == 429 or code >= 500 or err_code in _TRANSIENT:
+            if entry.full:
+                self._note_room(full=True)
             entry.turn, entry.due = -1, time.monotonic() + BACK_OFF_S * min(entry.sent, 10)
         else:
             self._finish(entry, 0, CommandRejectedError(f"the server refused {entry.subject}: {entry.refusal}"))
+
+    def _note_room(self, *, full: bool) -> None:
+        """Say once that the server has no room, and once that it has again."""
+        if full is self._is_full:
+            return
+        self._is_full = full
+        if full:
+            logger.error("the log takes nothing more; work waits and goes on by itself: %s", _NO_ROOM)
+        else:
+            logger.info("the log takes events again")
 
     def _finish(self, entry: _Append, sequence: int, error: CuebookError | None) -> None:
         if self._pending.pop(entry.number, None) is None:

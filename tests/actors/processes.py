@@ -96,6 +96,10 @@ class Cast:
         """Start a host of agents; it is not waited for."""
         return await self._serve("agents", *agents)
 
+    async def projections(self, database_url: str) -> Service:
+        """Start the projections; they are not waited for."""
+        return await self._serve("projections", CUEBOOK_DATABASE_URL=database_url)
+
     async def edge(self, name: str, keeper_url: str, uplink_url: str, *agents: str) -> Service:
         """Start what `cuebook serve edge` does; it is not waited for."""
         return await self._serve(

@@ -15,7 +15,7 @@ import pytest
 
 from cuebook.actors import Retry, Task, handler
 from cuebook.actors.agent import Agent
-from cuebook.actors.orchestrator import dispatcher
+from cuebook.actors.orchestrator import dispatcher, liveness
 from cuebook.embedded.nats_edge import NatsEdge, nats_edge
 from cuebook.events.errors import ConfigurationError
 from tests.actors.cast import Number, lines, note
@@ -112,8 +112,9 @@ async def left_behind(servers: NatsEdge, space: str) -> int:
 
 
 async def test_wherever_in_a_message_the_link_breaks_each_task_has_one_outcome(
-    servers: NatsEdge, space: str, ledger: Path
+    servers: NatsEdge, space: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(liveness, "INBOX_STALLED_S", 0.3)
     Till.gate.set()
     chance = random.Random(7)
     async with Desk(servers.hub.url, space) as desk, Site(servers, space, Till) as site:

@@ -1,6 +1,6 @@
 """cuebook on arm64: every dependency has a wheel for it, and the code runs there, under emulation on another machine.
 
-The second half needs `qemu-aarch64-static` and Debian's `apt-get download`, and takes a few minutes: Python, nats-server
+The second half needs `qemu-aarch64-static` and `apt-get download` of a Debian; it takes minutes. Python, nats-server
 and all compiled dependencies are those for arm64. No root, and nothing is installed here.
 """
 

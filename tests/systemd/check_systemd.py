@@ -253,6 +253,30 @@ def test_the_standby_takes_over(machine: Machine) -> None:
     machine.systemctl("start", deciding)
 
 
+def test_a_full_disk_stops_the_log_until_there_is_room_and_loses_nothing(machine: Machine) -> None:
+    unit, store = "cuebook-nats", "/var/lib/private/cuebook-nats"
+    machine.systemctl("stop", unit)
+    machine.run("mv", store, f"{store}-kept")
+    machine.run("mkdir", store)
+    machine.run("mount", "-t", "tmpfs", "-o", "size=64m", "small", store)
+    machine.run("cp", "--archive", f"{store}-kept/.", store)
+    machine.systemctl("start", unit)
+    machine.until(lambda: agents_known(machine) >= {"laster"}, unit=unit)
+    machine.until(lambda: machine.property("cuebook-agent@laster", "StatusText").startswith("slots"), unit=unit)
+    machine.cuebook("run", "submit", "--agent", "laster", "4", "--id", "squeezed")
+    machine.until(lambda: "in flight 1," in machine.property("cuebook-agent@laster", "StatusText"), unit=unit)
+    machine.run("dd", "if=/dev/zero", f"of={store}/ballast", "bs=64k", status=None)
+    machine.until(lambda: "cannot write, make room in" in machine.property(unit, "StatusText"), unit=unit)
+    assert "nothing more is stored, nothing stored is lost: make room in" in machine.log(unit)
+    restarts = int(machine.property(unit, "NRestarts"))
+    machine.run("rm", f"{store}/ballast")
+    machine.until(lambda: int(machine.property(unit, "NRestarts")) == restarts + 1, unit=unit)
+    machine.until(lambda: machine.property(unit, "StatusText").startswith("connections"), unit=unit)
+    assert "the server starts anew" in machine.log(unit)
+    machine.until(lambda: outcome(machine, "squeezed") == 1, unit=unit)
+    assert ends(machine, "a") == {one.ticket.id: ["completed", one.ends] for one in TICKETS}
+
+
 def test_all_of_it_stops_and_starts_again(machine: Machine) -> None:
     machine.systemctl("stop", "cuebook.target", "cuebook.slice")  # with the slice it waits until all have ended
     for unit in ALL:
