@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from tests.waiting import eventually
 
 
 @contextlib.contextmanager
-def small_filesystem(folder: Path, owner: int) -> Iterator[Path]:
-    folder.mkdir()
+def small_filesystem(owner: int) -> Iterator[Path]:
+    """Not in pytest's own folder, which only the user who runs it may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="cuebook-small-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=32m,uid={owner},mode=700", "small", folder], check=True)
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
 
 
 def fill(folder: Path) -> Path:
@@ -40,12 +43,9 @@ def fill(folder: Path) -> Path:
 
 
 async def test_projections_wait_for_room_and_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
     async with nats_server(tmp_path / "nats") as server, postgres(tmp_path / "postgres", durable=False) as database:
         owner = next((tmp_path / "postgres").rglob("PG_VERSION")).stat().st_uid
-        with small_filesystem(tmp_path / "small", owner) as small:
+        with small_filesystem(owner) as small:
             place = small / "tables"
             place.mkdir(mode=0o700)
             subprocess.run(["chown", str(owner), place], check=True)
