@@ -50,7 +50,7 @@ async def test_projections_wait_for_room_and_go_on(tmp_path: Path, caplog: pytes
             place.mkdir(mode=0o700)
             subprocess.run(["chown", str(owner), place], check=True)
             async with await psycopg.AsyncConnection.connect(database.url, autocommit=True) as connection:
-                await connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")  # type: ignore[arg-type]
+                await connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
                 await connection.execute("CREATE DATABASE squeezed TABLESPACE small")
             url = database.url.rpartition("/")[0] + "/squeezed"
             nats = await connect(server.url, name="tests")
