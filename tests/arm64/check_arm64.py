@@ -87,7 +87,8 @@ def test_no_compiled_file_is_for_another_machine(machine: Path) -> None:
 
 
 def test_codec_and_subjects_are_the_same_there(machine: Path) -> None:
-    pytest_there = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=1200", "-o", "filterwarnings=")
+    options = ("timeout=1200", "filterwarnings=", "addopts=--import-mode=importlib")
+    pytest_there = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *(word for one in options for word in ("-o", one)))
     told = emulated(machine, *pytest_there, *CHECKED)
     print(told.splitlines()[-1])
 
