@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 
 from cuebook.actors import Agent, Retry, Task, handler
 from cuebook.actors.instance import Instance
-from cuebook.actors.orchestrator import core, liveness
+from cuebook.actors.orchestrator import core, dispatcher, liveness
+from cuebook.actors.orchestrator.dispatcher import Dispatcher
 from cuebook.actors.orchestrator.liveness import Liveness
 from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.state import RunState, TaskState
+from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import World
 from cuebook.events.append import Done
 from cuebook.events.envelope import Envelope
@@ -557,3 +560,13 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
         taken[sequence] += instance._is_new(sequence, number)
     assert taken == Counter(stream)
     assert not stream or instance._received == stream[-1]
+
+
+@pytest.mark.parametrize(("offline_for_s", "due_s"), [(0.0, 5 + dispatcher.ANSWER_GRACE_S), (60.0, 65 + 2.0)])
+def test_the_time_of_a_task_runs_out_later_for_one_that_may_be_offline(offline_for_s: float, due_s: float) -> None:
+    ward, timers = Ward(offline_for_s), Timers()
+    task = TaskState("r", 0)
+    task.status, task.agent, task.instance, task.timeout_s = "assigned", "nurse", "i1", 5.0
+    Dispatcher(ward.world, ward.notes, timers).decide(RunState("r"), task)
+    assert list(timers.expired(int(due_s * 1e6) - 1)) == []
+    assert list(timers.expired(int(due_s * 1e6))) == [("deadline", "r", 0)]
