@@ -225,8 +225,7 @@ class Instance:
                 self._offer(work, kept.fact, answer.event, work.assigned)
             else:
                 work.task = self._loop.create_task(self._handle(work))
-        if shelf.tasks:
-            logger.info("goes on with %d tasks that it had", len(shelf.tasks), extra={"instance": self.id})
+        logger.info("goes on with %d tasks that it had", len(shelf.tasks), extra={"instance": self.id})
 
     async def _register(self, registered: AgentRegistered) -> None:
         while True:
@@ -269,8 +268,7 @@ class Instance:
             if work not in self._handling:
                 work.put_down()
         by = time.monotonic() + within_s
-        while self._handling and (left := by - time.monotonic()) > 0:
-            tasks = [work.task for work in self._handling if work.task is not None]
+        while (tasks := [one.task for one in self._handling if one.task]) and (left := by - time.monotonic()) > 0:
             await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         await self.abandon()
 
@@ -523,7 +521,7 @@ class Instance:
                     source=self._log.source,
                     correlation_id=envelope.correlation_id,
                     causation_id=envelope.id,
-                    traceparent=envelope.traceparent,
+                    traceparent=work.traceparent,
                 )
             except PoisonMessageError as error:
                 fact, answer = "failed", self._failure(work, InvalidOutputError(str(error)))
