@@ -24,7 +24,6 @@ DEBIAN = (
     "libncursesw6", "libtinfo6", "libreadline8",
 )  # fmt: skip
 TESTS = ("pytest>=8.4", "pytest-asyncio>=1.1", "pytest-timeout>=2.4", "hypothesis>=6.130", "anyio>=4.9", "psutil>=7")
-CHECKED = ("tests/events/test_codec.py", "tests/events/test_subjects.py", "tests/events/test_parser.py")
 ARM = 0xB7
 
 
@@ -84,13 +83,6 @@ def test_no_compiled_file_is_for_another_machine(machine: Path) -> None:
                 compiled += 1
                 assert int.from_bytes(head[18:20], "little") == ARM, path
     assert compiled > 20
-
-
-def test_codec_and_subjects_are_the_same_there(machine: Path) -> None:
-    options = ("timeout=1200", "filterwarnings=", "addopts=--import-mode=importlib")
-    pytest_there = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *(word for one in options for word in ("-o", one)))
-    told = emulated(machine, *pytest_there, *CHECKED)
-    print(told.splitlines()[-1])
 
 
 def test_a_run_goes_from_end_to_end_there(machine: Path) -> None:
