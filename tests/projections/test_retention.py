@@ -123,7 +123,9 @@ async def test_what_an_interruption_left_is_dropped_the_next_time(
             name = f'"{schema}"'
             await connection.execute(f"ALTER TABLE {name}.audit DETACH PARTITION {name}.{partition(4)}".encode())
         else:
-            await connection.execute("UPDATE checkpoints SET kept_from = now() - interval '60 days'")
+            await connection.execute(
+                "UPDATE checkpoints SET kept_from = date_trunc('month', now(), 'UTC') - interval '2 months'"
+            )
         assert sorted(await retire(connection, "audit")) == [partition(4), partition(3)]
     assert await partitions(tables) == [partition(months) for months in (2, 1, 0)]
 
