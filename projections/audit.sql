@@ -67,7 +67,8 @@ SELECT
     sum(CASE WHEN jsonb_typeof(data -> 'duration_s') = 'number' THEN (data -> 'duration_s')::numeric END) AS duration_s,
     max(CASE WHEN jsonb_typeof(data -> 'duration_s') = 'number' THEN (data -> 'duration_s')::numeric END) AS longest_s
 FROM audit
-WHERE kind = 'agent' OR (kind = 'task' AND fact IN ('requested', 'assigned', 'completed', 'failed', 'reverted'))
+WHERE event_id IS NOT NULL
+  AND (kind = 'agent' OR (kind = 'task' AND fact IN ('requested', 'assigned', 'completed', 'failed', 'reverted')))
 GROUP BY 1, 2, 3, 4
 
 -- name: agent_actions_comments
