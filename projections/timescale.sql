@@ -35,14 +35,15 @@ WITH NO DATA
 
 -- name: compress
 CALL {ext}.add_columnstore_policy(
-    {table}::regclass, after => INTERVAL {after}, if_not_exists => true, schedule_interval => INTERVAL {every}
+    {table}::regclass, after => INTERVAL {after}, if_not_exists => true, schedule_interval => INTERVAL {every},
+    initial_start => now() + INTERVAL {every}
 )
 
 -- name: refresh
 -- Without a beginning: rows that come late change hours long past, and only what has changed is added up again.
 SELECT {ext}.add_continuous_aggregate_policy(
     {table}::regclass, start_offset => NULL, end_offset => INTERVAL {after}, schedule_interval => INTERVAL {every},
-    if_not_exists => true
+    initial_start => now() + INTERVAL {every}, if_not_exists => true
 )
 
 -- name: jobs
