@@ -112,7 +112,7 @@ async def make_generation(
     projection: Projection,
     state: str,
     *,
-    timeseries: Timeseries,
+    timeseries: Timeseries = Timeseries.AUTO,
     kept_from: datetime | None = None,
 ) -> int:
     """Make the tables of a new generation, inside the caller's transaction; gives its number.

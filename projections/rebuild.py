@@ -248,7 +248,7 @@ class _Rebuild:
             found.version == projection.version
             and found.kept_from == kept_from
             and await self._regression(found.position) is None
-            and self._timeseries in (Timeseries.AUTO, found.timeseries or Timeseries.AUTO)
+            and (self._timeseries is Timeseries.AUTO or found.timeseries in (None, self._timeseries))
             and not (dry_run and found.sequence > live.sequence)
         ):
             await drop_generation(self._control, found)

@@ -298,7 +298,7 @@ async def _make_hypertables(connection: Transaction, tables_in: str, projection:
         await connection.execute(_statement("columnstore", table=table, segment_by=segment_by, order_by=order_by))
     for one in projection.aggregates:
         hour = sql.SQL("{}.time_bucket(INTERVAL '1 hour', recorded_at)").format(ext).as_bytes(None)
-        query = sql.SQL(one.query.replace(b"{hour}", hour).decode())  # type: ignore[arg-type]
+        query = sql.SQL(one.query.replace(b"{hour}", hour).decode())
         await connection.execute(_statement("aggregate", name=sql.Identifier(tables_in, one.name), query=query))
         await connection.execute(one.comments)
 
@@ -335,4 +335,4 @@ def _without_partitions(tables: bytes, history: History) -> bytes:
 
 
 def _statement(name: str, /, **values: Any) -> sql.Composed:
-    return sql.SQL(_SQL[name].decode()).format(**values)  # type: ignore[arg-type]
+    return sql.SQL(_SQL[name].decode()).format(**values)

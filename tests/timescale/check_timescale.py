@@ -321,7 +321,9 @@ async def test_a_role_that_may_make_schemas_makes_hypertables_and_readers_only_r
                 await connection.execute("SET ROLE cuebook_reader")
                 for table in ("audit", "agent_health", "agent_actions"):
                     cursor = await connection.execute(f"SELECT count(*) FROM {table}".encode())
-                    assert await cursor.fetchone() > (10,)
+                    found = await cursor.fetchone()
+                    assert found is not None
+                    assert found[0] > 10
                     with pytest.raises(psycopg.errors.Error):
                         await connection.execute(f"DELETE FROM {table}".encode())
                 schema = f"cuebook_{tables.space}@audit_v1_g1"
