@@ -127,7 +127,9 @@ class Postgres:
     async def _start_once(self) -> None:
         async with exclusive(self._data_dir / "postgres.lock") as lock:
             account = _account(self._cluster)
-            programs: Path = self._programs or await asyncio.to_thread(_programs, account)
+            programs = self._programs
+            if programs is None:
+                programs = await asyncio.to_thread(_programs, account)
             if not self._cluster.exists():
                 await asyncio.to_thread(_make_cluster, self._cluster, programs, account, lock, durable=self._durable)
             durability = {} if self._durable else _NOT_DURABLE

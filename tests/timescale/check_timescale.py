@@ -385,6 +385,7 @@ async def test_several_spaces_may_make_the_extension_at_once(tables: Tables) -> 
         assert ("audit", 1, "timescale") in await kinds(one)
 
 
+@pytest.mark.own_server
 async def test_a_server_that_preloads_it_no_more_is_refused_before_anything_is_lost(tmp_path: Path, space: str) -> None:
     programs = Path(os.environ[PROGRAMS_OF_TIMESCALE])
     async with postgres(tmp_path, durable=False, programs=programs, settings=WITH_TIMESCALE) as server:
@@ -405,6 +406,7 @@ async def test_a_server_that_preloads_it_no_more_is_refused_before_anything_is_l
         assert await Tables(server.url, space).dump() == live
 
 
+@pytest.mark.own_server
 async def test_the_edition_without_compression_is_a_reason(tmp_path: Path, space: str) -> None:
     programs = Path(os.environ[PROGRAMS_OF_TIMESCALE])
     apache = {**WITH_TIMESCALE, "timescaledb.license": "apache"}
