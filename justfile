@@ -58,6 +58,11 @@ test-jaeger:
     @command -v jaeger >/dev/null || { echo "error: jaeger is missing; take version 2 from github.com/jaegertracing/jaeger/releases" >&2; exit 1; }
     uv run pytest tests/telemetry/check_jaeger.py
 
+# Check hypertables; needs a PostgreSQL with TimescaleDB: its programs, or the URL of one that runs, for postgres without a password
+test-timescale *arguments:
+    @[ -n "${CUEBOOK_TEST_TIMESCALE_BIN:-}${CUEBOOK_TEST_TIMESCALE_URL:-}" ] || { echo "error: no PostgreSQL with TimescaleDB is named; install postgresql and timescaledb-2-postgresql-18 (packages as docs.tigerdata.com says, or built from github.com/timescale/timescaledb) and set CUEBOOK_TEST_TIMESCALE_BIN to the folder with its postgres and initdb, or CUEBOOK_TEST_TIMESCALE_URL to a running one" >&2; exit 1; }
+    uv run pytest -m "not native${CUEBOOK_TEST_TIMESCALE_URL:+ and not own_server}" {{ if arguments == "" { "tests/timescale/check_timescale.py tests/projections tests/cli/test_projection.py" } else { arguments } }}
+
 # Write again those parts of the documents that follow from the code
 docs:
     uv run python -m tests.wire_format

@@ -15,6 +15,7 @@ from cuebook.cli.completion import complete_agent, complete_run, complete_task
 from cuebook.cli.exits import Exit, InputError, print_error
 from cuebook.events.errors import InvalidTokenError
 from cuebook.events.subjects import check_token
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = [
     "AgentName",
@@ -32,6 +33,7 @@ __all__ = [
     "Space",
     "Target",
     "TaskId",
+    "TimeseriesOption",
     "To",
     "check_space",
     "flag",
@@ -153,6 +155,14 @@ DatabaseUrl = Annotated[
         metavar="URL|@FILE",
         callback=read_setting,
         help="PostgreSQL with the projections.",
+    ),
+]
+TimeseriesOption = Annotated[
+    Timeseries,
+    flag(
+        "--timeseries",
+        envvar="CUEBOOK_TIMESERIES",
+        help="Of what to make tables that grow with time; auto: of hypertables where TimescaleDB is there.",
     ),
 ]
 OutputOption = Annotated[

@@ -19,9 +19,11 @@ from cuebook.cli.options import (
     NatsUrl,
     Space,
     Target,
+    TimeseriesOption,
     flag,
     read_setting,
 )
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = ["app"]
 
@@ -204,6 +206,7 @@ def serve_projections(
     creds: Creds = "",
     space: Space = DEFAULT_SPACE,
     database_url: DatabaseUrl = "",
+    timeseries: TimeseriesOption = Timeseries.AUTO,
     drain_s: DrainS = DEFAULT_DRAIN_S,
     wait_s: WaitS = None,
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -225,7 +228,7 @@ def serve_projections(
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
     )
-    run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url))
+    run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url, timeseries))
 
 
 @app.command("sealer")

@@ -18,6 +18,7 @@ from cuebook.cli.serving import Running, Serving
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
+from cuebook.projections.timeseries import Timeseries
 
 if TYPE_CHECKING:  # each service imports only what it runs
     from cuebook.actors.orchestrator.service import OrchestratorService
@@ -109,7 +110,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
         await serving.serve(running, connection)
 
 
-async def serve_projections(serving: Serving, database_url: str) -> None:
+async def serve_projections(serving: Serving, database_url: str, timeseries: Timeseries) -> None:
     """Keep the projections up to date, until told to stop."""
     from cuebook.projections.runner import Runner, give_way
 
@@ -125,7 +126,7 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
         if not await serving.stream(log):
             return
         await report_durability(connection, settings.monitor_url)
-        runner = Runner(log, database_url, tracing=serving.tracing)
+        runner = Runner(log, database_url, tracing=serving.tracing, timeseries=timeseries)
         give_way()
         running = Running(
             run=runner.run(),

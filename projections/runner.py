@@ -22,11 +22,14 @@ from cuebook.events.log import EventLog
 from cuebook.projections.agents import Agents
 from cuebook.projections.audit import Audit
 from cuebook.projections.checkpoint import ReadAgainError
-from cuebook.projections.database import Backoff, Outage, connect, is_outage, schema_name
+from cuebook.projections.database import Backoff, Outage, Transaction, connect, is_outage, schema_name
+from cuebook.projections.generations import generations_of, written_by
 from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Batch, Projection
 from cuebook.projections.reader import BATCH_SIZE, LogReader
 from cuebook.projections.runs import Runs
+from cuebook.projections.timescale import require_extension
+from cuebook.projections.timeseries import Timeseries
 from cuebook.projections.watch import Watch
 from cuebook.projections.writer import Writer
 
@@ -73,8 +76,9 @@ class Runner:
         batch_size: int = BATCH_SIZE,
         stop: asyncio.Event | None = None,
         tracing: Tracing | None = None,
+        timeseries: Timeseries = Timeseries.AUTO,
     ) -> None:
-        self._tracing = tracing
+        self._tracing, self._timeseries = tracing, timeseries
         self._log, self._url, self._batch_size = log, database_url, batch_size
         self._stop = stop or asyncio.Event()
         self._outage = Outage()
@@ -155,7 +159,9 @@ class Runner:
         while True:
             try:
                 async with await connect(self._url, [schema_name(self._space)]) as connection:
-                    await prepare_database(connection, self._space, self._projections)
+                    await prepare_database(connection, self._space, self._projections, timeseries=self._timeseries)
+                    await require_extension(connection, self._projections)
+                    await self._tell_histories(connection)
             except psycopg.Error as error:
                 if not is_outage(error):
                     raise
@@ -163,6 +169,21 @@ class Runner:
                 await backoff.pause()
             else:
                 return
+
+    async def _tell_histories(self, connection: Transaction) -> None:
+        """Say what the histories are made of: for those that stood there already it was decided long ago."""
+        for projection in self._projections:
+            found = written_by(await generations_of(connection, projection.name), projection.version)
+            if found is None or found.timeseries is None:
+                continue
+            facts = {"projection": projection.name, "timeseries": found.timeseries, "why": found.timeseries_why}
+            if self._timeseries in (Timeseries.AUTO, found.timeseries):
+                logger.info("histories", extra=facts)
+            else:
+                logger.warning(
+                    "histories are of another kind than asked for; 'cuebook projection rebuild' makes them anew",
+                    extra={**facts, "wanted": self._timeseries.value},
+                )
 
     async def _follow(self, stopped: asyncio.Future[Any], until: int | None) -> None:
         """Read on from the lowest checkpoint until the end is asked for. Raises ReadAgainError, UnavailableError."""
