@@ -24,6 +24,7 @@ __all__ = [
     "DatabaseUrl",
     "From",
     "Limit",
+    "MonitorUrl",
     "NatsUrl",
     "Output",
     "OutputOption",
@@ -153,6 +154,15 @@ DatabaseUrl = Annotated[
         metavar="URL|@FILE",
         callback=read_setting,
         help="PostgreSQL with the projections.",
+    ),
+]
+MonitorUrl = Annotated[
+    str,
+    flag(
+        "--nats-monitor-url",
+        envvar="CUEBOOK_NATS_MONITOR_URL",
+        metavar="URL",
+        help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
     ),
 ]
 OutputOption = Annotated[

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.registry import InstanceState
-from cuebook.actors.orchestrator.state import StepState, TaskState
+from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 
-__all__ = ["Overview", "count_open", "instance_facts"]
+__all__ = ["Overview", "Tally", "count_open", "instance_facts"]
 
 FRESH_S = 0.5
 SHARE = 0.02
@@ -51,38 +51,67 @@ def count_open(core: Orchestrator, now: int) -> dict[str, Any]:
     `queues`: tasks that wait to be placed, by agent, priority and labels, with why the oldest of them waits; `stranded`
     says that no instance could take them even if it had nothing else to do.
     """
-    runs: Counter[tuple[str, str, str]] = Counter()
-    waiting: dict[_QueueKey, list[TaskState]] = {}
-    escalations = _Escalations()
-    for run in core.world.runs.values():
-        first = run.items.get(0) if run.standalone else None
-        agent = first.agent if isinstance(first, TaskState) else ""
-        runs[run.saga, agent, run.outcome()] += 1
-        for n, item in run.items.items():
-            if isinstance(item, TaskState):
-                if item.status == "waiting" or (item.status == "backoff" and item.free_at <= now):
-                    key = (item.agent, item.priority, frozenset((item.labels or {}).items()), item.takers)
-                    waiting.setdefault(key, []).append(item)
-                elif item.status == "escalated":
-                    escalations.add("task", f"{run.run_id}/{n}", item.escalated_at)
-            elif isinstance(item, StepState) and item.type == "ask" and item.status == "open":
-                escalations.add("question", f"{run.run_id}/{n}", item.opened_at)
-        if run.status == "stuck":
-            escalations.add("stuck", run.run_id, run.stuck_at)
-    queues = [_queue(core, key, tasks) for key, tasks in waiting.items()]
-    queues.sort(key=lambda one: one["oldest_at"])
+    tally = Tally(core.world.runs.values(), now)
     return {
         "at": now,
         "sequence": core.world.position.sequence,
-        "runs": [
-            {"saga": saga, "agent": agent, "status": status, "count": count}
-            for (saga, agent, status), count in runs.most_common(_MOST_ROWS)
-        ],
-        "queues": queues[:_MOST_ROWS],
-        "escalations": escalations.view(),
+        **tally.view(core.dispatcher.why_waiting, core.dispatcher.is_stranded),
         "unserved": _unserved(core),
         "agents": [instance_facts(one) for one in core.world.registry.instances.values()],
     }
+
+
+class Tally:
+    """Runs that are open, counted in one pass."""
+
+    def __init__(self, runs: Iterable[RunState], now: int) -> None:
+        self._runs: Counter[tuple[str, str, str]] = Counter()
+        self._waiting: dict[_QueueKey, list[TaskState]] = {}
+        self._escalations: dict[str, list[tuple[int, str]]] = {}
+        for run in runs:
+            first = run.items.get(0) if run.standalone else None
+            agent = first.agent if isinstance(first, TaskState) else ""
+            self._runs[run.saga, agent, run.outcome()] += 1
+            for item in run.items.values():
+                self._add(item, now)
+            if run.status == "stuck":
+                self._escalate("stuck", run.run_id, run.stuck_at)
+
+    def _add(self, item: TaskState | StepState, now: int) -> None:
+        name = f"{item.run_id}/{item.n}"
+        if isinstance(item, StepState):
+            if item.type == "ask" and item.status == "open":
+                self._escalate("question", name, item.opened_at)
+        elif item.status == "waiting" or (item.status == "backoff" and item.free_at <= now):
+            key = (item.agent, item.priority, frozenset((item.labels or {}).items()), item.takers)
+            self._waiting.setdefault(key, []).append(item)
+        elif item.status == "escalated":
+            self._escalate("task", name, item.escalated_at)
+
+    def _escalate(self, kind: str, name: str, since: int) -> None:
+        self._escalations.setdefault(kind, []).append((since, name))
+
+    def view(self, why: Callable[[TaskState], str], is_stranded: Callable[[TaskState], bool]) -> dict[str, Any]:
+        """The counts as plain data: `runs`, `queues` and `escalations`."""
+        queues = []
+        for (agent, priority, labels, _), tasks in self._waiting.items():
+            oldest = min(tasks, key=lambda task: task.requested_at)
+            queues.append({"agent": agent, "priority": priority, "labels": dict(sorted(labels)), "waiting": len(tasks),
+                           "oldest": f"{oldest.run_id}/{oldest.n}", "oldest_at": oldest.requested_at,
+                           "reason": why(oldest), "stranded": is_stranded(oldest)})  # fmt: skip
+        queues.sort(key=lambda one: one["oldest_at"])
+        return {
+            "runs": [
+                {"saga": saga, "agent": agent, "status": status, "count": count}
+                for (saga, agent, status), count in self._runs.most_common(_MOST_ROWS)
+            ],
+            "queues": queues[:_MOST_ROWS],
+            "escalations": [
+                {"kind": kind, "count": len(found), "oldest_at": min(found)[0],
+                 "first": [name for _, name in sorted(found)[:_MOST_NAMED]]}
+                for kind, found in sorted(self._escalations.items())
+            ],
+        }  # fmt: skip
 
 
 def instance_facts(one: InstanceState) -> dict[str, Any]:
@@ -103,21 +132,6 @@ def instance_facts(one: InstanceState) -> dict[str, Any]:
     }
 
 
-def _queue(core: Orchestrator, key: _QueueKey, tasks: list[TaskState]) -> dict[str, Any]:
-    agent, priority, labels, _ = key
-    oldest = min(tasks, key=lambda task: task.requested_at)
-    return {
-        "agent": agent,
-        "priority": priority,
-        "labels": dict(sorted(labels)),
-        "waiting": len(tasks),
-        "oldest": f"{oldest.run_id}/{oldest.n}",
-        "oldest_at": oldest.requested_at,
-        "reason": core.dispatcher.why_waiting(oldest),
-        "stranded": core.dispatcher.is_stranded(oldest),
-    }
-
-
 def _unserved(core: Orchestrator) -> list[dict[str, Any]]:
     """Open runs of sagas whose code this orchestrator has not got."""
     sagas = Counter(run.saga for run in core.world.runs.values() if run.saga and not core.conductor.serves(run.saga))
@@ -129,20 +143,3 @@ def _unserved(core: Orchestrator) -> list[dict[str, Any]]:
 
 def _runs_of(core: Orchestrator, saga: str) -> Iterator[str]:
     return (run.run_id for run in core.world.runs.values() if run.saga == saga)
-
-
-class _Escalations:
-    """What waits for a person: how many of each kind, since when, and the first few."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[tuple[int, str]]] = {}
-
-    def add(self, kind: str, name: str, since: int) -> None:
-        self._found.setdefault(kind, []).append((since, name))
-
-    def view(self) -> list[dict[str, Any]]:
-        return [
-            {"kind": kind, "count": len(found), "oldest_at": min(found)[0],
-             "first": [name for _, name in sorted(found)[:_MOST_NAMED]]}
-            for kind, found in sorted(self._found.items())
-        ]  # fmt: skip
