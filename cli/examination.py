@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from cuebook.cli.checks.areas import AREAS, LIMITS, look
+from cuebook.cli.checks.areas import AREAS, LIMITS, UNSEEN, look
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Finding, Level, Limits, Report, worst
 from cuebook.cli.checks.formats import nagios_line, nagios_status, prometheus_text
@@ -113,12 +113,17 @@ def _area_view(report: Report) -> dict[str, Any]:
 
 def _print(facts: Facts, reports: Sequence[Report]) -> None:
     width = max(len(report.area) for report in reports)
+    margin = " " * (width + 12)
     for report in reports:
         level = report.level.word
-        summary = report.summary or ("" if report.findings else "nothing to see")
-        line(f"{styled(level.ljust(8), _STYLES[level])}  {report.area.ljust(width)}  {summary}".rstrip())
-        margin = " " * (width + 12)
+        unseen = [one.message for one in report.findings if one.code == UNSEEN.code]
+        first, *others = [*report.lines, *unseen] or [""]
+        line(f"{styled(level.ljust(8), _STYLES[level])}  {report.area.ljust(width)}  {first}".rstrip())
+        for other in others:
+            line(margin + other)
         for one in _by_level(report):
+            if one.code == UNSEEN.code:
+                continue
             mark = styled({Level.CRITICAL: "✗", Level.WARNING: "!"}.get(one.level, "?"), _STYLES[one.level.word])
             line(f"{margin}{mark} {one.message}")
             if one.remedy:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from cuebook.cli.checks import agents, clocks, orchestrator, projections, runs, seals, server, stream
 from cuebook.cli.checks.facts import Facts
-from cuebook.cli.checks.finding import Finding, Kind, Level, Limits, Report, Thresholds
+from cuebook.cli.checks.finding import Kind, Level, Limits, Report, Thresholds
 
 __all__ = ["AREAS", "KINDS", "LIMITS", "UNSEEN", "look"]
 
@@ -62,8 +62,8 @@ def _look_at(area: _Area, facts: Facts, limits: Thresholds) -> Report:
     for name in area.needs:
         if getattr(facts, name) is None:
             asked, why = _WHY[name]
-            why = facts.failures.get(asked, why) if facts.nats is not None else why
-            return Report(area=area.name, findings=[_unseen(area.name, why)])
+            why = facts.failures.get(asked, why) if facts.nats is not None else "NATS does not answer"
+            return Report(area=area.name, findings=[UNSEEN.found(f"not looked at: {why}", about=area.name)])
     report = Report(area=area.name)
     for check in area.checks:
         part = check(facts, limits)
@@ -71,7 +71,3 @@ def _look_at(area: _Area, facts: Facts, limits: Thresholds) -> Report:
         report.measures += part.measures
         report.lines += part.lines
     return report
-
-
-def _unseen(area: str, why: str) -> Finding:
-    return UNSEEN.found(f"{area} could not be looked at: {why}", about=area)

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +18,12 @@ import nats.errors
 
 from cuebook.cli.checks.facts import Beat, Clock, Disk, Facts, NatsFacts, SealFacts
 from cuebook.cli.checks.probe_database import ask_database
-from cuebook.cli.directory import Directory
+from cuebook.cli.checks.probe_log import count_from_log, fold_agents
 from cuebook.cli.durability import find_varz
 from cuebook.cli.moments import now
 from cuebook.cli.options import Target
 from cuebook.events.connection import Connection, connect
-from cuebook.events.envelope import Envelope, Position
+from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError, UnavailableError
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
@@ -223,6 +223,7 @@ async def _ask_orchestrators(connection: Connection, log: EventLog, facts: Facts
         heard = await _ask_earlier_release(connection, log)
     facts.orchestrators = heard
     if not any(one.get("deciding") for one in heard):
+        facts.overview = await count_from_log(log)
         return
     answer = await connection.request(log.subjects.query("overview"), b"{}", timeout=ANSWERS_WITHIN_S * 2)
     told = json.loads(answer.data)
@@ -268,7 +269,7 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
     listener = await connection.listen(log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), receive)
     began = time.monotonic()
     try:
-        directory = await _fold_agents(log)
+        directory = await fold_agents(log)
         expected = {
             key: one.heartbeat_s for key, one in directory.registry.instances.items()
             if one.health in ("healthy", "draining")
@@ -282,20 +283,6 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
         await listener.close()
     facts.listened_s = time.monotonic() - began
     facts.directory, facts.beats = directory, beats
-
-
-async def _fold_agents(log: EventLog) -> Directory:
-    """As `directory.fold_agents`, and also from a stream that has other settings than it must have."""
-    directory = Directory()
-    info = await js_request(log.connection, f"STREAM.INFO.{log.subjects.stream}", {})
-    if until := info["state"]["last_seq"]:
-        async with aclosing(log.batches(until=until, filters=[log.subjects.all_agents])) as batches:
-            async for batch in batches:
-                for subject, body, sequence, recorded_ns, headers in batch:
-                    item = log.decode(subject, body, sequence, recorded_ns // 1000, headers)
-                    if isinstance(item, Envelope):
-                        directory.registry.apply(item)
-    return directory
 
 
 # --- what is derived from the log ------------------------------------------------------------------------------------
