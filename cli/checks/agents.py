@@ -123,7 +123,7 @@ def _check_health(report: Report, facts: Facts, one: InstanceState, limits: Thre
     names = {"agent": one.agent, "instance": one.instance, "pid": one.pid, "host": one.host}
     age = span(_age_s(facts, one))
     match one.health:
-        case "suspect":
+        case "suspect" if (one.agent, one.instance) not in (facts.beats or {}):  # else it is back already
             report.findings.append(SUSPECT.found(f"{name} has missed heartbeats for {age}", about=name, **names))
         case "lost":
             if limits["agents.lost"].level(1) is not Level.OK:
@@ -138,7 +138,7 @@ def _check_health(report: Report, facts: Facts, one: InstanceState, limits: Thre
 
 
 def _check_inboxes(report: Report, facts: Facts, healthy: list[InstanceState], limits: Limits) -> None:
-    if facts.nats is None or facts.nats.consumers is None or not facts.orchestrators:
+    if facts.nats is None or facts.nats.consumers is None or not _is_directed(facts):
         return  # without an orchestrator nobody makes them
     consumers = {one["name"]: one for one in facts.nats.consumers}
     for one in healthy:
@@ -152,6 +152,10 @@ def _check_inboxes(report: Report, facts: Facts, healthy: list[InstanceState], l
         elif (level := limits.level(pending := consumer.get("num_pending", 0))) is not Level.OK:
             message = f"{pending} assignments wait at the consumer of {name}"
             report.findings.append(STALLED.found(message, level=level, about=name, **names))
+
+
+def _is_directed(facts: Facts) -> bool:
+    return any(one.get("deciding") for one in facts.orchestrators or [])
 
 
 def _check_versions(report: Report, facts: Facts, healthy: list[InstanceState]) -> None:

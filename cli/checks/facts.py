@@ -37,7 +37,11 @@ class Beat(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class NatsFacts:
-    """The server that answers. `streams`: STREAM.INFO of all that we may see, by name; None where we may not."""
+    """The server that answers.
+
+    `streams`: STREAM.INFO of all that we may see, by name; None where nobody tells us. `mute`: streams about which
+    nobody answers.
+    """
 
     url: str
     info: dict[str, Any]
@@ -49,6 +53,7 @@ class NatsFacts:
     syncs_always: bool | None = None
     disk: Disk | None = None
     streams: dict[str, dict[str, Any]] | None = None
+    mute: list[str] = field(default_factory=list)
     consumers: list[dict[str, Any]] | None = None
     lease_holder: str = ""
 

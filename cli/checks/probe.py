@@ -38,7 +38,8 @@ QUIET_S = 0.15
 """Orchestrators answer at once; after the last of them there is silence."""
 BEATS = 3.5
 """So many intervals without a heartbeat are silence."""
-_PER_PAGE = 256
+_MOST_STREAMS = 500
+_NO_STREAM = 10059
 _Collect = Callable[[], Awaitable[None]]
 
 
@@ -113,7 +114,8 @@ async def _ask_nats(facts: Facts, sources: Sources) -> None:
         questions: dict[str, tuple[bool, _Collect]] = {
             "clock": (True, lambda: _ask_time(connection, told)),
             "server": (sources.wants("log"), lambda: _ask_server(connection, told, sources.monitor_url)),
-            "streams": (True, lambda: _ask_streams(connection, told, facts.stream)),
+            "streams": (True, lambda: _ask_streams(connection, told)),
+            "consumers": (sources.wants("agents"), lambda: _ask_consumers(connection, told, facts.stream)),
             "lease": (sources.wants("orchestrator"), lambda: _ask_lease(connection, told, facts.space)),
             "orchestrator": (
                 sources.wants("orchestrator", "clocks", "runs", "escalations", "agents"),
@@ -163,21 +165,38 @@ async def _ask_server(connection: Connection, told: NatsFacts, monitor_url: str)
         told.disk = Disk(str(path), usage.total - usage.free, usage.total)
 
 
-async def _ask_streams(connection: Connection, told: NatsFacts, stream: str) -> None:
-    found: dict[str, dict[str, Any]] = {}
+async def _ask_streams(connection: Connection, told: NatsFacts) -> None:
+    """Each by itself: a list of all waits for nodes that are down."""
+    names: list[str] = []
     while True:
-        page = await js_request(connection, "STREAM.LIST", {"offset": len(found)})
-        found |= {one["config"]["name"]: one for one in page["streams"] or []}
-        if len(found) >= page["total"] or not page["streams"]:
+        page = await js_request(connection, "STREAM.NAMES", {"offset": len(names)})
+        names += page["streams"] or []
+        if len(names) >= page["total"] or not page["streams"]:
             break
-    if stream in found:  # the list may be a moment older than what was appended just now
-        found[stream] = await js_request(connection, f"STREAM.INFO.{stream}", {})
+    found: dict[str, dict[str, Any]] = {}
+
+    async def ask(name: str) -> None:
+        try:
+            info = await js_request(connection, f"STREAM.INFO.{name}", {}, ANSWERS_WITHIN_S * 2, none_for={_NO_STREAM})
+        except UnavailableError:
+            told.mute.append(name)
+        else:
+            if info is not None:
+                found[name] = info
+
+    async with asyncio.TaskGroup() as group:
+        for name in names[:_MOST_STREAMS]:
+            group.create_task(ask(name))
     told.streams = found
-    if stream not in found:
-        return
+
+
+async def _ask_consumers(connection: Connection, told: NatsFacts, stream: str) -> None:
     consumers: list[dict[str, Any]] = []
     while True:
-        page = await js_request(connection, f"CONSUMER.LIST.{stream}", {"offset": len(consumers)})
+        request = {"offset": len(consumers)}
+        page = await js_request(connection, f"CONSUMER.LIST.{stream}", request, none_for={_NO_STREAM})
+        if page is None:
+            return
         consumers += page["consumers"] or []
         if len(consumers) >= page["total"] or not page["consumers"]:
             break
@@ -272,7 +291,7 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
         directory = await fold_agents(log)
         expected = {
             key: one.heartbeat_s for key, one in directory.registry.instances.items()
-            if one.health in ("healthy", "draining")
+            if one.health in ("healthy", "draining", "suspect")
         }  # fmt: skip
         while missing := expected.keys() - beats.keys():
             left_s = min(max(expected[key] for key in missing) * BEATS, timeout_s) - (time.monotonic() - began)

@@ -117,9 +117,8 @@ def _check_all(report: Report, facts: Facts, database: DatabaseFacts, limits: Th
     shown = [one for one in database.projections or [] if one.shown]
     lags = {one.projection: max(facts.last_sequence - one.sequence, 0) for one in shown}
     lag, parked = max(lags.values(), default=0), sum(one.parked for one in shown)
-    report.lines.append(
-        f"{len(shown)} projections in PostgreSQL {database.version.partition(' ')[0]}, at most {lag} events behind"
-    )
+    behind = f"at most {lag} events behind" if facts.log_info is not None else "how far behind is not known"
+    report.lines.append(f"{len(shown)} projections in PostgreSQL {database.version.partition(' ')[0]}, {behind}")
     for one in database.projections or []:
         if one.shown:
             _check_shown(report, facts, one, lags[one.projection], limits)

@@ -14,8 +14,8 @@ from cuebook.events.subjects import Subjects
 __all__ = ["KINDS", "LIMITS", "check_stream"]
 
 RECORDING_OLD_S: Final = 7 * 86_400
-SLOWER_THAN_S: Final = 10.0
-"""A replica that has said nothing for so long is not merely slow."""
+SILENT_S: Final = 5.0
+"""Replicas say something every second."""
 
 MISSING = Kind(
     "log.missing",
@@ -122,6 +122,11 @@ def check_stream(facts: Facts, limits: Thresholds) -> Report:
         message = f"JetStream does not say which streams there are: {facts.failures.get('streams', 'no answer')}"
         report.findings.append(NO_LEADER.found(message))
         return report
+    for name in nats.mute:
+        if name.startswith((facts.stream, f"KV_{facts.space}_", f"OBJ_{facts.space}_")):
+            report.findings.append(NO_LEADER.found(f"nobody answers about stream {name}", about=name))
+    if facts.stream in nats.mute:
+        return report
     if info is None:
         message = f"there is no stream {facts.stream} for space {facts.space!r}"
         report.findings.append(MISSING.found(message, space=facts.space))
@@ -181,7 +186,7 @@ def _check_copies(report: Report, nats: NatsFacts, info: dict[str, Any]) -> None
         report.findings.append(NO_LEADER.found(f"stream {name} has no leader", about=name))
     for one in cluster.get("replicas") or []:
         silent_s = one.get("active", 0) / 1e9
-        if one.get("offline") or (not one.get("current") and silent_s > SLOWER_THAN_S):
+        if one.get("offline") or silent_s > SILENT_S:
             how = "is offline" if one.get("offline") else f"has said nothing for {span(silent_s)}"
             message = f"replica {one['name']} of stream {name} {how}"
             report.findings.append(REPLICA_LOST.found(message, about=name, node=one["name"], stream=name))
