@@ -208,7 +208,7 @@ async def _ask_lease(connection: Connection, told: NatsFacts, space: str) -> Non
     stream, key = f"KV_{space}_leases", f"$KV.{space}_leases.orchestrator"
     answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": key}, none_for=none_for)
     message = (answer or {}).get("message", {})
-    if "hdrs" not in message:  # a marker of its end has headers
+    if b"KV-Operation" not in base64.b64decode(message.get("hdrs", "")):  # else it was given back
         told.lease_holder = base64.b64decode(message.get("data", "")).decode("utf-8", "replace")
 
 

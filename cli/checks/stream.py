@@ -184,12 +184,23 @@ def _check_copies(report: Report, nats: NatsFacts, info: dict[str, Any]) -> None
         report.findings.append(REPLICAS.found(message, about=name, stream=name, wanted=wanted))
     if not cluster.get("leader"):
         report.findings.append(NO_LEADER.found(f"stream {name} has no leader", about=name))
-    for one in cluster.get("replicas") or []:
-        silent_s = one.get("active", 0) / 1e9
-        if one.get("offline") or silent_s > SILENT_S:
-            how = "is offline" if one.get("offline") else f"has said nothing for {span(silent_s)}"
+    replicas = cluster.get("replicas") or []
+    for one in replicas:
+        if how := _what_ails(one):
             message = f"replica {one['name']} of stream {name} {how}"
             report.findings.append(REPLICA_LOST.found(message, about=name, node=one["name"], stream=name))
+    if cluster.get("leader") and len(replicas) + 1 < has:
+        message = f"stream {name} has {len(replicas) + 1} of {has} replicas"
+        report.findings.append(REPLICA_LOST.found(message, about=name, node="of the others", stream=name))
+
+
+def _what_ails(replica: dict[str, Any]) -> str:
+    silent_s = replica.get("active", 0) / 1e9
+    if silent_s > SILENT_S:
+        return f"has said nothing for {span(silent_s)}"
+    if replica.get("offline"):
+        return "is offline"
+    return "has not caught up yet" if not replica.get("current") and not silent_s else ""
 
 
 def _cluster_size(nats: NatsFacts) -> int:

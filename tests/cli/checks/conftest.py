@@ -77,7 +77,7 @@ class Doctor:
         async def found() -> Finding | None:
             return (await self.finds(*areas)).get(code)
 
-        finding = await eventually(found, within_s=20)
+        finding = await eventually(found, within_s=30)
         assert finding is not None
         return finding
 

@@ -41,10 +41,15 @@ async def test_two_orchestrators_that_both_believe_to_decide(system: System, doc
 
 
 async def test_runs_of_a_saga_that_nobody_serves(system: System, doctor: Doctor) -> None:
-    await system.client.submit_run("order", {"n": 1}, run_id="o1")
+    service = await system.orchestrator(desk.order)
+    await system.agents(desk.Echo)
+    await system.client.submit_run("order", {"n": 17}, run_id="o17")
+    await reaches(system.client, "o17", items=2)
+    assert wrong(await doctor.finds(*ORCHESTRATOR)) == []
+    service.stop()
     await system.orchestrator()
     found = await doctor.until("orchestrator.saga_unserved", *ORCHESTRATOR)
-    assert (found.about, "o1" in found.message) == ("order", True)
+    assert (found.about, "o17" in found.message) == ("order", True)
 
 
 async def test_a_lease_without_an_end_and_one_of_somebody_who_does_not_answer(system: System, doctor: Doctor) -> None:
@@ -109,7 +114,7 @@ async def test_an_agent_that_is_stopped_by_a_signal_is_suspect_then_lost_and_fin
 
 async def test_an_agent_that_is_suspect_and_not_heard(system: System, doctor: Doctor) -> None:
     await system.orchestrator()
-    await system.register("ghost", "g1", heartbeat_s=0.5)
+    await system.register("ghost", "g1", heartbeat_s=0.3)
     assert "ghost/g1" in (await doctor.until("agents.suspect", "agents")).message
 
 
@@ -134,7 +139,7 @@ async def test_an_instance_whose_consumer_is_gone_or_unheard_or_full(system: Sys
     facts = await doctor.facts("agents", "orchestrator")
     assert facts.nats is not None
     assert facts.nats.consumers is not None
-    facts.nats.consumers[0]["num_pending"] = 150
+    next(one for one in facts.nats.consumers if one["name"] == name)["num_pending"] = 150
     assert [one.code for one in doctor.findings(facts, "agents")] == ["agents.stalled"]
     await js_request(system.log.connection, f"CONSUMER.DELETE.{stream}.{name}", {})
     found = await doctor.until("agents.no_inbox", "agents", "orchestrator")
@@ -155,7 +160,7 @@ async def test_an_agent_that_drains_for_ever(system: System, doctor: Doctor) -> 
 async def test_versions_that_differ_are_an_upgrade_at_first_and_a_finding_later(system: System, doctor: Doctor) -> None:
     await system.agents(Quick)
     text = HandlerSpec(input_schema={"type": "string"})
-    await system.register("quick", "other", version="2", handlers={"add": text}, heartbeat_s=60)
+    await system.register("quick", "other", version="2", handlers={"add": text}, heartbeat_s=0.1)
     facts = await doctor.facts("agents")
     assert facts.beats is not None
     own = next(iter(facts.beats))
