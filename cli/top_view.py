@@ -44,8 +44,8 @@ class Top(App[None]):
     #title { height: 1; background: $primary; color: $text; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #status { height: 1; padding: 0 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
     DataTable { background: $background; scrollbar-size-vertical: 1; overflow-x: hidden; padding: 0 1; }
-    #agents { height: 1fr; min-height: 6; border-bottom: solid $primary-darken-2; }
-    #below { height: 1fr; min-height: 6; }
+    #agents { height: auto; min-height: 4; max-height: 50%; }
+    #below { height: 1fr; min-height: 6; border-top: solid $primary-darken-2; }
     #left { width: 3fr; }
     #runs { height: 1fr; }
     #queues { height: 1fr; border-top: solid $primary-darken-2; }
@@ -79,6 +79,7 @@ class Top(App[None]):
         self.wanted = ""
         self._frame, self._watch, self._connected, self._interval_s = frame, watch, connected, interval_s
         self._shown: dict[str, Any] = {}
+        self._filled: dict[str, list[list[str]]] = {}
         self._title, self._status = Static(id="title"), Static(id="status")
         self._tables = {
             name: DataTable[Text](id=name, cursor_type="row", cell_padding=1, zebra_stripes=False) for name in _TABLES
@@ -132,6 +133,7 @@ class Top(App[None]):
         self.detailed = not self.detailed
         table = self._tables["agents"]
         table.clear(columns=True)
+        self._filled.pop("agents")
         table.add_columns(*(_INSTANCES if self.detailed else _TABLES["agents"]))
         self._show()
 
@@ -195,15 +197,20 @@ class Top(App[None]):
         self._fill("endings", ending_cells(frame))
 
     def _fill(self, name: str, rows: list[list[str]]) -> None:
+        wanted = [cells for cells in rows if not self.wanted or any(self.wanted in cell.lower() for cell in cells)]
+        if self._filled.get(name) == wanted:
+            return  # drawing is what costs
+        self._filled[name] = wanted
         table = self._tables[name]
         row, top = table.cursor_row, table.scroll_y
         table.clear()
-        for cells in rows:
-            if not self.wanted or any(self.wanted in cell.lower() for cell in cells):
-                table.add_row(*(_cell(cell) for cell in cells))
-        if table.row_count:
+        for cells in wanted:
+            table.add_row(*(_cell(cell) for cell in cells))
+        if wanted:
             table.move_cursor(row=min(row, table.row_count - 1), animate=False)
             table.scroll_to(y=top, animate=False)
+        else:
+            table.add_row(Text("none", style="dim"), *[Text("")] * (len(table.columns) - 1))
 
 
 def _cell(text: str) -> Text:

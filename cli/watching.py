@@ -26,6 +26,8 @@ TALLY_SHARE: Final = 0.05
 """The most of this process's time that counting open runs may take, where no orchestrator counts them."""
 _TAIL: Final = 20_000
 """Events read again at the start for the first rates, at most."""
+_AT_LEAST: Final = 2_000
+"""And at least so many, however old, for the newest endings."""
 
 
 class Watch:
@@ -52,7 +54,8 @@ class Watch:
         await self._ask()
         if self.board.overview is None:
             await self._fold_open(last)
-        self._after = max(await log.sequence_at(self.now - WINDOW_S * 1_000_000), last - _TAIL, 0)
+        recent = await log.sequence_at(self.now - WINDOW_S * 1_000_000)
+        self._after = max(min(recent, last - _AT_LEAST), last - _TAIL, 0)
         async with aclosing(log.read(after=self._after, until=last)) as items:
             async for item in items:
                 self.board.apply(item)

@@ -105,7 +105,8 @@ async def test_what_stands_there_unused(system: System, doctor: Doctor) -> None:
         connection.execute(f'CREATE SCHEMA "{schema}"')
         connection.execute(
             f'INSERT INTO "{schema_name(doctor.space)}".checkpoints '
-            "(projection, version, generation, state, tables_in, sequence, event_id) VALUES ('runs', 1, 98, 'building', 'elsewhere', 3, '')"
+            "(projection, version, generation, state, tables_in, sequence, event_id) "
+            "VALUES ('runs', 1, 98, 'building', 'elsewhere', 3, '')"
         )
     found_ = await doctor.finds(*TABLES)
     assert wrong(found_) == ["projections.abandoned", "projections.orphan"]
