@@ -16,11 +16,11 @@ from cuebook.cli.views import Item
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import TaskCompleted, TaskFailed, TaskRequested
 
-__all__ = ["WINDOW_S", "Board"]
+__all__ = ["ENDINGS", "REMEMBERED_RUNS", "WINDOW_S", "Board"]
 
 WINDOW_S: Final = 10
-_ENDINGS: Final = 100
-_REMEMBERED_RUNS: Final = 20_000
+ENDINGS: Final = 100
+REMEMBERED_RUNS: Final = 20_000
 _SECOND_US: Final = 1_000_000
 _RUN_ENDS: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected", "stuck"})
 _TASK_ENDS: Final = frozenset({"completed", "aborted", "cancelled", "rejected"})
@@ -53,7 +53,7 @@ class Board:
         self._agents_until = 0
         self._seconds: deque[_Second] = deque()
         self._runs: OrderedDict[str, str] = OrderedDict()
-        self._endings: deque[dict[str, Any]] = deque(maxlen=_ENDINGS)
+        self._endings: deque[dict[str, Any]] = deque(maxlen=ENDINGS)
 
     def begin_agents(self, directory: Directory, until: int) -> None:
         """Take over the agents as folded up to a sequence."""
@@ -107,7 +107,7 @@ class Board:
 
     def _remember(self, run_id: str, of: str) -> None:
         self._runs[run_id] = of
-        if len(self._runs) > _REMEMBERED_RUNS:
+        if len(self._runs) > REMEMBERED_RUNS:
             self._runs.popitem(last=False)
 
     def _end(self, item: Envelope, of: str) -> None:

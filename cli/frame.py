@@ -97,7 +97,7 @@ def queue_cells(frame: dict[str, Any]) -> list[list[str]]:
 
 def ending_cells(frame: dict[str, Any]) -> list[list[str]]:
     """The newest endings of runs."""
-    return [[str(one["at"])[11:19], one["run_id"], one["of"], one["status"]] for one in frame["endings"]]
+    return [[str(one["at"])[11:19], one["status"], one["run_id"], one["of"]] for one in frame["endings"]]
 
 
 def status_words(frame: dict[str, Any]) -> str:
@@ -129,4 +129,4 @@ def print_frame(frame: dict[str, Any], sort: str) -> None:
     section("agents", columns, [row[:4] + row[5:] for row in agent_cells(frame, sort)])
     section("open runs", ["OF", "STATE", "COUNT"], run_cells(frame))
     section("waiting", ["AGENT", "PRIORITY", "TASKS", "OLDEST", "WHY"], queue_cells(frame))
-    section("newest endings", ["AT (UTC)", "RUN", "OF", "HOW"], ending_cells(frame)[:10])
+    section("newest endings", ["AT (UTC)", "HOW", "RUN", "OF"], ending_cells(frame)[:10])

@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
-from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -30,7 +29,7 @@ _TABLES: Final = {
     "agents": ["AGENT", "INST", "HEALTH", "BUSY", "", "TASKS/S", "FAILED/S", "WAITING", "OLDEST"],
     "runs": ["OPEN RUNS OF", "STATE", "COUNT"],
     "queues": ["WAITING FOR", "PRIO", "TASKS", "OLDEST", "WHY"],
-    "endings": ["ENDED (UTC)", "RUN", "OF", "HOW"],
+    "endings": ["ENDED (UTC)", "HOW", "RUN", "OF"],
 }
 _INSTANCES: Final = ["AGENT", "INSTANCE", "HEALTH", "BUSY", "", "VERSION", "PROCESS", "SINCE (UTC)", ""]
 
@@ -108,10 +107,9 @@ class Top(App[None]):
         self._tables["agents"].focus()
         self.refresh_frame()
         if self._watch is not None:
-            self._keep_watching(self._watch)
+            self.run_worker(self._keep_watching(self._watch))
         self.set_interval(self._interval_s, self.refresh_frame)
 
-    @work
     async def _keep_watching(self, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await watch()

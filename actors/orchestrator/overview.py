@@ -93,7 +93,7 @@ class Tally:
 
     def view(self, why: Callable[[TaskState], str], is_stranded: Callable[[TaskState], bool]) -> dict[str, Any]:
         """The counts as plain data: `runs`, `queues` and `escalations`."""
-        queues = []
+        queues: list[dict[str, Any]] = []
         for (agent, priority, labels, _), tasks in self._waiting.items():
             oldest = min(tasks, key=lambda task: task.requested_at)
             queues.append({"agent": agent, "priority": priority, "labels": dict(sorted(labels)), "waiting": len(tasks),

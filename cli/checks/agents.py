@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Final
+from typing import Any, Final
 
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.variants import Variant
@@ -120,7 +120,7 @@ def _age_s(facts: Facts, one: InstanceState) -> float:
 
 def _check_health(report: Report, facts: Facts, one: InstanceState, limits: Thresholds) -> None:
     name = f"{one.agent}/{one.instance}"
-    names = {"agent": one.agent, "instance": one.instance, "pid": one.pid, "host": one.host}
+    names: dict[str, Any] = {"agent": one.agent, "instance": one.instance, "pid": one.pid, "host": one.host}
     age = span(_age_s(facts, one))
     match one.health:
         case "suspect" if (one.agent, one.instance) not in (facts.beats or {}):  # else it is back already
@@ -142,7 +142,8 @@ def _check_inboxes(report: Report, facts: Facts, healthy: list[InstanceState], l
         return  # without an orchestrator nobody makes them
     consumers = {one["name"]: one for one in facts.nats.consumers}
     for one in healthy:
-        name, names = f"{one.agent}/{one.instance}", {"agent": one.agent, "instance": one.instance}
+        name = f"{one.agent}/{one.instance}"
+        names: dict[str, Any] = {"agent": one.agent, "instance": one.instance}
         consumer = consumers.get(f"{one.agent}__{one.instance}")
         if consumer is None:
             if _age_s(facts, one) > 1:  # it registered this moment, and its consumer is being made

@@ -106,7 +106,8 @@ def check_escalations(facts: Facts, limits: Thresholds) -> Report:
 
 
 def _age_s(told: dict[str, Any], one: dict[str, Any]) -> float:
-    return max((told["at"] - one["oldest_at"]) / 1e6, 0.0)
+    waited_us: int = told["at"] - one["oldest_at"]
+    return max(waited_us / 1e6, 0.0)
 
 
 def _runs(count: int) -> str:

@@ -12,7 +12,7 @@ BEHIND = Kind(
     "seals.behind",
     Level.WARNING,
     "The newest events are not sealed: the sealer has stopped or does not keep up.",
-    "systemctl status cuebook-sealer, or cuebook serve sealer --key FILE --space {space}",
+    "cuebook serve sealer --key FILE --space {space}",
 )
 KINDS = (BEHIND,)
 LIMITS = {"seals.unsealed": Limits(120, 3_600)}

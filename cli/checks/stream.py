@@ -8,7 +8,7 @@ from typing import Any, Final
 from cuebook.cli.checks.facts import Facts, NatsFacts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
-from cuebook.events.stream import MAX_MESSAGE_BYTES, RECORDING, find_differences
+from cuebook.events.stream import RECORDING, find_differences
 from cuebook.events.subjects import Subjects
 
 __all__ = ["KINDS", "LIMITS", "check_stream"]
@@ -23,33 +23,42 @@ MISSING = Kind(
     "The space has no stream.",
     "cuebook serve orchestrator MODULE:SAGA --space {space}",
 )
-_EDIT = "nats stream edit {stream} {flags}"
-DISCARDS_OLD = Kind("log.discards_old", Level.CRITICAL, "A full stream would throw away its oldest events.", _EDIT)
+DISCARDS_OLD = Kind(
+    "log.discards_old",
+    Level.CRITICAL,
+    "A full stream would throw away its oldest events.",
+    "nats stream edit {stream} --discard=new",
+)
 LIMITED = Kind(
     "log.limited",
     Level.CRITICAL,
     "The stream drops events by age or count.",
-    _EDIT,
+    "nats stream edit {stream} --max-age=0 --max-msgs=-1 --max-msgs-per-subject=-1",
 )
 DELETABLE = Kind(
     "log.deletable",
     Level.CRITICAL,
-    "Events may be deleted or purged; that is fixed when a stream is made.",
-    "cuebook replay send --space {space} --into NEW, and work in the new space",
+    "Events may be deleted or purged.",
+    "nats stream edit {stream} --deny-delete --deny-purge",
 )
 IN_MEMORY = Kind(
     "log.in_memory",
     Level.CRITICAL,
     "The stream is held in memory: a restart of the server loses the log.",
-    "cuebook replay send --space {space} --into NEW, and work in the new space",
+    "cuebook events export FILE --space {space} keeps what is there; then begin a new space with --space",
 )
 DUPLICATES = Kind(
     "log.duplicate_window",
     Level.CRITICAL,
     "The duplicate window is so short that a repeated append is stored twice.",
-    _EDIT,
+    "nats stream edit {stream} --dupe-window=2m",
 )
-MESSAGE_SIZE = Kind("log.message_size", Level.CRITICAL, "The stream refuses events that are allowed to be.", _EDIT)
+MESSAGE_SIZE = Kind(
+    "log.message_size",
+    Level.CRITICAL,
+    "The stream refuses events that are allowed to be.",
+    "nats stream edit {stream} --max-msg-size=266240",
+)
 SETTINGS = Kind(
     "log.settings",
     Level.CRITICAL,
@@ -98,17 +107,18 @@ KINDS = (
 )  # fmt: skip
 LIMITS = {"log.consumers": Limits(80, 95), "log.bytes": Limits(80, 90)}
 
-_SORTED: dict[str, tuple[Kind, str]] = {
-    "discard": (DISCARDS_OLD, "--discard=new"),
-    "max_age": (LIMITED, "--max-age=0"),
-    "max_msgs": (LIMITED, "--max-msgs=-1"),
-    "max_msgs_per_subject": (LIMITED, "--max-msgs-per-subject=-1"),
-    "deny_delete": (DELETABLE, ""),
-    "deny_purge": (DELETABLE, ""),
-    "storage": (IN_MEMORY, ""),
-    "duplicate_window": (DUPLICATES, "--dupe-window=2m"),
-    "max_msg_size": (MESSAGE_SIZE, f"--max-msg-size={MAX_MESSAGE_BYTES}"),
+_SORTED: Final = {
+    "discard": DISCARDS_OLD,
+    "max_age": LIMITED,
+    "max_msgs": LIMITED,
+    "max_msgs_per_subject": LIMITED,
+    "deny_delete": DELETABLE,
+    "deny_purge": DELETABLE,
+    "storage": IN_MEMORY,
+    "duplicate_window": DUPLICATES,
+    "max_msg_size": MESSAGE_SIZE,
 }
+"""By setting; the others are SETTINGS."""
 
 
 def check_stream(facts: Facts, limits: Thresholds) -> Report:
@@ -137,9 +147,9 @@ def check_stream(facts: Facts, limits: Thresholds) -> Report:
         f"{state['bytes'] / 1e6:.1f} MB, {state.get('num_subjects', 0)} subjects"
     )
     for name, text in find_differences(config, Subjects(facts.space)).items():
-        kind, flags = _SORTED.get(name, (SETTINGS, ""))
         message = f"stream {facts.stream}: {text}"
-        report.findings.append(kind.found(message, about=name, stream=facts.stream, flags=flags, space=facts.space))
+        kind = _SORTED.get(name, SETTINGS)
+        report.findings.append(kind.found(message, about=name, stream=facts.stream, space=facts.space))
     _check_room(report, facts, config, state, limits)
     for name in _ours(facts):
         _check_copies(report, nats, nats.streams[name])

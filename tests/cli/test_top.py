@@ -19,7 +19,7 @@ from textual.widgets import DataTable, Input, Static
 
 from cuebook.actors.client import Client
 from cuebook.cli import top as command_line
-from cuebook.cli.board import _ENDINGS, _REMEMBERED_RUNS, WINDOW_S, Board
+from cuebook.cli.board import ENDINGS, WINDOW_S, Board
 from cuebook.cli.frame import SORTS
 from cuebook.cli.top_view import Top
 from cuebook.cli.watching import Watch
@@ -82,9 +82,9 @@ async def test_agents_runs_endings_and_rates_come_in_as_they_happen(
         await reaches(client, "o15", items=2)
         await reaches(client, "o1", "completed")
         await reaches(client, "t1", "completed")
-        await eventually(lambda: {row[1] for row in rows(app, "endings")} == {"t1", "o1"})
-        ended = {row[1]: row[2:] for row in rows(app, "endings")}
-        assert ended == {"t1": ["echo", "completed"], "o1": ["order", "completed"]}
+        await eventually(lambda: {row[2] for row in rows(app, "endings")} == {"t1", "o1"})
+        ended = {row[2]: (row[1], row[3]) for row in rows(app, "endings")}
+        assert ended == {"t1": ("completed", "echo"), "o1": ("completed", "order")}
         await eventually(lambda: ["order", "running", "1"] in rows(app, "runs"))
         assert rows(app, "runs")[0][0] == "for a person: questions"
         assert float(rows(app, "agents")[0][5]) == 3 / WINDOW_S
@@ -140,7 +140,7 @@ async def test_keys_sort_filter_pause_and_show_instances(
         app.refresh_frame()
         assert text(app, "title") == before
         await pilot.press("p", "escape")
-        await eventually(lambda: "live" in text(app, "title") and rows(app, "endings")[0][1] == "t1")
+        await eventually(lambda: "live" in text(app, "title") and rows(app, "endings")[0][2] == "t1")
         assert len(rows(app, "agents")) == 2
 
 
@@ -237,16 +237,17 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(cli: Cli, age
 # --- the board -------------------------------------------------------------------------------------------------------
 
 
-async def test_memory_does_not_grow_with_the_log(log: EventLog) -> None:
-    board = Board(log.subjects.space)
-    for n in range(_REMEMBERED_RUNS + 500):
+async def test_memory_does_not_grow_with_the_log(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cuebook.cli.board.REMEMBERED_RUNS", 200)
+    board, count = Board(log.subjects.space), 1_000
+    for n in range(count):
         for item in _story(log, n):
             board.apply(item)
-    assert len(board._runs) == _REMEMBERED_RUNS
-    assert len(board._endings) == _ENDINGS
+    assert len(board._runs) == 200
+    assert len(board._endings) == ENDINGS
     assert len(board._seconds) <= WINDOW_S + 1
-    frame = board.frame((_REMEMBERED_RUNS + 500) * 1_000_000)
-    assert frame["log"]["sequence"] == 4 * (_REMEMBERED_RUNS + 500)
+    frame = board.frame(count * 1_000_000)
+    assert frame["log"]["sequence"] == 4 * count
     assert frame["log"]["events_s"] == pytest.approx(4, abs=0.5)
     assert {one["agent"]: (one["tasks_s"], one["failures_s"]) for one in frame["agents"]} == {"refund": (1.0, 1.0)}
 

@@ -111,7 +111,7 @@ class System:
         return service
 
     async def agents(self, *classes: type[Agent]) -> AgentHost:
-        host = AgentHost(await self.connection(), self.space, classes or [Quick])
+        host = AgentHost(await self.connection(), self.space, list(classes) or [Quick])
         await self._run(host.run(drain_s=1), host.stop, host.ready)
         return host
 

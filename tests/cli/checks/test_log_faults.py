@@ -91,8 +91,13 @@ async def test_settings_that_a_stream_is_made_with(
     connection = await connect(nats_url, name="tests")
     config = stream_config(Subjects(space), 1) | settings
     await js_request(connection, f"STREAM.CREATE.{space.upper()}", config)
-    await connection.close()
     assert wrong(await doctor.finds("log")) == [code]
+    if code == "log.deletable":  # as its remedy does
+        await js_request(
+            connection, f"STREAM.UPDATE.{space.upper()}", config | {"deny_delete": True, "deny_purge": True}
+        )
+        assert wrong(await doctor.finds("log")) == []
+    await connection.close()
 
 
 async def test_a_stream_that_is_nearly_full_and_one_with_hardly_room_for_consumers(
