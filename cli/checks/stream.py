@@ -69,7 +69,7 @@ CONSUMERS = Kind(
     "log.consumers_limit",
     Level.WARNING,
     "The stream allows hardly more consumers; each agent instance needs one.",
-    "nats stream edit {stream} --max-consumers=100000",
+    "nats stream edit {stream} --interactive, and set max_consumers to 100000",
 )
 FULL = Kind(
     "log.full",
