@@ -141,5 +141,5 @@ def _verdict(facts: Facts, reports: Sequence[Report]) -> str:
     ]
     if counts:
         return f"space {facts.space}: {', '.join(counts)}"
-    unknown = levels.count(Level.UNKNOWN)
+    unknown = len(levels)
     return f"space {facts.space}: nothing is wrong" + (f", {unknown} not known" if unknown else "")

@@ -78,10 +78,10 @@ def _bar(used: int | None, slots: int) -> str:
 def run_cells(frame: dict[str, Any]) -> list[list[str]]:
     """Open runs by what they are of and state, then what waits for a person."""
     runs = sorted(frame["runs"], key=lambda one: (-one["count"], one["saga"], one["agent"], one["status"]))
-    rows = [[one["saga"] or one["agent"], one["status"], f"{one['count']:,}"] for one in runs]
+    rows = [[f"{one['count']:,}", one["saga"] or one["agent"], one["status"]] for one in runs]
     names = {"task": "escalated tasks", "question": "questions", "stuck": "stuck runs"}
     waiting = [
-        [f"for a person: {names[one['kind']]}", f"oldest {span(one['oldest_s'])}", f"{one['count']:,}"]
+        [f"{one['count']:,}", f"{names[one['kind']]} for a person", f"oldest {span(one['oldest_s'])}"]
         for one in frame["escalations"]
     ]
     return waiting + rows
@@ -127,6 +127,6 @@ def print_frame(frame: dict[str, Any], sort: str) -> None:
     line(status_words(frame))
     columns = ["AGENT", "INST", "HEALTH", "BUSY", "TASKS/S", "FAILED/S", "WAITING", "OLDEST"]
     section("agents", columns, [row[:4] + row[5:] for row in agent_cells(frame, sort)])
-    section("open runs", ["OF", "STATE", "COUNT"], run_cells(frame))
+    section("open runs", ["COUNT", "OF", "STATE"], run_cells(frame))
     section("waiting", ["AGENT", "PRIORITY", "TASKS", "OLDEST", "WHY"], queue_cells(frame))
     section("newest endings", ["AT (UTC)", "HOW", "RUN", "OF"], ending_cells(frame)[:10])

@@ -27,9 +27,9 @@ _STYLES: Final = {
 }  # fmt: skip
 _TABLES: Final = {
     "agents": ["AGENT", "INST", "HEALTH", "BUSY", "", "TASKS/S", "FAILED/S", "WAITING", "OLDEST"],
-    "runs": ["OPEN RUNS OF", "STATE", "COUNT"],
+    "runs": ["COUNT", "OPEN RUNS OF", "STATE"],
     "queues": ["WAITING FOR", "PRIO", "TASKS", "OLDEST", "WHY"],
-    "endings": ["ENDED (UTC)", "HOW", "RUN", "OF"],
+    "endings": ["AT (UTC)", "HOW", "RUN", "OF"],
 }
 _INSTANCES: Final = ["AGENT", "INSTANCE", "HEALTH", "BUSY", "", "VERSION", "PROCESS", "SINCE (UTC)", ""]
 
@@ -45,10 +45,10 @@ class Top(App[None]):
     DataTable { background: $background; scrollbar-size-vertical: 1; overflow-x: hidden; padding: 0 1; }
     #agents { height: auto; min-height: 4; max-height: 50%; }
     #below { height: 1fr; min-height: 6; border-top: solid $primary-darken-2; }
-    #left { width: 3fr; }
+    #left { width: 1fr; }
     #runs { height: 1fr; }
     #queues { height: 1fr; border-top: solid $primary-darken-2; }
-    #endings { width: 2fr; height: 1fr; border-left: solid $primary-darken-2; }
+    #endings { width: 1fr; height: 1fr; border-left: solid $primary-darken-2; }
     DataTable:focus > .datatable--header { color: $accent; }
     #filter { dock: bottom; display: none; height: 1; border: none; padding: 0 1; margin-bottom: 1; }
     """
@@ -183,9 +183,9 @@ class Top(App[None]):
             f"{log['tasks_s']:,.1f} tasks/s",
             "paused" if self.paused else "live" if self._connected() else "reconnecting",
         ]
-        self._title.update(Text(" · ".join(parts)))
-        sorting = f"sorted by {self.sort}" + (f" · only {self.wanted!r}" if self.wanted else "")
-        self._status.update(Text(plain(f"{status_words(frame)} · {sorting}")))
+        parts.append(f"by {self.sort}" + (f" · only {self.wanted!r}" if self.wanted else ""))
+        self._title.update(Text(plain(" · ".join(parts))))
+        self._status.update(Text(plain(status_words(frame))))
         if self.detailed:
             self._fill("agents", instance_cells(frame))
         else:

@@ -182,7 +182,7 @@ def _check_releases(report: Report, facts: Facts, healthy: list[InstanceState]) 
     for key, beat in sorted((facts.beats or {}).items()):
         old = (facts.server_now - registered.get(key, facts.server_now)) / 1e6 > UPGRADE_S
         if beat.release != release() and old:
-            others[beat.release or "before 0.2"].append("/".join(key))
+            others[beat.release or "of an earlier release"].append("/".join(key))
     for theirs, names in sorted(others.items()):
         message = f"{len(names)} instances run cuebook {theirs}, this is {release()}: {', '.join(names[:3])}"
         report.findings.append(RELEASES.found(message, about=theirs, release=release()))

@@ -27,7 +27,9 @@ def nagios_line(reports: Sequence[Report]) -> str:
     """One line: how it is, what is wrong, the worst first, and after the bar the measures."""
     findings = sorted((one for report in reports for one in report.findings), key=lambda one: -one.level)
     level = worst(one.level for one in findings)
-    told = [_text(one) for one in findings] or [report.summary for report in reports if report.summary]
+    told = [_text(one) for one in findings if one.level > Level.OK]
+    if not told:
+        told = [*(report.summary for report in reports if report.summary), *map(_text, findings)]
     text = plain("; ".join(told)).replace("|", "/")  # the bar ends the text
     numbers = " ".join(_performance(one) for report in reports for one in report.measures)
     return f"CUEBOOK {level.name} - {text}" + (f" | {numbers}" if numbers else "")

@@ -55,7 +55,7 @@ LAZY = Kind(
 )
 SYNC_UNKNOWN = Kind(
     "log.sync_unknown",
-    Level.UNKNOWN,
+    Level.OK,
     "The server does not say whether acknowledged means on disk.",
     "say --nats-monitor-url http://HOST:8222, or look for sync_always in the server's /varz",
 )

@@ -85,8 +85,8 @@ async def test_agents_runs_endings_and_rates_come_in_as_they_happen(
         await eventually(lambda: {row[2] for row in rows(app, "endings")} == {"t1", "o1"})
         ended = {row[2]: (row[1], row[3]) for row in rows(app, "endings")}
         assert ended == {"t1": ("completed", "echo"), "o1": ("completed", "order")}
-        await eventually(lambda: ["order", "running", "1"] in rows(app, "runs"))
-        assert rows(app, "runs")[0][0] == "for a person: questions"
+        await eventually(lambda: ["1", "order", "running"] in rows(app, "runs"))
+        assert rows(app, "runs")[0][:2] == ["1", "questions for a person"]
         assert float(rows(app, "agents")[0][5]) == 3 / WINDOW_S
         assert "1 runs open · 0 tasks waiting · 1 for a person" in text(app, "status")
         assert f"event {(await client.log.verify()).last_sequence}" in text(app, "title")
@@ -120,7 +120,7 @@ async def test_keys_sort_filter_pause_and_show_instances(
         await eventually(lambda: float(rows(app, "agents")[1][6]) > 0)
         for sort in (*SORTS[1:], SORTS[0]):
             await pilot.press("s")
-            assert f"sorted by {sort}" in text(app, "status")
+            assert f"by {sort}" in text(app, "title")
             if sort == "failures":
                 assert rows(app, "agents")[0][0] == "faulty"
         await pilot.press("d")
@@ -130,7 +130,7 @@ async def test_keys_sort_filter_pause_and_show_instances(
         assert app.query_one(Input).has_focus
         assert [row[0] for row in rows(app, "agents")] == ["faulty"]
         await pilot.press("enter")
-        assert "only 'faul'" in text(app, "status")
+        assert "only 'faul'" in text(app, "title")
         await pilot.press("p")
         assert "paused" in text(app, "title")
         before = text(app, "title")
@@ -147,10 +147,10 @@ async def test_keys_sort_filter_pause_and_show_instances(
 async def test_it_works_without_an_orchestrator(client: Client, nats_url: str, space: str, watch: Watch) -> None:
     await client.submit_task("echo", {"n": 1}, run_id="t1")
     async with screen(watch) as (app, _):
-        assert rows(app, "runs") == [["echo", "waiting", "1"]]
+        assert rows(app, "runs") == [["1", "echo", "waiting"]]
         assert "since no orchestrator answers" in text(app, "status")
         await client.submit_task("echo", {"n": 1}, run_id="t2")
-        await eventually(lambda: rows(app, "runs") == [["echo", "waiting", "2"]])
+        await eventually(lambda: rows(app, "runs") == [["2", "echo", "waiting"]])
 
 
 async def test_projections_are_told_where_a_database_is_named(

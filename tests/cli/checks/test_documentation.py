@@ -24,9 +24,8 @@ def limit(name: str, limits: Limits) -> str:
 
 
 def test_every_finding_is_listed_and_none_that_there_is_not() -> None:
-    listed = re.findall(
-        r"^\| `(?:[a-z]+\.[a-z_]+|unseen)` \| (?:ok|unknown|warning|critical) \|.*$", TEXT, re.MULTILINE
-    )
+    of_a_finding = re.compile(r"\| `(?:[a-z]+\.[a-z_]+|unseen)` \| (?:ok|unknown|warning|critical) \|")
+    listed = [line for line in TEXT.splitlines() if of_a_finding.match(line)]
     assert listed == [row(kind) for kind in KINDS], "\n" + "\n".join(row(kind) for kind in KINDS)
 
 
