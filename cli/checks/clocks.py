@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from cuebook.cli.checks.facts import Clock, Facts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
@@ -15,6 +17,7 @@ SKEW = Kind(
     "on both machines: timedatectl set-ntp true",
 )
 KINDS = (SKEW,)
+LATE_S: Final = 3.0
 LIMITS = {"clocks.skew": Limits(1.0, 30.0)}
 
 
@@ -54,8 +57,13 @@ def _clocks(facts: Facts) -> dict[str, Clock]:
     travel_s = facts.nats.latency_s + 0.05  # a heartbeat is read when our loop comes to it
     for one in facts.orchestrators or []:
         if isinstance(one.get("ahead_s"), float):
-            clocks[str(one.get("name", "an orchestrator"))] = Clock(one["ahead_s"], travel_s)
+            clocks[str(one.get("name", "an orchestrator"))] = _one_way(one["ahead_s"], travel_s)
     for (agent, instance), beat in sorted((facts.beats or {}).items()):
         if beat.ahead_s is not None:
-            clocks[f"{agent}/{instance}"] = Clock(beat.ahead_s, travel_s)
+            clocks[f"{agent}/{instance}"] = _one_way(beat.ahead_s, travel_s)
     return clocks
+
+
+def _one_way(ahead_s: float, travel_s: float) -> Clock:
+    """A time that was sent without being asked for: on a busy machine it is read late, and so seems to be behind."""
+    return Clock(ahead_s, travel_s if ahead_s > 0 else LATE_S)

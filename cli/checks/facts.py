@@ -58,6 +58,12 @@ class NatsFacts:
     lease_holder: str = ""
 
     @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine, as far as its address tells."""
+        host = self.url.rpartition(":")[0]
+        return host.startswith("127.") or host in ("localhost", "::1", "[::1]")
+
+    @property
     def is_development(self) -> bool:
         """Whether `cuebook dev`, or a test, has started it: lazy about the disk, alone, and meant so."""
         name, host = str(self.info.get("server_name", "")), str(self.info.get("host", ""))

@@ -38,6 +38,8 @@ QUIET_S = 0.15
 """Orchestrators answer at once; after the last of them there is silence."""
 BEATS = 3.5
 """So many intervals without a heartbeat are silence."""
+SILENCE_AT_LEAST_S = 2.5
+"""But a busy machine may stand still for a moment."""
 _MOST_STREAMS = 500
 _NO_STREAM = 10059
 _Collect = Callable[[], Awaitable[None]]
@@ -160,7 +162,7 @@ async def _ask_server(connection: Connection, told: NatsFacts, monitor_url: str)
     if config:
         told.syncs_always = bool(config.get("sync_always", False))
     path = Path(config["store_dir"]) if config and config.get("store_dir") else None
-    if path is not None and str(told.info.get("host", "")).startswith("127.") and path.is_dir():
+    if path is not None and told.is_local and path.is_dir():
         usage = shutil.disk_usage(path)
         told.disk = Disk(str(path), usage.total - usage.free, usage.total)
 
@@ -294,7 +296,8 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
             if one.health in ("healthy", "draining", "suspect")
         }  # fmt: skip
         while missing := expected.keys() - beats.keys():
-            left_s = min(max(expected[key] for key in missing) * BEATS, timeout_s) - (time.monotonic() - began)
+            silence_s = max(max(expected[key] for key in missing) * BEATS, SILENCE_AT_LEAST_S)
+            left_s = min(silence_s, timeout_s) - (time.monotonic() - began)
             news.clear()
             if left_s <= 0 or not await _set_within(news, left_s):
                 break

@@ -113,8 +113,7 @@ def _check_version(report: Report, version: str) -> None:
 
 
 def _check_settings(report: Report, nats: NatsFacts) -> None:
-    host = nats.url.rpartition(":")[0]
-    if not nats.tls and not (host.startswith("127.") or host in ("localhost", "::1", "[::1]")):
+    if not (nats.tls or nats.is_local):
         report.findings.append(PLAINTEXT.found(f"the connection to {nats.url} has no TLS"))
     if not nats.info.get("jetstream"):
         report.findings.append(NO_JETSTREAM.found(f"JetStream is off on {nats.url}"))
