@@ -57,7 +57,7 @@ def test_counting_is_repeated_only_when_it_is_old_and_rarely_when_it_is_dear(mon
         return {"at": now}
 
     monkeypatch.setattr(module, "count_open", count)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     overview, core = Overview(), object()
     for moment in range(100):
         overview.get(core, moment)  # type: ignore[arg-type]
