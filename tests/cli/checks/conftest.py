@@ -118,6 +118,12 @@ class System:
     async def projections(self, database_url: str, **options: Any) -> Runner:
         runner = Runner(self.log, database_url, **options)
         await self._run(runner.run(), runner.drain, runner.ready)
+        doctor = Doctor(self.nats_url, self.space, database_url)
+
+        async def are_written() -> bool:
+            return "projections.stopped" not in await doctor.finds("projections")
+
+        await eventually(are_written)
         return runner
 
     async def register(self, agent: str, instance: str, **facts: Any) -> None:
