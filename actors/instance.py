@@ -55,6 +55,7 @@ from cuebook.events.facts import (
 )
 from cuebook.events.feed import delivery_numbers
 from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.release import release
 
 if TYPE_CHECKING:
     from cuebook.telemetry.pipeline import Tracing
@@ -331,7 +332,13 @@ class Instance:
     async def _beat(self) -> None:
         subject = self._log.subjects.heartbeat(self.agent_class.name, self.id)
         while True:
-            beat = {"received": self._safely_received, "in_flight": len(self._work), "handled": self.handled}
+            beat = {
+                "received": self._safely_received,
+                "in_flight": len(self._work),
+                "handled": self.handled,
+                "release": release(),
+                "time": time.time_ns() // 1000,  # how far its clock is off can be seen from outside
+            }
             self._log.connection.post(subject, json.dumps(beat).encode())
             due = time.monotonic() + self.agent_class.heartbeat_s
             await asyncio.sleep(self.agent_class.heartbeat_s)

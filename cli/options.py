@@ -25,6 +25,7 @@ __all__ = [
     "DatabaseUrl",
     "From",
     "Limit",
+    "MonitorUrl",
     "NatsUrl",
     "Output",
     "OutputOption",
@@ -163,6 +164,15 @@ TimeseriesOption = Annotated[
         "--timeseries",
         envvar="CUEBOOK_TIMESERIES",
         help="Of what to make tables that grow with time; auto: of hypertables where TimescaleDB is there.",
+    ),
+]
+MonitorUrl = Annotated[
+    str,
+    flag(
+        "--nats-monitor-url",
+        envvar="CUEBOOK_NATS_MONITOR_URL",
+        metavar="URL",
+        help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
     ),
 ]
 OutputOption = Annotated[

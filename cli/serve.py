@@ -16,6 +16,7 @@ from cuebook.cli.options import (
     DEFAULT_SPACE,
     Creds,
     DatabaseUrl,
+    MonitorUrl,
     NatsUrl,
     Space,
     Target,
@@ -39,16 +40,6 @@ WaitS = Annotated[
 ]
 LogFormatOption = Annotated[LogFormat, flag("--log-format", envvar="CUEBOOK_LOG_FORMAT", help="How log lines look.")]
 LogLevelOption = Annotated[LogLevel, flag("--log-level", envvar="CUEBOOK_LOG_LEVEL", help="The least severe line.")]
-MonitorUrl = Annotated[
-    str,
-    flag(
-        "--nats-monitor-url",
-        envvar="CUEBOOK_NATS_MONITOR_URL",
-        metavar="URL",
-        help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
-    ),
-]
-
 SettingsFilesOption = Annotated[
     list[Path] | None,
     flag(

@@ -75,6 +75,11 @@ class Connection(Client):
         """Whether the connected server says that it has JetStream."""
         return bool(self._server_info.get("jetstream"))
 
+    @property
+    def server_info(self) -> dict[str, Any]:
+        """What the server has said about itself: name, cluster, version, limits. Source: NATS protocol, INFO."""
+        return dict(self._server_info)
+
     async def listen(self, subject: str, callback: MessageCallback, *, queue: str = "") -> Listener:
         """Subscribe and call `callback` for each message, in order, on the event loop; also after a reconnect.
 

@@ -15,7 +15,7 @@ from cuebook.actors.orchestrator.registry import PLACEABLE, InstanceState
 from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.orchestrator.variants import Variant
 
-__all__ = ["Choice", "Placement", "Queue", "why"]
+__all__ = ["Choice", "Placement", "Queue", "fits", "why"]
 
 REMEMBERED_AFFINITIES = 100_000
 
@@ -135,6 +135,11 @@ class Placement:
     def load(self, data: Iterable[Sequence[str]]) -> None:
         """The inverse of `dump`."""
         self._preferred = OrderedDict(((agent, key), instance) for agent, key, instance in data)
+
+
+def fits(task: TaskState, instance: InstanceState) -> bool:
+    """Whether an instance is healthy and has the labels that a task requires."""
+    return instance.health == PLACEABLE and (not task.labels or task.labels.items() <= instance.labels.items())
 
 
 def why(task: TaskState, instances: Iterable[InstanceState], ahead: int, only: str = "") -> str:

@@ -20,6 +20,7 @@ from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
 from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.lookback import LookBack
+from cuebook.actors.orchestrator.overview import Overview
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
@@ -31,6 +32,7 @@ from cuebook.events.facts import Event, RunCompleted, RunStuck, StepAsked, StepW
 from cuebook.events.feed import Feed
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
+from cuebook.events.release import release
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class OrchestratorService:
         self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
         self._snapshot_at = 0
+        self._lease: Lease | None = None
+        self._overview = Overview()
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
         self._look_back = LookBack(self.log, self._errand)
@@ -149,7 +153,7 @@ class OrchestratorService:
     async def _take_part(self, failure: asyncio.Future[None]) -> None:
         """Decide whenever the lease is held, until told to stop."""
         questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
-        lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
+        self._lease = lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -325,10 +329,35 @@ class OrchestratorService:
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
     def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        if reply and self.deciding.is_set():  # a standby leaves the answer to the one that decides
-            noun = subject.decode("utf-8", "replace").rpartition(".")[2]
+        noun = subject.decode("utf-8", "replace").rpartition(".")[2]
+        if not reply:
+            return
+        if noun == "orchestrators":
+            answer = self._about_itself()
+        elif not self.deciding.is_set():
+            return  # a standby leaves the answer to the one that decides
+        elif noun == "overview":
+            answer = self._overview.get(self.core, self.now())
+        else:
             answer = answer_query(self.core, noun, payload)
-            self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
+        self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
+
+    def _about_itself(self) -> dict[str, Any]:
+        """What every orchestrator says about itself. `time`: its own clock, microseconds since 1970."""
+        return {
+            "name": self.name,
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "release": release(),
+            "deciding": self.deciding.is_set(),
+            "holds_lease": self._lease is not None and self._lease.held.is_set(),
+            "sequence": self.core.world.position.sequence,
+            "lag": self.lag,
+            "snapshot_sequence": self._snapshot_at,
+            "open_runs": len(self.core.world.runs),
+            "sagas": sorted(self._sagas),
+            "time": time.time_ns() // 1000,
+        }
 
     # --- the port ---
 
