@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -32,9 +33,14 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def configure_logs(level: str, format_: str) -> None:
-    """Send all logging of the process to stderr, in place of what was configured before."""
+def configure_logs(level: str, format_: str, facts: Mapping[str, Any] | None = None) -> None:
+    """Send all logging of the process to stderr, in place of what was configured before.
+
+    `facts`: fields that every record gets, where it does not have them itself.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    if facts:
+        handler.addFilter(lambda record: vars(record).update({**facts, **vars(record)}) or True)
     handler.setFormatter(_JsonLines() if format_ == LogFormat.JSON else _TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
