@@ -287,7 +287,7 @@ class _HandlerDecorator:
 class Agent:
     """Base class of agents. `name` is how tasks are addressed to it; all its instances share its work.
 
-    `concurrency`: tasks one instance handles at once. `labels`: what placement may require. After `recycle_after` tasks
+    `concurrency`: tasks one instance handles at once. `labels`: what placement may require, as it may the `version`. After `recycle_after` tasks
     the instance is replaced by a fresh one (0: never). `heartbeat_s`: how often it says that it lives.
     """
 

@@ -101,7 +101,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
             service.run().close()
             return
         await report_durability(connection, settings.monitor_url)
-        facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
+        facts = {"sagas": service.sagas.names(), "space": space}
         running = Running(
             run=service.run(),
             stop=service.stop,

@@ -74,6 +74,11 @@ class _Process:
         """It has ended because a person has drained its agents."""
         return self.ended.is_set() and self.status == 0 and bool(self.report.get("over"))
 
+    @property
+    def ended_well(self) -> bool:
+        """It has ended as it should; before it serves, it knows no better way than to die of our signal."""
+        return self.status == 0 or (self.status == -signal.SIGTERM and self.leaving and not self.ready.is_set())
+
     def signal(self, number: signal.Signals) -> None:
         """To the process; SIGKILL also to what it has started itself."""
         if self.ended.is_set():
@@ -348,7 +353,7 @@ class Group:
     async def _follow(self, process: _Process, line: socket.socket, place: _Place) -> None:
         await process.follow(line, lambda one: self._heard(one, place))
         self._live.remove(process)
-        if self.stopping.is_set() and process.status != 0 and self.status == Exit.OK:
+        if self.stopping.is_set() and self.status == Exit.OK and not process.ended_well:
             self.status = process.status if process.status > 0 else Exit.FAILURE
 
     def _heard(self, process: _Process, place: _Place) -> None:

@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from cuebook.actors.client import Client
-from cuebook.actors.orchestrator.service import OrchestratorService
 from tests.cli.conftest import Cli, Program, Start, reaches
 from tests.waiting import eventually
 
