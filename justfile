@@ -24,6 +24,10 @@ types:
 test *arguments:
     uv run pytest {{ arguments }}
 
+# Let agents, processes and machines come, go and die while 1,000 tasks/s flow; ROUNDS times the story of the test
+test-growing rounds="10":
+    GROWING_ROUNDS={{ rounds }} uv run pytest tests/cli/test_growing.py --capture=no -n 0
+
 # Check the wire format from Node; needs node and npm
 test-node:
     @command -v npm >/dev/null || { echo "error: npm is missing; apt-get install nodejs npm, or take it from nodejs.org" >&2; exit 1; }
@@ -35,6 +39,10 @@ test-systemd *arguments:
     @command -v systemd-nspawn >/dev/null || { echo "error: systemd-nspawn is missing; apt-get install systemd-container" >&2; exit 1; }
     @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
     uv run pytest tests/systemd/check_systemd.py {{ arguments }}
+
+# Run everything on this machine, on three nats-servers that are one cluster; see it with one of them killed
+cluster *arguments:
+    uv run cuebook dev --nodes 3 {{ arguments }}
 
 # Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
 jaeger:

@@ -40,11 +40,24 @@ def configure_logs(level: str, format_: str, facts: Mapping[str, Any] | None = N
     """
     handler = logging.StreamHandler(sys.stderr)
     if facts:
-        handler.addFilter(lambda record: vars(record).update({**facts, **vars(record)}) or True)
+        handler.addFilter(_Facts(facts))
     handler.setFormatter(_JsonLines() if format_ == LogFormat.JSON else _TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+class _Facts(logging.Filter):
+    """Lets every record pass, with more facts."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._facts = dict(facts)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        vars(record).update({**self._facts, **vars(record)})
+        return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Final
 
 import typer
 
-from cuebook.cli.cores import AUTO, count_processes
+from cuebook.cli.cores import count_processes
 from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
 from cuebook.cli.options import DEFAULT_DRAIN_S
@@ -110,7 +110,7 @@ class _Supervisor:
             log_format=LogFormat(now("CUEBOOK_LOG_FORMAT", LogFormat.TEXT, present.log_format)),
             drain_s=float(now("CUEBOOK_DRAIN_S", DEFAULT_DRAIN_S, present.drain_s)),
         )
-        count = count_processes(now("CUEBOOK_PROCESSES", AUTO, plan.processes))
+        count = count_processes(now("CUEBOOK_PROCESSES", plan.processes, plan.processes))
         if present.files is not None:
             env = {name: value for name, value in plan.env.items() if not name.startswith(_SETTINGS)} | values
         else:

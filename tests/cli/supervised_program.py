@@ -32,7 +32,12 @@ def says(name: str) -> bool:
 def main() -> None:
     line, stop = Supervised.from_environment(), threading.Event()
     assert line is not None
-    signal.signal(signal.SIGTERM, lambda *_: (FOLDER / "deaf").exists() or stop.set())
+
+    def on_term(*_: object) -> None:
+        if not (FOLDER / "deaf").exists():
+            stop.set()
+
+    signal.signal(signal.SIGTERM, on_term)
     line.when_orphaned(stop.set)
     line.tell(state="starting")
     if (FOLDER / "refuse").exists():

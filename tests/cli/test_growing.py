@@ -155,7 +155,7 @@ async def live_through(flow: Flow, first: Program, serve: Any, cli: Cli) -> Prog
     await flow.more(500)
     second.send(signal.SIGTERM)  # a machine goes
     assert await second.ends(within_s=60) == 0
-    third: Program = await serve("agents", "mill:Mill", "--processes", "2")
+    third: Program = await serve("agents", "mill:Mill", "--processes", "1")
     family = children(first)
     first.send(signal.SIGKILL)  # a supervisor dies
     os.kill(family[0], signal.SIGKILL)  # and one of its processes with it

@@ -23,12 +23,11 @@ async def healthy(cli: Cli, count: int, *, without: set[int] | None = None) -> d
     """Wait until so many instances are healthy, none of them in the processes of `without`; they are by process id."""
     gone = without or set()
 
-    async def there() -> dict[int, dict[str, Any]] | None:
+    async def there() -> Any:
         found = {one["pid"]: one for one in await cli.json("agent", "list") if one["health"] == "healthy"}
         return found if len(found) == count and not gone & set(found) else None
 
-    found = await eventually(there, within_s=30)
-    assert found is not None
+    found: dict[int, dict[str, Any]] = await eventually(there, within_s=30)
     return found
 
 
@@ -39,7 +38,7 @@ async def gone(pids: set[int]) -> None:
 
 def _runs(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 

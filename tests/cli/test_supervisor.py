@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cuebook.cli import cores, supervisor
+from cuebook.cli import supervisor
 from cuebook.cli.cores import count_processes, usable_cores
 from cuebook.cli.exits import InputError
 from cuebook.cli.supervised import VARIABLE
@@ -220,7 +220,7 @@ def test_the_environment_of_a_process_is_ours_with_a_port_of_its_own() -> None:
 def test_auto_is_a_process_for_each_core_that_we_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], expected: int
 ) -> None:
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("1:name=systemd:/other\n0::/a/b\n")
     (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)

@@ -20,7 +20,7 @@ from cuebook.cli.main import app
 from cuebook.embedded.nats_server import server_program
 from cuebook.embedded.process import ServerProcess, exclusive, free_port
 from cuebook.events.connection import connect
-from cuebook.events.errors import AccessDeniedError, CuebookError
+from cuebook.events.errors import AccessDeniedError, ConfigurationError, CuebookError
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.log import EventLog
 from cuebook.events.stream import stream_config
@@ -150,6 +150,9 @@ async def test_three_nodes_by_the_documents_keep_the_log_when_one_goes(
             assert (await persist(log.verify)).messages >= 2
         with pytest.raises(AccessDeniedError):
             await connect(f"tls://cuebook:wrong@127.0.0.1:{ports[0]}", name="tests")
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(ConfigurationError, match=r"no TLS with .* certificate verify failed"):
+            await connect(f"tls://cuebook:secret@127.0.0.1:{ports[0]}", name="tests")
 
 
 async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
