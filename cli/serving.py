@@ -284,6 +284,8 @@ async def _guarded(main: Coroutine[Any, Any, None]) -> None:
 
 def _on_signal(serving: Serving, number: signal.Signals) -> None:
     name = signal.Signals(number).name
+    if serving.signalled and serving.supervised is not None:
+        return  # a supervisor kills when it is impatient; when it dies, Linux may tell us once for each of its threads
     if serving.signalled:
         logger.warning("stopping at once; tasks in flight go to others", extra={"signal": name})
         end_now(Exit.INTERRUPTED)
