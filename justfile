@@ -24,6 +24,10 @@ types:
 test *arguments:
     uv run pytest {{ arguments }}
 
+# Let agents, processes and machines come, go and die while 1,000 tasks/s flow; ROUNDS times the story of the test
+test-growing rounds="10":
+    GROWING_ROUNDS={{ rounds }} uv run pytest tests/cli/test_growing.py --capture=no -n 0
+
 # Check the wire format from Node; needs node and npm
 test-node:
     @command -v npm >/dev/null || { echo "error: npm is missing; apt-get install nodejs npm, or take it from nodejs.org" >&2; exit 1; }
@@ -45,6 +49,10 @@ check-arm64 *arguments:
     @command -v qemu-aarch64-static >/dev/null || { echo "error: qemu-aarch64-static is missing; apt-get install qemu-user-static" >&2; exit 1; }
     @command -v apt-get >/dev/null || { echo "error: apt-get is missing: Debian's Python for arm64 comes from it" >&2; exit 1; }
     uv run pytest tests/arm64/check_arm64.py --timeout=1800 -s {{ arguments }}
+
+# Run everything on this machine, on three nats-servers that are one cluster; see it with one of them killed
+cluster *arguments:
+    uv run cuebook dev --nodes 3 {{ arguments }}
 
 # Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
 jaeger:

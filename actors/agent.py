@@ -287,8 +287,9 @@ class _HandlerDecorator:
 class Agent:
     """Base class of agents. `name` is how tasks are addressed to it; all its instances share its work.
 
-    `concurrency`: tasks one instance handles at once. `labels`: what placement may require. After `recycle_after` tasks
-    the instance is replaced by a fresh one (0: never). `heartbeat_s`: how often it says that it lives.
+    `concurrency`: tasks one instance handles at once. `labels`: what placement may require, beside the `version`. After
+    `recycle_after` tasks the instance is replaced by a fresh one (0: never). `heartbeat_s`: how often it says that it
+    lives.
 
     At the edge (see `cuebook serve edge`): `offline_for_s`: for how long the link may be cut before its tasks go to
     others. `ahead`: tasks beyond `concurrency` that an instance is given in advance, so that it has work meanwhile.

@@ -47,6 +47,8 @@ class AgentHost:
         self.log = EventLog(connection, space, source="agents")
         self.ready = asyncio.Event()
         self.instances: list[Instance] = []
+        self.drained: list[str] = []
+        """Agents whose instance was asked to leave, as by `cuebook agent drain`: they are not served here any more."""
         self.drain_s = DRAIN_S
         self._handled = 0
         self._stopping = asyncio.Event()
@@ -151,7 +153,9 @@ class AgentHost:
     async def _renew(self, instance: Instance, reason: str) -> None:
         """A fresh instance first, then the old one leaves: no moment without slots. No reason: it just leaves."""
         try:
-            if reason and not self._stopping.is_set():
+            if not reason:
+                self.drained.append(instance.agent_class.name)
+            elif not self._stopping.is_set():
                 await self._add(instance.agent_class)
             await self._retire(instance, reason or "drain requested", self.drain_s)
         except Exception as error:  # a renewal that fails ends the process, which its supervisor restarts

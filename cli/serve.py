@@ -60,6 +60,15 @@ def serve_agents(
         int | None,
         flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
     ] = None,
+    processes: Annotated[
+        str,
+        flag(
+            "--processes",
+            envvar="CUEBOOK_PROCESSES",
+            metavar="N|auto",
+            help="Supervise so many processes, each with an instance of every agent; auto: one a core.",
+        ),
+    ] = "",
     max_tasks: Annotated[
         int,
         flag("--max-tasks", envvar="CUEBOOK_MAX_TASKS", min=0, help="End for a fresh process after so many; 0: never."),
@@ -78,11 +87,11 @@ def serve_agents(
     monitor_url: MonitorUrl = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
-    """Serve one instance of each agent. Waits for NATS and for the orchestrator's stream."""
-    from cuebook.cli import services
+    """Serve one instance of each agent, in each process. Waits for NATS and for the orchestrator's stream."""
     from cuebook.cli.limits import Limits, parse_bytes
     from cuebook.cli.serving import Settings, run_service
     from cuebook.cli.settings_files import SettingsFiles
+    from cuebook.cli.supervised import is_supervised
 
     with reported_errors():
         limits = Limits(tasks=max_tasks, memory=parse_bytes(max_memory))
@@ -95,6 +104,12 @@ def serve_agents(
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
     )
+    if processes and not is_supervised():
+        from cuebook.cli.supervising import run_group
+
+        run_group(settings, processes)
+    from cuebook.cli import services
+
     run_service(settings, "agents", lambda serving: services.serve_agents(serving, agents, slots, limits))
 
 

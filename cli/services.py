@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent
 from cuebook.cli.durability import report_durability
@@ -44,9 +44,11 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
     from cuebook.actors.runtime import AgentHost
 
     settings, space = serving.settings, _space(serving)
-    agents = load_agents(specs)
+    drained = serving.supervised.without if serving.supervised is not None else frozenset[str]()
+    agents = [agent for agent in load_agents(specs) if agent.name not in drained]
     slots_of_class = {agent: agent.concurrency for agent in agents}
     _give_slots(slots_of_class, slots)
+    serving.say("starting")
     connection = await serving.connect("agents")
     if connection is None:
         return
@@ -73,7 +75,8 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
             stop=host.stop,
             ready=host.ready,
             facts=facts,
-            status=lambda: _status_of_agents(host),
+            status=lambda: "slots {slots}, in flight {in_flight}, lag {lag}, done {done}".format(**_figures(host)),
+            figures=lambda: _figures(host),
             stuck=lambda: ", ".join(task for one in host.instances for task in one.stuck),
             spent=lambda: limits.reached(host.handled),
             reload=reload,
@@ -99,7 +102,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
             service.run().close()
             return
         await report_durability(connection, settings.monitor_url)
-        facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
+        facts = {"sagas": service.sagas.names(), "space": space}
         running = Running(
             run=service.run(),
             stop=service.stop,
@@ -169,11 +172,15 @@ def _give_slots(slots_of_class: Mapping[type[Agent], int], slots: int | None) ->
         agent.concurrency = own if slots is None else slots
 
 
-def _status_of_agents(host: AgentHost) -> str:
+def _figures(host: AgentHost) -> dict[str, Any]:
     serving = [one for one in host.instances if not one.draining]
-    slots = sum(one.slots for one in serving)
-    in_flight, lag = sum(one.in_flight for one in host.instances), sum(one.pending for one in serving)
-    return f"slots {slots}, in flight {in_flight}, lag {lag}, done {host.handled}"
+    return {
+        "slots": sum(one.slots for one in serving),
+        "in_flight": sum(one.in_flight for one in host.instances),
+        "lag": sum(one.pending for one in serving),
+        "done": host.handled,
+        "drained": host.drained,
+    }
 
 
 def _status_of_orchestrator(service: OrchestratorService) -> str:

@@ -41,6 +41,8 @@ MAX_OUTSTANDING_PINGS = 2
 """A dead link is noticed after PING_INTERVAL_S times one more than this. Source: nats-py, `_ping_interval`."""
 RECONNECT_WAIT_S = 0.25
 CONNECT_TIMEOUT_S = 5
+ABANDON_S = 1.0
+"""What closing takes at most that never was open: after a TLS handshake that failed nats-py would wait for ever."""
 
 logger = logging.getLogger(__name__)
 
@@ -403,7 +405,9 @@ async def _abandon(connection: Connection) -> bool:
     """Close what could not be opened. Returns False when nats-py had not got as far as trying a server."""
     if connection._flush_queue is None:  # noqa: SLF001 - there is no other way to know
         return False
-    await connection.close()
+    closing = asyncio.ensure_future(connection.close())
+    await asyncio.wait([closing], timeout=ABANDON_S)
+    await ended(closing)
     return True
 
 

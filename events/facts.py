@@ -287,10 +287,11 @@ class RunRejected(Event):
 class TaskRequested(Event):
     """Somebody asks the agent named in the subject to handle `input`. Higher `priority` goes first (-100 to 100).
 
-    `handler` may be empty where the agent has just one. `labels` must all be present on the instance. Tasks with the
-    same `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the
-    step can be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of it,
-    or absent where both together are too large for an event: then the log has them, under that step.
+    `handler` may be empty where the agent has just one. `labels` must all be present on the instance, whose `version`
+    counts as a label too. Tasks with the same `affinity` prefer the same instance. `timeout_s` and `retry` replace the
+    handler's own. `compensation`: the step can be undone. `compensates`: this task undoes that step; its input is
+    `{"input": ..., "output": ...}` of it, or absent where both together are too large for an event: then the log has
+    them, under that step.
     """
 
     event_type: ClassVar[str] = "task.requested.v1"

@@ -101,7 +101,7 @@ class Placement:
         for one in instances:
             if one.health != PLACEABLE or one.slots <= len(one.tasks):
                 continue
-            if task.labels and not task.labels.items() <= one.labels.items():
+            if task.labels and not one.has(task.labels):
                 continue
             candidates += 1
             load = len(one.tasks) / one.slots
@@ -156,7 +156,7 @@ def why(task: TaskState, instances: Iterable[InstanceState], ahead: int, only: s
     whose = f"{only}, and " if only else ""
     of = "of that" if only else f"of {task.agent!r}"
     if task.labels:
-        fitting = [one for one in healthy if task.labels.items() <= one.labels.items()]
+        fitting = [one for one in healthy if one.has(task.labels)]
         if not fitting:
             wanted = ", ".join(f"{key}={value}" for key, value in task.labels.items())
             return f"{whose}none of the {len(healthy)} healthy instances {of} has the labels {wanted}"

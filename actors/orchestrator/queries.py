@@ -69,7 +69,7 @@ def pack_answer(answer: dict[str, Any], most: int) -> bytes:
 
 
 def _waiting(core: Orchestrator, run_id: str) -> dict[str, str]:
-    """Why each task of a run waits, by its number."""
+    """Why each task of a run waits, by its number, and under `run` why the whole does."""
     run = core.world.runs.get(run_id)
     if run is None:
         return {}
@@ -78,8 +78,7 @@ def _waiting(core: Orchestrator, run_id: str) -> dict[str, str]:
         for n, item in run.items.items()
         if isinstance(item, TaskState) and not item.closed
     }
-    if run.saga and not core.conductor.serves(run.saga):
-        reasons["run"] = f"no orchestrator serves saga {run.saga!r}"
+    reasons["run"] = core.conductor.why_not(run)
     return {n: reason for n, reason in reasons.items() if reason}
 
 

@@ -6,6 +6,7 @@ good. One at the edge may register again under its name, when its process goes o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cuebook.actors.orchestrator.variants import Team, Variant, dump_team, load_team
@@ -23,6 +24,7 @@ from cuebook.events.facts import (
 __all__ = ["InstanceState", "Registry", "dump_registry", "load_registry"]
 
 PLACEABLE: Final = "healthy"
+VERSION_LABEL: Final = "version"
 _REMEMBERED_GONE = 200
 """Stopped and lost instances kept for `agent list`; the log has them all."""
 
@@ -75,6 +77,11 @@ class InstanceState:
     def free(self) -> int:
         """Slots that nobody has."""
         return self.slots - len(self.tasks)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether it has all these labels. Its version counts as the label `version`, unless it has one of its own."""
+        own = {VERSION_LABEL: self.version, **self.labels}
+        return labels.items() <= own.items()
 
     def apply(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
         """Fold one event of this instance's life."""

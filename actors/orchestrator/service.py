@@ -22,6 +22,7 @@ from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.lookback import LookBack
 from cuebook.actors.orchestrator.overview import Overview
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
@@ -72,8 +73,8 @@ class OrchestratorService:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
         self.log = EventLog(connection, space, source="orchestrator")
-        self._sagas = _by_name(sagas)
-        self.core = Orchestrator(self.log.subjects, self._sagas, self)
+        self.sagas = Repertoire(sagas)
+        self.core = Orchestrator(self.log.subjects, self.sagas, self)
         self.caught_up = asyncio.Event()
         self.deciding = asyncio.Event()
         """It decides, and the log says from when the events of its sagas count."""
@@ -184,7 +185,7 @@ class OrchestratorService:
 
     def _forget(self, began: int) -> None:
         """Begin with nothing, as without a snapshot."""
-        self.core = Orchestrator(self.log.subjects, self._sagas, self)
+        self.core = Orchestrator(self.log.subjects, self.sagas, self)
         self.core.world.listening.process_began = began
         self._snapshot_at = 0
         self.caught_up.clear()
@@ -458,16 +459,6 @@ class OrchestratorService:
         self._errands.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an errand of the orchestrator failed", exc_info=error)
-
-
-def _by_name(sagas: Sequence[Saga[Any, Any]]) -> dict[str, Saga[Any, Any]]:
-    found: dict[str, Saga[Any, Any]] = {}
-    for saga in sagas:
-        if saga.name in found and found[saga.name] is not saga:
-            raise ConfigurationError(f"two sagas are called {saga.name!r}", remedy="give one of them another name=")
-        saga.input_type  # noqa: B018 - a saga that cannot work is refused before anything starts
-        found[saga.name] = saga
-    return found
 
 
 async def _raise_when_done(future: asyncio.Future[None]) -> None:

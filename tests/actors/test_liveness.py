@@ -23,6 +23,7 @@ from cuebook.actors.orchestrator import core, dispatcher, liveness
 from cuebook.actors.orchestrator.dispatcher import Dispatcher
 from cuebook.actors.orchestrator.liveness import Liveness
 from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import RunState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import World
@@ -494,7 +495,7 @@ def test_who_takes_over_after_hours_as_a_standby_notices_silence_as_soon_as_ever
     clock = [1000.0]
     monkeypatch.setattr(core, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     play = Theatre([], [Adder], {})
-    standby = Director(play.book, {}, play.troupe)
+    standby = Director(play.book, Repertoire(), play.troupe)
     standby.settle()
     standby.core.liveness.heard("adder", "i0", 0, clock[0], active=False)
     clock[0] += 3600

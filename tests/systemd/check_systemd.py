@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ UNITS = (
     "cuebook-sealer",
 )
 DESK = ("classifier", "orders", "refunds", "escalations", "feedback")
-ODD = ("blocker", "clinger", "idler", "laster")
+ODD = ("blocker", "clinger", "crew", "idler", "laster")
 AGENTS = tuple(f"cuebook-agent@{name}" for name in (*DESK, *ODD))
 ALL = (*UNITS, *AGENTS)
 MOST_EXPOSED = 1.5
@@ -56,12 +56,13 @@ def machine() -> Iterator[Machine]:
             machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS={agent}\n{settings}")
         for name in ODD:
             machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS=oddities:{name.title()}\n")
+        machine.write("/etc/cuebook/agents/crew.env", "CUEBOOK_AGENTS=oddities:Crew\nCUEBOOK_PROCESSES=2\n")
         machine.write(
             "/etc/systemd/system/cuebook-agent@.service.d/database.conf",
             "[Service]\nLoadCredential=database-url:/etc/cuebook/credentials/database-url\n"
             "Environment=CUEBOOK_DATABASE_URL=@%d/database-url\n",
         )
-        for name in ("blocker", "clinger", "idler"):
+        for name in ("blocker", "clinger", "crew", "idler"):
             where = f"/etc/systemd/system/cuebook-agent@{name}.service.d/watchdog.conf"
             machine.write(where, f"[Service]\nWatchdogSec={WATCHDOG_S}\n")
         machine.systemctl("daemon-reload")
@@ -203,6 +204,40 @@ def test_reload_takes_on_what_can_be_and_names_the_rest(machine: Machine) -> Non
     machine.systemctl("reload", unit)
     assert pid(machine, unit) == before
     machine.until(lambda: is_up(machine, unit), unit=unit)
+
+
+def test_several_processes_are_one_unit(machine: Machine) -> None:
+    unit, settings = "cuebook-agent@crew", "/etc/cuebook/agents/crew.env"
+    supervisor, first = pid(machine, unit), crew(machine, 2)
+    assert machine.property(unit, "StatusText").startswith("processes 2 of 2, slots 2, in flight 0")
+    machine.run("kill", "-KILL", first[0])
+    second = crew(machine, 2, without=[first[0]])
+    assert submit(machine, "crew", '"done"') == "done at attempt 2"  # one of them hung
+    third = crew(machine, 2)
+    assert len({*second, *third}) == 3
+    assert "a process hangs and is killed" in machine.log(unit)
+    machine.write(settings, f"{machine.run('cat', settings)}CUEBOOK_PROCESSES=3\n")
+    machine.systemctl("reload", unit)
+    crew(machine, 3, without=third)
+    machine.until(lambda: is_up(machine, unit), unit=unit)
+    assert (pid(machine, unit), machine.property(unit, "NRestarts")) == (supervisor, "0")
+    machine.systemctl("stop", unit)
+    assert machine.property(unit, "Result") == "success"
+    machine.systemctl("start", unit)
+    assert len(crew(machine, 3)) == 3
+    kill(machine, unit)  # and the others with it
+    crew(machine, 3)
+
+
+def crew(machine: Machine, count: int, *, without: Sequence[str] = ()) -> list[str]:
+    """The processes of the crew's instances, once so many are healthy, and none of `without`."""
+
+    def healthy() -> list[str]:
+        rows = json.loads(machine.cuebook("agent", "list", "crew", "-o", "json"))
+        found = [str(row["pid"]) for row in rows if row["health"] == "healthy"]
+        return found if len(found) == count and not {*found} & {*without} else []
+
+    return machine.until(healthy, unit="cuebook-agent@crew")
 
 
 def test_stop_finishes_what_is_in_flight(machine: Machine) -> None:
