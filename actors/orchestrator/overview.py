@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cuebook.actors.orchestrator.core import Orchestrator
@@ -133,13 +132,13 @@ def instance_facts(one: InstanceState) -> dict[str, Any]:
 
 
 def _unserved(core: Orchestrator) -> list[dict[str, Any]]:
-    """Open runs of sagas whose code this orchestrator has not got."""
-    sagas = Counter(run.saga for run in core.world.runs.values() if run.saga and not core.conductor.serves(run.saga))
+    """Open runs whose code this orchestrator has not got: their saga, or the version that they started with."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for run in core.world.runs.values():
+        if reason := core.conductor.why_not(run):
+            runs.setdefault((run.saga, reason), []).append(run.run_id)
+    largest = sorted(runs.items(), key=lambda item: -len(item[1]))[:_MOST_ROWS]
     return [
-        {"saga": saga, "count": count, "runs": list(islice(_runs_of(core, saga), _MOST_NAMED))}
-        for saga, count in sagas.most_common(_MOST_ROWS)
+        {"saga": saga, "reason": reason, "count": len(found), "runs": found[:_MOST_NAMED]}
+        for (saga, reason), found in largest
     ]
-
-
-def _runs_of(core: Orchestrator, saga: str) -> Iterator[str]:
-    return (run.run_id for run in core.world.runs.values() if run.saga == saga)

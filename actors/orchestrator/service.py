@@ -356,7 +356,7 @@ class OrchestratorService:
             "lag": self.lag,
             "snapshot_sequence": self._snapshot_at,
             "open_runs": len(self.core.world.runs),
-            "sagas": sorted(self._sagas),
+            "sagas": sorted(self.sagas),
             "time": time.time_ns() // 1000,
         }
 

@@ -117,7 +117,7 @@ def _check_one(report: Report, facts: Facts, one: dict[str, Any], limits: Thresh
         report.findings.append(SNAPSHOT_OLD.found(f"the last snapshot is {since} events old", level=level))
     for saga in (facts.overview or {}).get("unserved", []):
         runs = ", ".join(saga["runs"])
-        message = f"{saga['count']} open runs of saga {saga['saga']!r}, which no orchestrator serves: {runs}"
+        message = f"{saga['count']} open runs stand still, for {saga['reason']}: {runs}"
         report.findings.append(UNSERVED.found(message, about=saga["saga"], saga=saga["saga"]))
 
 

@@ -50,6 +50,7 @@ async def test_runs_of_a_saga_that_nobody_serves(system: System, doctor: Doctor)
     await system.orchestrator()
     found = await doctor.until("orchestrator.saga_unserved", *ORCHESTRATOR)
     assert (found.about, "o17" in found.message) == ("order", True)
+    assert "no orchestrator serves saga 'order'" in found.message
 
 
 async def test_a_lease_without_an_end_and_one_of_somebody_who_does_not_answer(system: System, doctor: Doctor) -> None:
