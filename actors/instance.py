@@ -52,6 +52,7 @@ from cuebook.events.feed import delivery_numbers
 from cuebook.events.log import EventLog, Unreadable
 
 if TYPE_CHECKING:
+    from cuebook.actors.handling import Handling
     from cuebook.telemetry.attempt import Attempt
     from cuebook.telemetry.pipeline import Tracing
 
@@ -136,12 +137,14 @@ class Instance:
         on_spent: Callable[[Instance], None],
         *,
         tracing: Tracing | None = None,
+        handling: Handling | None = None,
     ) -> None:
         self._tracing = tracing
         if tracing is not None:  # the import too is only for those who want traces
             from cuebook.telemetry.attempt import begin_attempt
 
             self._begin_tracing = begin_attempt
+        self._measured = handling.of(agent_class.name) if handling is not None else None
         self.id = f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
         self.slots = agent_class.concurrency
@@ -333,6 +336,8 @@ class Instance:
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)
         if not self._is_new(sequence, delivered):
+            if self._measured is not None:
+                self._measured.redelivered += 1
             return
         envelope = self._log.decode(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
         if not isinstance(envelope, Envelope) or not isinstance(envelope.event, TaskAssigned):
@@ -410,6 +415,8 @@ class Instance:
         finally:
             self._handling.discard(work)
             self._moved_at = time.monotonic()
+        if self._measured is not None:
+            self._measured.ended(fact, self._moved_at - work.began)
         self._end_attempt(work, fact, answer)
         self._offer(work, fact, answer, work.assigned)
 
@@ -502,6 +509,8 @@ class Instance:
             self._offer(work, fact, answer, since[-1].sequence)
             return
         address = work.envelope.address
+        if self._measured is not None:
+            self._measured.late += 1
         logger.info(
             "answer not needed any more: the task has moved on",
             extra={"instance": self.id, "run_id": address.run_id, "n": address.n},

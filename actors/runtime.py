@@ -15,6 +15,7 @@ from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
+    from cuebook.actors.handling import Handling
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["AgentHost"]
@@ -28,9 +29,16 @@ class AgentHost:
     """Keeps one instance of each given agent class running, renews those that are spent, drains all at the end."""
 
     def __init__(
-        self, connection: Connection, space: str, agents: list[type[Agent]], *, tracing: Tracing | None = None
+        self,
+        connection: Connection,
+        space: str,
+        agents: list[type[Agent]],
+        *,
+        tracing: Tracing | None = None,
+        handling: Handling | None = None,
     ) -> None:
-        self._tracing = tracing
+        """`handling` is told how long handlers take; it measures over all instances of this host."""
+        self._tracing, self._handling = tracing, handling
         for cls in agents:
             cls.handlers()
         self._agents = agents
@@ -95,7 +103,7 @@ class AgentHost:
             self._failure = UnavailableError("the connection to NATS was closed for good")
 
     async def _add(self, cls: type[Agent]) -> None:
-        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing)
+        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing, handling=self._handling)
         await instance.start()
         self.instances.append(instance)
 

@@ -16,7 +16,7 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 
-__all__ = ["report_durability", "syncs_always"]
+__all__ = ["ask_monitors", "report_durability", "syncs_always"]
 
 TIMEOUT_S: Final = 1.0
 MONITOR_PORT: Final = 8222
@@ -47,6 +47,13 @@ async def syncs_always(connection: Connection, monitor_url: str = "") -> bool | 
 
     `monitor_url`: one or, of a cluster, several with commas; which of them is our server's is asked.
     """
+    varz = await ask_monitors(connection, monitor_url)
+    config = varz.get("jetstream", {}).get("config") if varz is not None else None
+    return bool(config.get("sync_always", False)) if config else None
+
+
+async def ask_monitors(connection: Connection, monitor_url: str = "") -> dict[str, Any] | None:
+    """What the server that we are connected to says at `/varz`; None when nobody says it. `monitor_url` as above."""
     info = await _ask(connection, "$SYS.REQ.USER.INFO")
     server_id = (info or {}).get("server", {}).get("id")
     if not server_id:
@@ -54,11 +61,7 @@ async def syncs_always(connection: Connection, monitor_url: str = "") -> bool | 
     answer = await _ask(connection, f"$SYS.REQ.SERVER.{server_id}.VARZ")  # only to the system account
     monitors = monitor_url.split(",") if monitor_url else _usual_monitors(connection)
     told = [answer.get("data") if answer else None, *[await asyncio.to_thread(_ask_monitor, url) for url in monitors]]
-    varz = next((one for one in told if one and one.get("server_id") == server_id), None)
-    if varz is None:
-        return None
-    config = varz.get("jetstream", {}).get("config")
-    return bool(config.get("sync_always", False)) if config else None
+    return next((one for one in told if one and one.get("server_id") == server_id), None)
 
 
 async def _ask(connection: Connection, subject: str) -> dict[str, Any] | None:

@@ -45,6 +45,10 @@ MonitorUrl = Annotated[
         help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
     ),
 ]
+MetricsOption = Annotated[
+    str,
+    flag("--metrics", envvar="CUEBOOK_METRICS", metavar="HOST:PORT", help="Where Prometheus may read /metrics."),
+]
 
 SettingsFilesOption = Annotated[
     list[Path] | None,
@@ -82,6 +86,7 @@ def serve_agents(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve one instance of each agent. Waits for NATS and for the orchestrator's stream."""
@@ -100,6 +105,7 @@ def serve_agents(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     run_service(settings, "agents", lambda serving: services.serve_agents(serving, agents, slots, limits))
 
@@ -121,6 +127,7 @@ def serve_orchestrator(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve the space's orchestrator; a second one stands by. Makes the stream if it is not there."""
@@ -136,6 +143,7 @@ def serve_orchestrator(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     run_service(settings, "orchestrator", lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
 
@@ -151,6 +159,7 @@ def serve_projections(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Keep the tables in PostgreSQL up to date. Waits for NATS, PostgreSQL and the stream."""
@@ -166,6 +175,7 @@ def serve_projections(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url))
 
@@ -196,6 +206,7 @@ def serve_sealer(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Seal the log with signed checkpoints, in a stream of their own and in a file. Waits for NATS and the stream."""
@@ -211,6 +222,7 @@ def serve_sealer(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     plan = services.SealingPlan(key=key, file=file, every=every, every_s=every_s, replicas=replicas)
     run_service(settings, "sealer", lambda serving: services.serve_sealer(serving, plan))

@@ -1,0 +1,170 @@
+"""What the deciding orchestrator sees happen, for metrics: how often, and how long it took by the times in the log.
+
+Stands beside the fold and takes nothing from it but what an event was about. A message that changed nothing, such as a
+duplicate, is not counted: the moment in the state is then not that of the event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from cuebook.actors.orchestrator.state import StepState, TaskState
+from cuebook.actors.orchestrator.world import Touched
+from cuebook.events import facts
+from cuebook.events.envelope import Envelope
+from cuebook.events.facts import Event
+from cuebook.telemetry import metric_names as names
+from cuebook.telemetry.metric import LONG_S, Histogram, Metric, Names, Sample
+
+__all__ = ["Tallies"]
+
+_MOST_OPENINGS: Final = 1_000_000
+"""Runs of which it is kept when they were asked for; of others the time counts from when they started."""
+
+
+class Tallies:
+    """Told of every event while this orchestrator decides; the numbers stay when another one takes over."""
+
+    def __init__(self) -> None:
+        self.agents, self.sagas = Names(), Names()
+        self._counts: Counter[tuple[Metric, tuple[str, ...]]] = Counter()
+        self._times: dict[tuple[Metric, tuple[str, ...]], Histogram] = {}
+        self._asked_at: dict[str, int] = {}
+        """When open runs of sagas were asked for, in microseconds since 1970."""
+        self._seen: dict[type[Event], Callable[[Envelope, Touched], None]] = {
+            facts.TaskRequested: self._requested,
+            facts.TaskAssigned: self._assigned,
+            facts.TaskRetried: self._retried,
+            facts.TaskEscalated: self._escalated,
+            facts.TaskCompleted: self._task_ended,
+            facts.TaskAborted: self._task_ended,
+            facts.TaskCancelled: self._task_ended,
+            facts.TaskRejected: self._task_ended,
+            facts.RunRequested: self._opened,
+            facts.RunForked: self._opened,
+            facts.RunStarted: self._opened,
+            facts.RunCompleted: self._run_ended,
+            facts.RunFailed: self._run_ended,
+            facts.RunCompensated: self._run_ended,
+            facts.RunCancelled: self._run_ended,
+            facts.RunRejected: self._run_ended,
+            facts.RunCompensating: self._compensating,
+            facts.RunStuck: self._stuck,
+            facts.StepAsked: self._asked,
+            facts.AgentRegistered: self._health,
+            facts.AgentSuspected: self._health,
+            facts.AgentLost: self._health,
+            facts.AgentRecovered: self._health,
+            facts.AgentDraining: self._health,
+            facts.DrainRequested: self._health,
+            facts.AgentStopped: self._health,
+            facts.MessageRejected: self._rejected,
+        }
+
+    def saw(self, envelope: Envelope, touched: Touched) -> None:
+        """One event, after it was folded."""
+        see = self._seen.get(type(envelope.event))
+        if see is not None:
+            see(envelope, touched)
+
+    def samples(self) -> list[Sample]:
+        """What has happened since the start."""
+        found = [Sample(metric, labels, count) for (metric, labels), count in self._counts.items()]
+        return found + [Sample(metric, labels, times.now()) for (metric, labels), times in self._times.items()]
+
+    def _add(self, metric: Metric, *labels: str) -> None:
+        self._counts[metric, labels] += 1
+
+    def _record(self, metric: Metric, microseconds: int, *labels: str) -> None:
+        key = metric, labels
+        times = self._times.get(key)
+        if times is None:
+            times = self._times[key] = Histogram(LONG_S)
+        times.record(microseconds / 1e6)
+
+    # --- tasks ---
+
+    def _requested(self, envelope: Envelope, touched: Touched) -> None:
+        run, task = touched.run, touched.item
+        if run is not None and task is not None and run.opened_sequence == envelope.sequence:
+            self._add(names.RUNS_STARTED, "", self.agents(envelope.address.agent))
+
+    def _assigned(self, envelope: Envelope, touched: Touched) -> None:
+        task = touched.item
+        if isinstance(task, TaskState) and task.assigned_sequence == envelope.sequence:
+            self._record(names.PLACEMENT, task.assigned_at - task.free_at, self.agents(task.agent))
+
+    def _retried(self, envelope: Envelope, touched: Touched) -> None:
+        task, event = touched.item, envelope.event
+        if not isinstance(task, TaskState) or task.status != "backoff" or not isinstance(event, facts.TaskRetried):
+            return
+        if event.lost:
+            cause = "loss"
+        elif not envelope.source.startswith("orchestrator"):
+            cause = "handed_back"
+        else:
+            cause = "person" if task.resolution is not None and not task.failures else "failure"
+        self._add(names.RETRIES, self.agents(task.agent), cause)
+
+    def _escalated(self, envelope: Envelope, touched: Touched) -> None:
+        run, task = touched.run, touched.item
+        if isinstance(task, TaskState) and task.escalated_at == envelope.recorded_at and run is not None:
+            self._add(names.ESCALATIONS, "task", self.sagas(run.saga), self.agents(task.agent))
+
+    def _task_ended(self, envelope: Envelope, touched: Touched) -> None:
+        run, task = touched.run, touched.item
+        if not isinstance(task, TaskState) or not task.closed or task.ended_at != envelope.recorded_at:
+            return
+        agent, took = self.agents(task.agent), task.ended_at - task.requested_at
+        self._add(names.TASKS, agent, task.status)
+        self._record(names.TASK_DURATION, took, agent)
+        if task.compensates is not None:
+            self._add(names.UNDONE, agent, task.status)
+        if run is not None and run.standalone:
+            self._add(names.RUNS, "", agent, task.status)
+            self._record(names.RUN_DURATION, took, "", agent)
+
+    # --- runs and questions ---
+
+    def _opened(self, envelope: Envelope, touched: Touched) -> None:
+        run = touched.run
+        if run is not None and run.opened_sequence == envelope.sequence:
+            self._add(names.RUNS_STARTED, self.sagas(run.saga), "")
+            if len(self._asked_at) < _MOST_OPENINGS:
+                self._asked_at[run.run_id] = envelope.recorded_at
+
+    def _run_ended(self, envelope: Envelope, touched: Touched) -> None:
+        run = touched.run
+        if run is None or not run.closed or run.ended_at != envelope.recorded_at:
+            return
+        saga = self.sagas(run.saga)
+        began = self._asked_at.pop(run.run_id, run.started_at)
+        self._add(names.RUNS, saga, "", run.status)
+        if began:
+            self._record(names.RUN_DURATION, run.ended_at - began, saga, "")
+
+    def _compensating(self, _: Envelope, touched: Touched) -> None:
+        if touched.run is not None and touched.run.status == "compensating":
+            self._add(names.COMPENSATIONS, self.sagas(touched.run.saga))
+
+    def _stuck(self, envelope: Envelope, touched: Touched) -> None:
+        run = touched.run
+        if run is not None and run.status == "stuck" and run.stuck_at == envelope.recorded_at:
+            self._add(names.ESCALATIONS, "stuck", self.sagas(run.saga), "")
+
+    def _asked(self, envelope: Envelope, touched: Touched) -> None:
+        run, step = touched.run, touched.item
+        if run is not None and isinstance(step, StepState) and step.opened_at == envelope.recorded_at:
+            self._add(names.ESCALATIONS, "question", self.sagas(run.saga), "")
+
+    # --- agents, and what has no effect ---
+
+    def _health(self, envelope: Envelope, touched: Touched) -> None:
+        instance = touched.instance
+        if instance is not None and instance.changed_at == envelope.recorded_at:
+            self._add(names.HEALTH_CHANGES, self.agents(instance.agent), instance.health)
+
+    def _rejected(self, _: Envelope, __: Touched) -> None:
+        self._add(names.REJECTED)
