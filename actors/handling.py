@@ -1,4 +1,4 @@
-"""How agents of one process do, for metrics: how long their handlers take, and what comes more than once or too late."""
+"""How the agents of a process do, for metrics: how long handlers take, and what comes more than once or too late."""
 
 from __future__ import annotations
 

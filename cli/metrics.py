@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cuebook.cli.durability import ask_monitors
 from cuebook.events.connection import Connection
-from cuebook.events.errors import CuebookError
+from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cuebook.telemetry.metric import Sample
     from cuebook.telemetry.metrics import Metrics
 
-__all__ = ["Store", "measured", "watch_log", "watch_readiness"]
+__all__ = ["Store", "following", "measured", "watch_log", "watch_readiness"]
 
 STORE_EVERY_S: Final = 30.0
 STORE_WITHIN_S: Final = 1.0
@@ -50,6 +50,21 @@ def measured(address: str, service: str, space: str, loop: asyncio.AbstractEvent
     finally:
         endpoint.close()
         metrics.close()
+
+
+def following(address: str, n: int) -> str:
+    """The address of the n-th process under one supervisor, from 0: its port is the given one + n.
+
+    Port 0 stays: each takes a free one. An empty address stays empty. Raises ConfigurationError.
+    """
+    if not address:
+        return ""
+    from cuebook.telemetry.scraping import parse_address
+
+    host, port = parse_address(address)
+    if port + n > 65535:
+        raise ConfigurationError(f"there are no {n + 1} ports from {address} on", remedy="begin with a lower one")
+    return f"{f'[{host}]' if ':' in host else host}:{port + n if port else 0}"
 
 
 def watch_readiness(metrics: Metrics, ready: Callable[[], bool]) -> None:

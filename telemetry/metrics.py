@@ -22,6 +22,7 @@ from cuebook.telemetry.loop_delay import LoopDelay
 from cuebook.telemetry.metric import Distribution, Metric, Sample, Source
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Observation
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricsData
     from opentelemetry.sdk.resources import Resource
@@ -50,6 +51,10 @@ class Metrics:
         self._looked_at = 0.0
         self._began_ns = time.time_ns()
         self._registry, self._provider, self._resource = _pipeline(service, self._data)
+        blocked = names.LOOP_BLOCKED
+        self._provider.get_meter(SCOPE, _version()).create_observable_gauge(
+            blocked.name, [self._blocked], unit=blocked.unit, description=blocked.about
+        )
 
     def add(self, source: Source) -> None:
         """Ask this one too, from now on."""
@@ -87,20 +92,25 @@ class Metrics:
         """No more."""
         self._provider.shutdown()
 
-    def _data(self, theirs: MetricsData | None) -> MetricsData:
+    def _blocked(self, _: CallbackOptions) -> list[Observation]:
+        """Told by the one thing that is known while the event loop stands still."""
+        from opentelemetry.metrics import Observation
+
+        return [Observation(self.loop_delay.blocked_s(), {"space": self._space})]
+
+    def _data(self, theirs: MetricsData) -> MetricsData:
         """What the sources told, with what other code of this process has measured."""
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         groups: dict[Metric, list[Sample]] = {}
-        blocked = Sample(names.LOOP_BLOCKED, (), self.loop_delay.blocked_s())
-        for sample in (*self._samples, blocked):
+        for sample in self._samples:
             groups.setdefault(sample.metric, []).append(sample)
         now = time.time_ns()
         metrics = [self._as_data(metric, samples, now) for metric, samples in groups.items()]
         ours = ScopeMetrics(scope=InstrumentationScope(SCOPE, _version()), metrics=metrics, schema_url="")
         scopes = [ours]
-        for resource in theirs.resource_metrics if theirs is not None else ():
+        for resource in theirs.resource_metrics:
             scopes += resource.scope_metrics
         return MetricsData([ResourceMetrics(resource=self._resource, scope_metrics=scopes, schema_url="")])
 
@@ -161,15 +171,8 @@ def _pipeline(service: str, complete: Any) -> tuple[CollectorRegistry, MeterProv
     from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 
     class Reader(PrometheusMetricReader):
-        theirs: MetricsData | None = None
-
-        def collect(self, timeout_millis: float = 10_000) -> None:
-            self.theirs = None
-            super().collect(timeout_millis)
-            super()._receive_metrics(complete(self.theirs))
-
         def _receive_metrics(self, metrics_data: MetricsData, *_: Any, **__: Any) -> None:
-            self.theirs = metrics_data
+            super()._receive_metrics(complete(metrics_data))
 
     class Process(ProcessCollector):
         def _boot_time(self) -> float:  # a sandbox may hide /proc/stat, which its base reads

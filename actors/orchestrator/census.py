@@ -1,6 +1,6 @@
 """What is open now, for metrics: counted when somebody looks, over all open runs, a piece at a time.
 
-Between pieces other work goes on, so a hundred thousand open runs hold up nothing; nothing is kept up to date meanwhile.
+Between pieces other work goes on, so that a hundred thousand open runs hold up nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from cuebook.actors.orchestrator.core import Orchestrator
-from cuebook.actors.orchestrator.placement import PLACEABLE
+from cuebook.actors.orchestrator.registry import PLACEABLE
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.world import World
 from cuebook.telemetry import metric_names as names
@@ -26,6 +26,8 @@ LOST_FOR_S: Final = 3600.0
 """A lost instance counts for so long; it may never come back, as when its machine is gone."""
 _HEALTH: Final = ("healthy", "suspect", "draining", "lost")
 _WAITING: Final = ("waiting", "backoff")
+_RUN_STATUSES: Final = ("running", "compensating", "stuck")
+_TASK_STATUSES: Final = ("waiting", "backoff", "assigned", "escalated")
 _KINDS: Final = ("task", "question", "stuck")
 
 
@@ -42,7 +44,10 @@ class Census:
         self._asked_since: dict[str, int] = defaultdict(lambda: now)
 
     async def take(self, core: Orchestrator) -> list[Sample]:
-        """Count everything, and give it as samples."""
+        """Count everything, and give it as samples: zeros too, of the agents and sagas that are here."""
+        for saga in core.world.listening.names:
+            for status in _RUN_STATUSES:
+                self._runs[self._sagas(saga), "", status] += 0
         runs = iter(list(core.world.runs.values()))
         while piece := list(islice(runs, PIECE)):
             for run in piece:
@@ -84,7 +89,6 @@ class Census:
 
     def _samples(self) -> list[Sample]:
         found = [Sample(names.RUNS_OPEN, labels, count) for labels, count in self._runs.items()]
-        found += [Sample(names.TASKS_OPEN, labels, count) for labels, count in self._tasks.items()]
         found += [Sample(names.QUEUE_DEPTH, labels, count) for labels, count in self._queues.items()]
         found += [Sample(names.ESCALATIONS_OPEN, labels, count) for labels, count in self._escalations.items()]
         for kind in _KINDS:
@@ -107,16 +111,16 @@ class Census:
             label = self._agents(agent)
             if not any(health[one] for one in _HEALTH) and not any(key[0] == label for key in self._tasks):
                 continue  # it was here once
+            for status in _TASK_STATUSES:
+                self._tasks[label, status] += 0
             found += [Sample(names.INSTANCES, (label, one), health[one]) for one in _HEALTH]
             found += [Sample(names.SLOTS, (label,), slots), Sample(names.SLOTS_USED, (label,), used)]
             if not any(key[0] == label for key in self._queues):
                 found.append(Sample(names.QUEUE_DEPTH, (label, "0"), 0))
         known = {sample.labels[0] for sample in found if sample.metric is names.SLOTS}
         waiting = known | {agent for agent, _ in self._queues}
-        return [
-            *found,
-            *(Sample(names.QUEUE_AGE, (agent,), self._age_s(self._queued_since[agent])) for agent in waiting),
-        ]
+        found += [Sample(names.TASKS_OPEN, labels, count) for labels, count in self._tasks.items()]
+        return found + [Sample(names.QUEUE_AGE, (agent,), self._age_s(self._queued_since[agent])) for agent in waiting]
 
     def _age_s(self, since: int) -> float:
         return max(0.0, (self._now - since) / 1e6)

@@ -22,6 +22,8 @@ LOG_WITHIN_S = 1.0
 async def observe(service: OrchestratorService, tallies: Tallies) -> list[Sample]:
     """Look at everything once."""
     leading = service.deciding.is_set()
+    if leading:
+        tallies.expect(service.core.world.registry.teams, service.core.world.listening.names)
     found = [
         Sample(names.LEADING, (), int(leading)),
         Sample(names.LAG, (), service.lag),

@@ -7,10 +7,10 @@ duplicate, is not counted: the moment in the state is then not that of the event
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from cuebook.actors.orchestrator.state import StepState, TaskState
+from cuebook.actors.orchestrator.state import RUN_CLOSED, TASK_CLOSED, StepState, TaskState
 from cuebook.actors.orchestrator.world import Touched
 from cuebook.events import facts
 from cuebook.events.envelope import Envelope
@@ -22,6 +22,10 @@ __all__ = ["Tallies"]
 
 _MOST_OPENINGS: Final = 1_000_000
 """Runs of which it is kept when they were asked for; of others the time counts from when they started."""
+
+
+_CAUSES: Final = ("failure", "loss", "handed_back", "person")
+_HEALTH: Final = ("healthy", "suspect", "lost", "draining", "stopped")
 
 
 class Tallies:
@@ -69,10 +73,32 @@ class Tallies:
         if see is not None:
             see(envelope, touched)
 
+    def expect(self, agents: Iterable[str], sagas: Iterable[str]) -> None:
+        """Count what these may do from 0: what first appears as a 1 has not increased, for Prometheus."""
+        for saga in map(self.sagas, sagas):
+            self._from_zero(names.RUNS, saga, "", of=RUN_CLOSED)
+            for metric, labels in (
+                (names.RUNS_STARTED, (saga, "")),
+                (names.COMPENSATIONS, (saga,)),
+                (names.ESCALATIONS, ("question", saga, "")),
+                (names.ESCALATIONS, ("stuck", saga, "")),
+            ):
+                self._counts[metric, labels] += 0
+        for agent in map(self.agents, agents):
+            self._from_zero(names.TASKS, agent, of=TASK_CLOSED)
+            self._from_zero(names.RETRIES, agent, of=_CAUSES)
+            self._from_zero(names.HEALTH_CHANGES, agent, of=_HEALTH)
+            self._counts[names.ESCALATIONS, ("task", "", agent)] += 0
+        self._counts[names.REJECTED, ()] += 0
+
     def samples(self) -> list[Sample]:
         """What has happened since the start."""
         found = [Sample(metric, labels, count) for (metric, labels), count in self._counts.items()]
         return found + [Sample(metric, labels, times.now()) for (metric, labels), times in self._times.items()]
+
+    def _from_zero(self, metric: Metric, *labels: str, of: Iterable[str]) -> None:
+        for last in of:
+            self._counts[metric, (*labels, last)] += 0
 
     def _add(self, metric: Metric, *labels: str) -> None:
         self._counts[metric, labels] += 1
