@@ -48,9 +48,16 @@ test-jaeger:
     @command -v jaeger >/dev/null || { echo "error: jaeger is missing; take version 2 from github.com/jaegertracing/jaeger/releases" >&2; exit 1; }
     uv run pytest tests/telemetry/check_jaeger.py
 
+# Let a real Prometheus scrape real processes and try every query of dashboards and alerts; needs the program `prometheus`
+test-prometheus *arguments:
+    @command -v prometheus >/dev/null && command -v promtool >/dev/null || { echo "error: prometheus and promtool are missing; apt-get install prometheus, or take them from prometheus.io/download" >&2; exit 1; }
+    uv run --with grafana-foundation-sdk pytest tests/monitoring/check_grafana.py tests/monitoring/check_prometheus.py {{ arguments }}
+
 # Write again those parts of the documents that follow from the code
 docs:
     uv run python -m tests.wire_format
+    uv run python -m tests.monitoring.dashboards
+    uv run python -m tests.monitoring.document
 
 # Measure throughput and latency on this machine
 bench *arguments:

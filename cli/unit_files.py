@@ -31,6 +31,7 @@ UNITS: Final = (
     "cuebook-sealer.service",
     "cuebook-agent@.service",
 )
+_SETTINGS: Final = ("cuebook.env", "orchestrator.env", "orchestrator@standby.env", "projections.env", "sealer.env")
 _CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url", "otlp-headers")
 _MARK: Final = "# Written by 'cuebook units install', which replaces it; change it with 'systemctl edit'. Checked by "
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - names, nothing is written there
@@ -112,8 +113,7 @@ def _write_settings(folder: Path) -> Iterator[Path]:
         if not directory.exists():
             directory.mkdir(parents=True, mode=mode)
             directory.chmod(mode)  # whatever the umask is
-    names = ("cuebook.env", "orchestrator.env", "projections.env", "sealer.env")
-    texts = {folder / name: _template(name) for name in names}
+    texts = {folder / name: _template(name) for name in _SETTINGS}
     texts[folder / "agents/example.env"] = _template("agent.env")
     texts[folder / "nats.conf"] = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
     for path, text in texts.items():

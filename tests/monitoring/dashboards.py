@@ -186,7 +186,7 @@ def heat(title: str, about: str, metric: str, matchers: str = "", *, width: int 
         "color": {"mode": "scheme", "scheme": "Turbo", "scale": "exponential", "exponent": 0.5, "steps": 64},
         "filterValues": {"le": 1e-9},
         "rowsFrame": {"layout": "auto"},
-        "tooltip": {"mode": "single", "yHistogram": True},
+        "tooltip": {"show": True, "yHistogram": True},
         "yAxis": {"axisPlacement": "left", "unit": "s"},
     }
     return made
