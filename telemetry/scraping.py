@@ -55,8 +55,10 @@ def parse_address(text: str) -> tuple[str, int]:
 class Endpoint:
     """Serves what `told` writes, from `start` to `close`. `loop` is the one that works."""
 
-    def __init__(self, address: str, told: Told, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the address; from here on others cannot have it.
+    def __init__(
+        self, address: str, told: Told, loop: asyncio.AbstractEventLoop, *, most: int = MOST_CONNECTIONS
+    ) -> None:
+        """Take the address; from here on others cannot have it. `most`: connections at a time.
 
         Raises ConfigurationError for one that is none, UnavailableError for one that is taken.
         """
@@ -64,7 +66,7 @@ class Endpoint:
         self._told, self._working = told, loop
         self._socket = _listen(host, port)
         self._looking: Future[None] | None = None
-        self._connections = 0
+        self._connections, self._most = 0, most
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="cuebook metrics", daemon=True)
 
@@ -89,16 +91,17 @@ class Endpoint:
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._serving)
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._answer, sock=self._socket, limit=MOST_REQUEST_BYTES)
-        async with server:
+        try:
             await server.serve_forever()
+        finally:
+            connections = asyncio.all_tasks() - {self._serving}
+            for one in connections:
+                one.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
@@ -115,7 +118,7 @@ class Endpoint:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.set_write_buffer_limits(0)  # `drain` waits until all is sent
-        if self._connections > MOST_CONNECTIONS:
+        if self._connections > self._most:
             writer.write(_response("503 Service Unavailable", "text/plain", b"too many connections\n"))
         else:
             writer.write(await self._response_to(await reader.readuntil(b"\r\n\r\n")))

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from cuebook.actors.client import Client
 from cuebook.embedded.process import free_port
@@ -35,17 +36,24 @@ class Market:
         return await asyncio.to_thread(fetched, f"http://127.0.0.1:{self.ports[name]}/metrics")
 
     async def trade(self, orders: int = 0) -> None:
-        """Order one thing after the other, so many or without end; what a person is asked is answered, but the latest."""
+        """Order one thing after the other, so many; or without end, and then a person decides now and then."""
         for n in itertools.islice(itertools.count(1), orders or None):
             await self.client.submit_run("buy", {"n": n}, run_id=f"buy-{n}")
             if n % 10 == 0:
                 await self.client.submit_run("vain", {"n": n})
-                await self._decide()
+                if not orders:
+                    await self.decide(keep=2)
             await self.client.submit_task("stall", {"n": n}, handler="reserve", priority=n % 3)
             await asyncio.sleep(PAUSE_S)
 
-    async def _decide(self) -> None:
-        for one in (await self.client.ask("escalations"))["escalations"][:-2]:
+    async def asked(self) -> list[dict[str, Any]]:
+        """What waits for a person, the latest last."""
+        found: list[dict[str, Any]] = (await self.client.ask("escalations"))["escalations"]
+        return found
+
+    async def decide(self, *, keep: int) -> None:
+        """A person answers all questions, and gives up all tasks that have failed, but the latest few."""
+        for one in (await self.asked())[:-keep]:
             run_id, _, step = one["id"].partition("/")
             if one["kind"] == "task":
                 await self.client.resolve(run_id, int(step), action="abort")
