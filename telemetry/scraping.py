@@ -44,7 +44,10 @@ class Told(Protocol):
 def parse_address(text: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[HOST]:PORT`; port 0 is any free one. Raises ConfigurationError."""
     host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") == host.endswith("]") else ""
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif not {":", "[", "]"}.isdisjoint(host):
+        host = ""
     if not host or not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise ConfigurationError(
             f"{text!r} is no address to serve metrics at", remedy="say HOST:PORT, such as 127.0.0.1:9464"
@@ -144,11 +147,15 @@ class Endpoint:
     async def _look(self) -> None:
         """Let the loop that works tell how it is; one question at a time is enough for it."""
         if self._looking is None or self._looking.done():
-            asking = self._told.look()
+            self._looking = looking = Future()
+
+            def begin() -> None:
+                task = self._working.create_task(self._told.look())
+                task.add_done_callback(lambda _: looking.set_result(None))
+
             try:
-                self._looking = asyncio.run_coroutine_threadsafe(asking, self._working)
+                self._working.call_soon_threadsafe(begin)
             except RuntimeError:  # that loop has ended
-                asking.close()
                 return
         answered = asyncio.shield(asyncio.wrap_future(self._looking))
         with contextlib.suppress(TimeoutError):

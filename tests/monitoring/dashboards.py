@@ -542,7 +542,7 @@ def sagas() -> list[Panel]:
         number("Open", "Runs that have not ended.", now("cuebook_runs_open", OF_SAGA), first=BLUE, width=4),
         number(
             "Started per second",
-            "",
+            "Runs that were asked for, or began with an event.",
             rate("cuebook_runs_started_total", OF_SAGA),
             "ops",
             first=BLUE,
@@ -723,6 +723,7 @@ def log_and_projections() -> list[Panel]:
                 (now("cuebook_log_messages", how="max"), "messages"),
                 (now("cuebook_log_subjects", how="max"), "subjects"),
                 (now("cuebook_log_consumers", how="max"), "consumers"),
+                (now("cuebook_sealer_sealed", how="max"), "sealed"),
             ],
             width=8,
             log_scale=True,

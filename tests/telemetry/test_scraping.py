@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import socket
 import threading
 import urllib.error
@@ -107,16 +108,23 @@ def tried(url: str) -> str:
 
 
 def test_while_the_loop_stands_still_the_last_values_are_told_and_that_it_does() -> None:
-    loop, metrics = asyncio.new_event_loop(), Metrics("cuebook-test", "cue")
+    metrics = Metrics("cuebook-test", "cue")
+    loops: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
     entered, go_on = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        metrics.loop_delay.start(loop)
+        loops.put((loop, end))
+        await end.wait()
 
     def stand_still() -> None:
         entered.set()
         go_on.wait()
 
-    metrics.loop_delay.start(loop)
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
     thread.start()
+    loop, end = loops.get()
     endpoint = Endpoint("127.0.0.1:0", metrics, loop)
     endpoint.start()
     try:
@@ -126,10 +134,9 @@ def test_while_the_loop_stands_still_the_last_values_are_told_and_that_it_does()
         standing = read(endpoint.url)
     finally:
         go_on.set()
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(end.set)
         thread.join()
         endpoint.close()
-        loop.close()
         metrics.close()
     assert blocked(moving) < 1 < blocked(standing)
     delays = [line for line in moving.splitlines() if line.startswith("cuebook_event_loop_delay")]
