@@ -15,11 +15,20 @@ from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each service imports only what it runs
+    from cuebook.actors.handling import Handling
+    from cuebook.actors.orchestrator.service import OrchestratorService
+    from cuebook.actors.orchestrator.tallies import Tallies
+    from cuebook.actors.runtime import AgentHost
+    from cuebook.ledger.sealer import Sealer
+    from cuebook.projections.runner import Runner
     from cuebook.telemetry.metric import Sample
     from cuebook.telemetry.metrics import Metrics
 
-__all__ = ["Store", "following", "measured", "watch_log", "watch_readiness"]
+__all__ = [
+    "following", "handling_of", "measured", "tallies_of", "watch_agents", "watch_orchestrator", "watch_projections",
+    "watch_readiness", "watch_sealer",
+]  # fmt: skip
 
 STORE_EVERY_S: Final = 30.0
 STORE_WITHIN_S: Final = 1.0
@@ -78,7 +87,73 @@ def watch_readiness(metrics: Metrics, ready: Callable[[], bool]) -> None:
     metrics.add(look)
 
 
-def watch_log(metrics: Metrics, log: EventLog) -> None:
+def handling_of(metrics: Metrics | None) -> Handling | None:
+    """Where a host of agents adds to, where metrics are served."""
+    if metrics is None:
+        return None
+    from cuebook.actors.handling import Handling
+
+    return Handling()
+
+
+def watch_agents(metrics: Metrics | None, host: AgentHost, handling: Handling | None) -> None:
+    """Tell from now on how a host of agents does. Without metrics nothing happens, here and below."""
+    if metrics is not None and handling is not None:
+        metrics.add(lambda: _told(handling.samples(host.instances)))
+        _watch_log(metrics, host.log)
+
+
+def tallies_of(metrics: Metrics | None) -> Tallies | None:
+    """Where an orchestrator counts, where metrics are served."""
+    if metrics is None:
+        return None
+    from cuebook.actors.orchestrator.tallies import Tallies
+
+    return Tallies()
+
+
+def watch_orchestrator(
+    metrics: Metrics | None, service: OrchestratorService, tallies: Tallies | None, *, monitor_url: str = ""
+) -> None:
+    """Tell from now on what an orchestrator sees; `monitor_url` of the server, for how full its store is."""
+    if metrics is None or tallies is None:
+        return
+    from cuebook.actors.orchestrator.observation import observe
+
+    store = _Store(service.log.connection, monitor_url)
+
+    async def look() -> list[Sample]:
+        found = await observe(service, tallies)
+        return found + (await store.samples() if service.deciding.is_set() else [])
+
+    metrics.add(look)
+    _watch_log(metrics, service.log)
+
+
+def watch_projections(metrics: Metrics | None, runner: Runner, log: EventLog, database_url: str) -> None:
+    """Tell from now on how far the tables are."""
+    if metrics is not None:
+        from cuebook.projections.observation import Observation
+
+        metrics.add(Observation(runner, database_url, log.subjects.space).samples)
+        _watch_log(metrics, log)
+
+
+def watch_sealer(metrics: Metrics | None, sealer: Sealer, log: EventLog) -> None:
+    """Tell from now on how far the log is sealed."""
+    if metrics is not None:
+        from cuebook.telemetry import metric_names as names
+        from cuebook.telemetry.metric import Sample
+
+        metrics.add(lambda: _told([Sample(names.SEALED, (), sealer.sealed)]))
+        _watch_log(metrics, log)
+
+
+async def _told(samples: list[Sample]) -> list[Sample]:
+    return samples
+
+
+def _watch_log(metrics: Metrics, log: EventLog) -> None:
     """Tell from now on how the connection is, and what is appended."""
     from cuebook.telemetry import metric_names as names
     from cuebook.telemetry.metric import Histogram, Sample
@@ -105,7 +180,7 @@ def watch_log(metrics: Metrics, log: EventLog) -> None:
     metrics.add(look)
 
 
-class Store:
+class _Store:
     """How full the log's store is: by the limit of the account, or else of the server if its monitoring says so."""
 
     def __init__(self, connection: Connection, monitor_url: str) -> None:

@@ -12,7 +12,14 @@ from cuebook.cli.durability import report_durability
 from cuebook.cli.exits import InputError
 from cuebook.cli.limits import Limits, parse_bytes
 from cuebook.cli.loading import load_agents, load_sagas
-from cuebook.cli.metrics import Store, watch_log
+from cuebook.cli.metrics import (
+    handling_of,
+    tallies_of,
+    watch_agents,
+    watch_orchestrator,
+    watch_projections,
+    watch_sealer,
+)
 from cuebook.cli.options import DEFAULT_DRAIN_S
 from cuebook.cli.processes import process_age_s
 from cuebook.cli.serving import Running, Serving
@@ -22,12 +29,8 @@ from cuebook.events.subjects import check_token
 
 if TYPE_CHECKING:  # each service imports only what it runs
     from cuebook.actors.orchestrator.service import OrchestratorService
-    from cuebook.actors.orchestrator.tallies import Tallies
     from cuebook.actors.runtime import AgentHost
-    from cuebook.ledger.sealer import Sealer
     from cuebook.projections.runner import RunnerStatus
-    from cuebook.telemetry.metric import Sample
-    from cuebook.telemetry.metrics import Metrics
 
 __all__ = ["SealingPlan", "serve_agents", "serve_orchestrator", "serve_projections", "serve_sealer"]
 
@@ -58,15 +61,9 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
         if not await serving.stream(EventLog(connection, space, source="agents")):
             return
         await report_durability(connection, settings.monitor_url)
-        handling = None
-        if serving.metrics is not None:
-            from cuebook.actors.handling import Handling
-
-            handling = Handling()
+        handling = handling_of(serving.metrics)
         host = AgentHost(connection, space, agents, tracing=serving.tracing, handling=handling)
-        if serving.metrics is not None and handling is not None:
-            serving.metrics.add(lambda: _told(handling.samples(host.instances)))
-            watch_log(serving.metrics, host.log)
+        watch_agents(serving.metrics, host, handling)
         facts = {"agents": ",".join(agent.name for agent in agents), "space": space}
 
         def reload(values: Mapping[str, str], changed: set[str]) -> None:
@@ -104,11 +101,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
     if connection is None:
         return
     async with connection:
-        tallies = None
-        if serving.metrics is not None:
-            from cuebook.actors.orchestrator.tallies import Tallies
-
-            tallies = Tallies()
+        tallies = tallies_of(serving.metrics)
         service = OrchestratorService(
             connection,
             space,
@@ -118,8 +111,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
             tracing=serving.tracing,
             tallies=tallies,
         )
-        if serving.metrics is not None and tallies is not None:
-            _watch_orchestrator(serving.metrics, service, tallies, Store(connection, settings.monitor_url))
+        watch_orchestrator(serving.metrics, service, tallies, monitor_url=settings.monitor_url)
         if not await serving.stream(service.log, replicas=replicas):
             service.run().close()
             return
@@ -152,11 +144,7 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
             return
         await report_durability(connection, settings.monitor_url)
         runner = Runner(log, database_url, tracing=serving.tracing)
-        if serving.metrics is not None:
-            from cuebook.projections.observation import Observation
-
-            serving.metrics.add(Observation(runner, database_url, space).samples)
-            watch_log(serving.metrics, log)
+        watch_projections(serving.metrics, runner, log, database_url)
         give_way()
         running = Running(
             run=runner.run(),
@@ -188,8 +176,7 @@ async def serve_sealer(serving: Serving, plan: SealingPlan) -> None:
             return
         await report_durability(connection, settings.monitor_url)
         sealer = Sealer(log, key, file, every=plan.every, every_s=plan.every_s, replicas=plan.replicas)
-        if serving.metrics is not None:
-            _watch_sealer(serving.metrics, sealer, log)
+        watch_sealer(serving.metrics, sealer, log)
         facts = {"origin": key.public.name, "file": str(file), "space": space}
         await serving.serve(Running(run=sealer.run(), stop=sealer.stop, ready=sealer.ready, facts=facts), connection)
 
@@ -220,29 +207,6 @@ def _status_of_projections(status: RunnerStatus) -> str:
     parked = sum(status.parked.values())
     away = "" if status.database_available else ", PostgreSQL is away"
     return f"lag {status.backlog}" + (f", parked {parked}" if parked else "") + away
-
-
-def _watch_orchestrator(metrics: Metrics, service: OrchestratorService, tallies: Tallies, store: Store) -> None:
-    from cuebook.actors.orchestrator.observation import observe
-
-    async def look() -> list[Sample]:
-        found = await observe(service, tallies)
-        return found + (await store.samples() if service.deciding.is_set() else [])
-
-    metrics.add(look)
-    watch_log(metrics, service.log)
-
-
-def _watch_sealer(metrics: Metrics, sealer: Sealer, log: EventLog) -> None:
-    from cuebook.telemetry import metric_names as names
-    from cuebook.telemetry.metric import Sample
-
-    metrics.add(lambda: _told([Sample(names.SEALED, (), sealer.sealed)]))
-    watch_log(metrics, log)
-
-
-async def _told(samples: list[Sample]) -> list[Sample]:
-    return samples
 
 
 def _space(serving: Serving) -> str:

@@ -147,7 +147,8 @@ class Endpoint:
     async def _look(self) -> None:
         """Let the loop that works tell how it is; one question at a time is enough for it."""
         if self._looking is None or self._looking.done():
-            self._looking = looking = Future()
+            looking: Future[None] = Future()
+            self._looking = looking
 
             def begin() -> None:
                 task = self._working.create_task(self._told.look())
