@@ -26,11 +26,12 @@ OTHERS: Final = "(others)"
 _SUFFIXES: Final = {"s": "_seconds", "By": "_bytes"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Metric:
-    """One metric. `name` with dots and `unit` as OpenTelemetry has them; `labels` are all but `space`, which each has.
+    """One metric, equal to itself only, so that it is quickly found.
 
-    `by`: the service that has it, or `every`.
+    `name` with dots and `unit` as OpenTelemetry has them; `labels` are all but `space`, which each has. `by`: the
+    service that has it, or `every`.
     """
 
     name: str

@@ -28,6 +28,26 @@ _CAUSES: Final = ("failure", "loss", "handed_back", "person")
 _HEALTH: Final = ("healthy", "suspect", "lost", "draining", "stopped")
 
 
+class _OfAgent:
+    """The path of every task: nothing is looked up here but by a short word."""
+
+    __slots__ = ("durations", "outcomes", "placements", "run_durations", "runs", "started")
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.placements, self.durations, self.run_durations = Histogram(LONG_S), Histogram(LONG_S), Histogram(LONG_S)
+        self.outcomes, self.runs = dict.fromkeys(TASK_CLOSED, 0), dict.fromkeys(TASK_CLOSED, 0)
+
+    def samples(self, agent: str) -> Iterable[Sample]:
+        yield Sample(names.RUNS_STARTED, ("", agent), self.started)
+        yield Sample(names.PLACEMENT, (agent,), self.placements.now())
+        yield Sample(names.TASK_DURATION, (agent,), self.durations.now())
+        yield Sample(names.RUN_DURATION, ("", agent), self.run_durations.now())
+        for outcome in TASK_CLOSED:
+            yield Sample(names.TASKS, (agent, outcome), self.outcomes[outcome])
+            yield Sample(names.RUNS, ("", agent, outcome), self.runs[outcome])
+
+
 class Tallies:
     """Told of every event while this orchestrator decides; the numbers stay when another one takes over."""
 
@@ -35,6 +55,8 @@ class Tallies:
         self.agents, self.sagas = Names(), Names()
         self._counts: Counter[tuple[Metric, tuple[str, ...]]] = Counter()
         self._times: dict[tuple[Metric, tuple[str, ...]], Histogram] = {}
+        self._agents: dict[str, _OfAgent] = {}
+        """By the label of the agent."""
         self._asked_at: dict[str, int] = {}
         """When open runs of sagas were asked for, in microseconds since 1970."""
         self._seen: dict[type[Event], Callable[[Envelope, Touched], None]] = {
@@ -85,7 +107,7 @@ class Tallies:
             ):
                 self._counts[metric, labels] += 0
         for agent in map(self.agents, agents):
-            self._from_zero(names.TASKS, agent, of=TASK_CLOSED)
+            self._of(agent)
             self._from_zero(names.RETRIES, agent, of=_CAUSES)
             self._from_zero(names.HEALTH_CHANGES, agent, of=_HEALTH)
             self._counts[names.ESCALATIONS, ("task", "", agent)] += 0
@@ -93,8 +115,18 @@ class Tallies:
 
     def samples(self) -> list[Sample]:
         """What has happened since the start."""
-        found = [Sample(metric, labels, count) for (metric, labels), count in self._counts.items()]
+        found = [sample for agent, one in self._agents.items() for sample in one.samples(agent)]
+        found += [Sample(metric, labels, count) for (metric, labels), count in self._counts.items()]
         return found + [Sample(metric, labels, times.now()) for (metric, labels), times in self._times.items()]
+
+    def _of(self, agent: str) -> _OfAgent:
+        found = self._agents.get(agent)
+        if found is None:
+            label = self.agents(agent)
+            found = self._agents.get(label)
+            if found is None:
+                found = self._agents[label] = _OfAgent()
+        return found
 
     def _from_zero(self, metric: Metric, *labels: str, of: Iterable[str]) -> None:
         for last in of:
@@ -115,12 +147,12 @@ class Tallies:
     def _requested(self, envelope: Envelope, touched: Touched) -> None:
         run, task = touched.run, touched.item
         if run is not None and task is not None and run.opened_sequence == envelope.sequence:
-            self._add(names.RUNS_STARTED, "", self.agents(envelope.address.agent))
+            self._of(envelope.address.agent).started += 1
 
     def _assigned(self, envelope: Envelope, touched: Touched) -> None:
         task = touched.item
         if isinstance(task, TaskState) and task.assigned_sequence == envelope.sequence:
-            self._record(names.PLACEMENT, task.assigned_at - task.free_at, self.agents(task.agent))
+            self._of(task.agent).placements.record((task.assigned_at - task.free_at) / 1e6)
 
     def _retried(self, envelope: Envelope, touched: Touched) -> None:
         task, event = touched.item, envelope.event
@@ -143,14 +175,14 @@ class Tallies:
         run, task = touched.run, touched.item
         if not isinstance(task, TaskState) or not task.closed or task.ended_at != envelope.recorded_at:
             return
-        agent, took = self.agents(task.agent), task.ended_at - task.requested_at
-        self._add(names.TASKS, agent, task.status)
-        self._record(names.TASK_DURATION, took, agent)
+        agent, seconds = self._of(task.agent), (task.ended_at - task.requested_at) / 1e6
+        agent.outcomes[task.status] += 1
+        agent.durations.record(seconds)
         if task.compensates is not None:
-            self._add(names.UNDONE, agent, task.status)
+            self._add(names.UNDONE, self.agents(task.agent), task.status)
         if run is not None and run.standalone:
-            self._add(names.RUNS, "", agent, task.status)
-            self._record(names.RUN_DURATION, took, "", agent)
+            agent.runs[task.status] += 1
+            agent.run_durations.record(seconds)
 
     # --- runs and questions ---
 
