@@ -51,7 +51,7 @@ test-jaeger:
 # Let a real Prometheus scrape real processes and try every query of dashboards and alerts; needs the program `prometheus`
 test-prometheus *arguments:
     @command -v prometheus >/dev/null && command -v promtool >/dev/null || { echo "error: prometheus and promtool are missing; apt-get install prometheus, or take them from prometheus.io/download" >&2; exit 1; }
-    uv run --with grafana-foundation-sdk pytest tests/monitoring/check_grafana.py tests/monitoring/check_prometheus.py {{ arguments }}
+    uv run --with grafana-foundation-sdk pytest --numprocesses 0 tests/monitoring/check_grafana.py tests/monitoring/check_prometheus.py {{ arguments }}
 
 # Write again those parts of the documents that follow from the code
 docs:
