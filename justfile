@@ -34,7 +34,7 @@ test-node:
 test-systemd *arguments:
     @command -v systemd-nspawn >/dev/null || { echo "error: systemd-nspawn is missing; apt-get install systemd-container" >&2; exit 1; }
     @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
-    uv run pytest tests/systemd/check_systemd.py {{ arguments }}
+    uv run pytest --numprocesses 0 tests/systemd/check_systemd.py {{ arguments }}
 
 # Start Jaeger with its pages on 16686 and OTLP on 4317 and 4318; needs its program or docker
 jaeger:
