@@ -38,7 +38,7 @@ test-node:
 test-systemd *arguments:
     @command -v systemd-nspawn >/dev/null || { echo "error: systemd-nspawn is missing; apt-get install systemd-container" >&2; exit 1; }
     @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
-    uv run pytest tests/systemd/check_systemd.py tests/systemd/check_full_disk.py {{ arguments }}
+    uv run pytest --numprocesses 0 tests/systemd/check_systemd.py tests/systemd/check_full_disk.py {{ arguments }}
 
 # Watch agents at the edge go on while the link is cut: two servers, on this machine; --step waits for Enter
 edge *arguments:
@@ -70,10 +70,16 @@ test-jaeger:
 test-timescale *arguments:
     @[ -n "${CUEBOOK_TEST_TIMESCALE_BIN:-}${CUEBOOK_TEST_TIMESCALE_URL:-}" ] || { echo "error: no PostgreSQL with TimescaleDB is named; install postgresql and timescaledb-2-postgresql-18 (packages as docs.tigerdata.com says, or built from github.com/timescale/timescaledb) and set CUEBOOK_TEST_TIMESCALE_BIN to the folder with its postgres and initdb, or CUEBOOK_TEST_TIMESCALE_URL to a running one" >&2; exit 1; }
     uv run pytest -m "not native${CUEBOOK_TEST_TIMESCALE_URL:+ and not own_server}" {{ if arguments == "" { "tests/timescale/check_timescale.py tests/projections tests/cli/test_projection.py" } else { arguments } }}
+# Let a real Prometheus scrape real processes and try every query of dashboards and alerts; needs the program `prometheus`
+test-prometheus *arguments:
+    @command -v prometheus >/dev/null && command -v promtool >/dev/null || { echo "error: prometheus and promtool are missing; apt-get install prometheus, or take them from prometheus.io/download" >&2; exit 1; }
+    uv run --with grafana-foundation-sdk pytest --numprocesses 0 tests/monitoring/check_grafana.py tests/monitoring/check_prometheus.py {{ arguments }}
 
 # Write again those parts of the documents that follow from the code
 docs:
     uv run python -m tests.wire_format
+    uv run python -m tests.monitoring.dashboards
+    uv run python -m tests.monitoring.document
 
 # Measure throughput and latency on this machine
 bench *arguments:

@@ -58,6 +58,7 @@ from cuebook.events.log import EventLog, Unreadable
 from cuebook.events.release import release
 
 if TYPE_CHECKING:
+    from cuebook.actors.handling import Handling
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["Instance"]
@@ -102,6 +103,7 @@ class Instance:
         *,
         tracing: Tracing | None = None,
         shelf: Shelf | None = None,
+        handling: Handling | None = None,
     ) -> None:
         """Take the settings. With a `shelf`, which must be open, it goes on where the process before it has ended."""
         self._tracing, self._shelf = tracing, shelf
@@ -109,6 +111,7 @@ class Instance:
             from cuebook.telemetry.attempt import begin_attempt
 
             self._begin_tracing = begin_attempt
+        self._measured = handling.of(agent_class.name) if handling is not None else None
         self.id = (shelf.instance if shelf is not None else "") or f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
         self.slots = agent_class.concurrency + agent_class.ahead
@@ -367,6 +370,8 @@ class Instance:
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)
         if not self._is_new(sequence, delivered):
+            if self._measured is not None:
+                self._measured.redelivered += 1
             return
         envelope = self._log.decode(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
         if not isinstance(envelope, Envelope) or not isinstance(envelope.event, TaskAssigned):
@@ -462,6 +467,8 @@ class Instance:
         finally:
             self._handling.discard(work)
             self._moved_at = time.monotonic()
+        if self._measured is not None:
+            self._measured.ended(fact, self._moved_at - work.began)
         self._end_attempt(work, fact, answer)
         if self._shelf is not None:
             work.running = False  # from here on only the log decides
@@ -583,6 +590,8 @@ class Instance:
             self._offer(work, fact, answer, since[-1].sequence)
             return
         address = work.envelope.address
+        if self._measured is not None:
+            self._measured.late += 1
         logger.info(
             "answer not needed any more: the task has moved on",
             extra={"instance": self.id, "run_id": address.run_id, "n": address.n},

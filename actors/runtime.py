@@ -17,6 +17,7 @@ from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
+    from cuebook.actors.handling import Handling
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["AgentHost"]
@@ -38,9 +39,13 @@ class AgentHost:
         *,
         tracing: Tracing | None = None,
         edge: Edge | None = None,
+        handling: Handling | None = None,
     ) -> None:
-        """Take the settings. With `edge`, work goes on there while the log cannot be reached."""
-        self._tracing, self._edge, self._space = tracing, edge, space
+        """Take the settings. With `edge`, work goes on there while the log cannot be reached.
+
+        `handling` is told how long handlers take; it measures over all instances of this host.
+        """
+        self._tracing, self._handling, self._edge, self._space = tracing, handling, edge, space
         for cls in agents:
             cls.handlers()
         self._agents = agents
@@ -111,7 +116,7 @@ class AgentHost:
             self._failure = UnavailableError("the connection to NATS was closed for good")
 
     async def _add(self, cls: type[Agent], shelf: Shelf | None = None) -> None:
-        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing, shelf=shelf)
+        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing, shelf=shelf, handling=self._handling)
         await instance.start()
         self.instances.append(instance)
 

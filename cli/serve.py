@@ -40,6 +40,11 @@ WaitS = Annotated[
 ]
 LogFormatOption = Annotated[LogFormat, flag("--log-format", envvar="CUEBOOK_LOG_FORMAT", help="How log lines look.")]
 LogLevelOption = Annotated[LogLevel, flag("--log-level", envvar="CUEBOOK_LOG_LEVEL", help="The least severe line.")]
+MetricsOption = Annotated[
+    str,
+    flag("--metrics", envvar="CUEBOOK_METRICS", metavar="HOST:PORT", help="Where Prometheus may read /metrics."),
+]
+
 SettingsFilesOption = Annotated[
     list[Path] | None,
     flag(
@@ -85,6 +90,7 @@ def serve_agents(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve one instance of each agent, in each process. Waits for NATS and for the orchestrator's stream."""
@@ -103,6 +109,7 @@ def serve_agents(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     if processes and not is_supervised():
         from cuebook.cli.supervising import run_group
@@ -187,6 +194,7 @@ def serve_orchestrator(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve the space's orchestrator; a second one stands by. Makes the stream if it is not there."""
@@ -202,6 +210,7 @@ def serve_orchestrator(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     run_service(settings, "orchestrator", lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
 
@@ -218,6 +227,7 @@ def serve_projections(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Keep the tables in PostgreSQL up to date. Waits for NATS, PostgreSQL and the stream."""
@@ -233,6 +243,7 @@ def serve_projections(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url, timeseries))
 
@@ -263,6 +274,7 @@ def serve_sealer(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Seal the log with signed checkpoints, in a stream of their own and in a file. Waits for NATS and the stream."""
@@ -278,6 +290,7 @@ def serve_sealer(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     plan = services.SealingPlan(key=key, file=file, every=every, every_s=every_s, replicas=replicas)
     run_service(settings, "sealer", lambda serving: services.serve_sealer(serving, plan))

@@ -12,6 +12,14 @@ from cuebook.cli.durability import report_durability
 from cuebook.cli.exits import InputError
 from cuebook.cli.limits import Limits, parse_bytes
 from cuebook.cli.loading import load_agents, load_sagas
+from cuebook.cli.metrics import (
+    handling_of,
+    tallies_of,
+    watch_agents,
+    watch_orchestrator,
+    watch_projections,
+    watch_sealer,
+)
 from cuebook.cli.options import DEFAULT_DRAIN_S
 from cuebook.cli.processes import process_age_s
 from cuebook.cli.serving import Running, Serving
@@ -56,7 +64,9 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
         if not await serving.stream(EventLog(connection, space, source="agents")):
             return
         await report_durability(connection, settings.monitor_url)
-        host = AgentHost(connection, space, agents, tracing=serving.tracing)
+        handling = handling_of(serving.metrics)
+        host = AgentHost(connection, space, agents, tracing=serving.tracing, handling=handling)
+        watch_agents(serving.metrics, host, handling)
         facts = {"agents": ",".join(agent.name for agent in agents), "space": space}
 
         def reload(values: Mapping[str, str], changed: set[str]) -> None:
@@ -95,9 +105,17 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
     if connection is None:
         return
     async with connection:
+        tallies = tallies_of(serving.metrics)
         service = OrchestratorService(
-            connection, space, sagas, replicas=replicas, age_s=process_age_s(), tracing=serving.tracing
+            connection,
+            space,
+            sagas,
+            replicas=replicas,
+            age_s=process_age_s(),
+            tracing=serving.tracing,
+            tallies=tallies,
         )
+        watch_orchestrator(serving.metrics, service, tallies, monitor_url=settings.monitor_url)
         if not await serving.stream(service.log, replicas=replicas):
             service.run().close()
             return
@@ -130,6 +148,7 @@ async def serve_projections(serving: Serving, database_url: str, timeseries: Tim
             return
         await report_durability(connection, settings.monitor_url)
         runner = Runner(log, database_url, tracing=serving.tracing, timeseries=timeseries)
+        watch_projections(serving.metrics, runner, log, database_url)
         give_way()
         running = Running(
             run=runner.run(),
@@ -161,6 +180,7 @@ async def serve_sealer(serving: Serving, plan: SealingPlan) -> None:
             return
         await report_durability(connection, settings.monitor_url)
         sealer = Sealer(log, key, file, every=plan.every, every_s=plan.every_s, replicas=plan.replicas)
+        watch_sealer(serving.metrics, sealer, log)
         facts = {"origin": key.public.name, "file": str(file), "space": space}
         await serving.serve(Running(run=sealer.run(), stop=sealer.stop, ready=sealer.ready, facts=facts), connection)
 

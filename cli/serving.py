@@ -26,6 +26,7 @@ import typer
 from cuebook.actors.collector import tend_collector
 from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
+from cuebook.cli.metrics import following, measured, watch_readiness
 from cuebook.cli.options import DEFAULT_DRAIN_S, Target
 from cuebook.cli.settings_files import SettingsFiles
 from cuebook.cli.supervised import Supervised
@@ -36,6 +37,7 @@ from cuebook.events.errors import CuebookError, StreamMissingError, UnavailableE
 from cuebook.events.log import EventLog
 
 if TYPE_CHECKING:
+    from cuebook.telemetry.metrics import Metrics
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["END_WITHIN_S", "STOP_GRACE_S", "Running", "Serving", "Settings", "end_now", "run_service"]
@@ -68,6 +70,8 @@ class Settings:
     log_level: LogLevel
     monitor_url: str
     files: SettingsFiles | None = None
+    metrics: str = ""
+    """HOST:PORT where metrics are served; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,17 @@ class Serving:
         self.tracing: Tracing | None = None
         self.supervised = Supervised.from_environment()
         self.signalled = False
+        self.metrics: Metrics | None = None
+
+    @property
+    def number(self) -> int:
+        """Which it is of several processes under a supervisor, from 0."""
+        return self.supervised.number if self.supervised is not None else 0
+
+    @property
+    def is_ready(self) -> bool:
+        """It takes work, or stands by."""
+        return self._service is not None and self._service.ready.is_set() and not self.stopping.is_set()
 
     async def connect(self, name: str, *, url: str = "") -> Connection | None:
         """A connection, once NATS answers; None when we are to stop. Raises as `events.connection.connect`.
@@ -263,7 +278,15 @@ def run_service(settings: Settings, name: str, main: Callable[[Serving], Corouti
     elif settings.files is not None:
         loop.add_signal_handler(signal.SIGHUP, serving.reload)
     try:
-        with reported_errors(as_json=as_json), traced(f"cuebook-{name}") as serving.tracing:
+        with (
+            reported_errors(as_json=as_json),
+            measured(
+                following(settings.metrics, serving.number), f"cuebook-{name}", settings.target.space, loop
+            ) as serving.metrics,
+            traced(f"cuebook-{name}") as serving.tracing,
+        ):
+            if serving.metrics is not None:
+                watch_readiness(serving.metrics, lambda: serving.is_ready)
             runner.run(_guarded(main(serving)))
         status = int(serving.status)
     except typer.Exit as ended:

@@ -35,7 +35,6 @@ PATIENCE_S: Final = 15.0
 LAST_WORDS_S: Final = 2.0
 """What a process that hangs gets to write down where its threads stand (SIGABRT), before SIGKILL."""
 LOOK_EVERY_S: Final = 1.0
-_METRICS: Final = "CUEBOOK_METRICS"
 _OF_THE_MANAGER: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """What systemd tells us, and us alone."""
 _ADDED_UP: Final = ("slots", "in_flight", "lag", "done")
@@ -411,11 +410,8 @@ class Group:
 
 
 def environment_of(env: Mapping[str, str], *, number: int, fd: int, without: frozenset[str]) -> dict[str, str]:
-    """The environment of one process. With `CUEBOOK_METRICS` set, its port is that one's plus the process's number."""
+    """The environment of one process."""
     own = {name: value for name, value in env.items() if name not in _OF_THE_MANAGER}
-    host, colon, port = own.get(_METRICS, "").rpartition(":")
-    if colon and port.isascii() and port.isdigit():
-        own[_METRICS] = f"{host}:{int(port) + number}"
     own[VARIABLE] = encode_place(fd=fd, number=number, without=without)
     return own
 

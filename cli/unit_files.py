@@ -33,6 +33,7 @@ UNITS: Final = (
     "cuebook-sealer.service",
     "cuebook-agent@.service",
 )
+_SETTINGS: Final = ("cuebook.env", "orchestrator.env", "orchestrator@standby.env", "projections.env", "sealer.env")
 _CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url", "otlp-headers", "nats-cert", "nats-key")
 _FEWEST_NODES: Final = 3
 """Of a cluster; and an odd number, since a fourth node makes it no safer than three."""
@@ -153,8 +154,7 @@ def _write_settings(folder: Path, node: NatsNode | None) -> Iterator[Path]:
         if not directory.exists():
             directory.mkdir(parents=True, mode=mode)
             directory.chmod(mode)  # whatever the umask is
-    names = ("cuebook.env", "orchestrator.env", "projections.env", "sealer.env")
-    texts = {folder / name: _template(name) for name in names}
+    texts = {folder / name: _template(name) for name in _SETTINGS}
     texts[folder / "agents/example.env"] = _template("agent.env")
     alone = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
     texts[folder / "nats.conf"] = alone

@@ -70,8 +70,8 @@ class _Append:
     """
 
     __slots__ = (
-        "began", "done", "due", "event_id", "expected", "frame", "full", "give_up", "number", "refusal", "scope",
-        "sent", "settling", "subject", "turn",
+        "began", "done", "due", "event_id", "expected", "frame", "full", "give_up", "number", "posted", "refusal",
+        "scope", "sent", "settling", "subject", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -83,9 +83,10 @@ class _Append:
         scope: str,
         expected: int | None,
         done: Done,
+        posted: float,
         give_up: float,
     ) -> None:
-        self.number, self.subject, self.frame, self.event_id = number, subject, frame, event_id
+        self.number, self.subject, self.frame, self.event_id, self.posted = number, subject, frame, event_id, posted
         self.scope, self.expected, self.done, self.give_up = scope, expected, done, give_up
         self.sent = self.began = self.turn = 0
         self.due = 0.0
@@ -120,6 +121,11 @@ class Appender:
         self._idle = asyncio.Event()
         self._idle.set()
         self._open = self._is_full = False
+        self.stored = self.conflicts = self.refused = self.unanswered = 0
+        """How many appends ended so, since the start."""
+        self.resent = 0
+        self.on_stored: Callable[[float], None] | None = None
+        """Called with the seconds that each append took which was stored."""
 
     async def __aenter__(self) -> Self:
         inbox = self._connection.new_inbox()
@@ -185,7 +191,7 @@ class Appender:
             subject.encode("utf-8", "surrogateescape"), self._inbox, number, len(header), size, header, body,
         )  # fmt: skip
         now = time.monotonic()
-        entry = _Append(number, subject, frame, event_id, scope, expected, done, now + self._give_up_s)
+        entry = _Append(number, subject, frame, event_id, scope, expected, done, now, now + self._give_up_s)
         if not self._open:
             error = UnavailableError(f"{subject} came after the end; it was not sent")
             asyncio.get_running_loop().call_soon(_tell, entry, 0, error)
@@ -226,6 +232,8 @@ class Appender:
             self._pending[entry.number] = entry
             self._pending_bytes += len(entry.frame)
             entry.began, entry.give_up = entry.turn, now + self._give_up_s
+        else:
+            self.resent += 1
         entry.due = now + RESEND_AFTER_S * (1 << min(entry.sent, 4))
         entry.sent += 1
         self._connection.write(entry.frame)
@@ -252,6 +260,7 @@ class Appender:
             # What waits for its turn may wait for as long as the server answers the others.
             while self._waiting and self._waiting[0].give_up <= now and self._answered_at + self._give_up_s <= now:
                 entry = self._waiting.popleft()
+                self.unanswered += 1
                 _tell(entry, 0, self._silence(entry))
             if not self._pending and not self._waiting:
                 self._idle.set()
@@ -323,6 +332,12 @@ class Appender:
         if self._pending.pop(entry.number, None) is None:
             return
         self._pending_bytes -= len(entry.frame)
+        if error is not None:
+            self._count(error)
+        else:
+            self.stored += 1
+            if self.on_stored is not None:
+                self.on_stored(self._answered_at - entry.posted)
         if self._waiting:
             now = time.monotonic()
             while self._waiting and self._has_room():
@@ -330,6 +345,14 @@ class Appender:
         elif not self._pending:
             self._idle.set()
         _tell(entry, sequence, error)
+
+    def _count(self, error: CuebookError) -> None:
+        if isinstance(error, ConcurrencyConflictError):
+            self.conflicts += 1
+        elif isinstance(error, CommandRejectedError):
+            self.refused += 1
+        else:
+            self.unanswered += 1
 
     def _settle(self, entry: _Append) -> None:
         """After a repetition a conflict may be our own first attempt: look which event is stored."""

@@ -36,7 +36,7 @@ from cuebook.projections.writer import Writer
 if TYPE_CHECKING:
     from cuebook.telemetry.pipeline import Tracing
 
-__all__ = ["ALL", "Runner", "RunnerStatus", "give_way"]
+__all__ = ["ALL", "Lag", "Runner", "RunnerStatus", "give_way"]
 
 ALL: Final[tuple[Projection, ...]] = (Audit(), Runs(), Agents())
 """Every projection; the one with the most rows first: PostgreSQL takes them in while the others are folded."""
@@ -64,6 +64,18 @@ class RunnerStatus:
     database_available: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lag:
+    """How far one projection is: `position` is committed, `events` are stored after it, as the server last said.
+
+    `since`: when the first of these was recorded, in microseconds since 1970; 0 when there are none, or none has come.
+    """
+
+    position: int
+    events: int
+    since: int
+
+
 class Runner:
     """One per space and database. `await run()` until `drain()` or `stop` is set."""
 
@@ -88,6 +100,7 @@ class Runner:
         self._reader: LogReader | None = None
         self._watch = Watch(database_url, self._space, projections, self._go_over)
         self._moved = False
+        self._batch: Batch = ()
         self.ready = asyncio.Event()
         """Set once the tables are there and every checkpoint is known."""
 
@@ -103,6 +116,19 @@ class Runner:
             backlog=self._reader.backlog if self._reader is not None else 0,
             database_available=not self._outage.under_way,
         )
+
+    def lags(self) -> dict[str, Lag]:
+        """How far each projection is behind the log, from memory; empty before the first look at it."""
+        reader = self._reader
+        return {writer.projection.name: self._lag(writer, reader) for writer in self._writers} if reader else {}
+
+    def _lag(self, writer: Writer, reader: LogReader) -> Lag:
+        done, batch = writer.position.sequence, self._batch
+        if batch and done < batch[-1].sequence:  # sequences have no gaps
+            since = batch[max(0, done + 1 - batch[0].sequence)].recorded_at
+        else:
+            since = reader.oldest_waiting
+        return Lag(position=done, events=max(0, reader.end - done), since=since)
 
     async def run(self, *, until: int | None = None) -> None:
         """Apply the log to the projections, for ever or up to and including sequence `until`.
@@ -212,6 +238,7 @@ class Runner:
 
     async def _apply(self, batch: Batch) -> bool:
         again: list[ReadAgainError] = []
+        self._batch = batch
         began = time.time_ns()
 
         async def apply(writer: Writer) -> None:

@@ -46,8 +46,8 @@ class Orchestrator:
         self._port = port
         self.active = False
 
-    def receive(self, item: Envelope | Unreadable, *, guarded: bool = True) -> None:
-        """Fold the next message of the log and, when active, decide what follows."""
+    def receive(self, item: Envelope | Unreadable, *, guarded: bool = True) -> Touched:
+        """Fold the next message of the log and, when active, decide what follows. Returns what it was about."""
         touched = self.world.fold(item, guarded=guarded)
         if isinstance(item, Envelope):
             _clear_pending(item.id, touched)
@@ -55,6 +55,7 @@ class Orchestrator:
             self._try(self._react, item, touched)
         elif self.world.owed:
             self.world.owed.clear()
+        return touched
 
     def activate(self) -> None:
         """Begin to decide: catch up on everything that is open. See Liveness for who was silent."""

@@ -21,7 +21,7 @@ from cuebook.events.facts import (
     DrainRequested,
 )
 
-__all__ = ["InstanceState", "Registry", "dump_registry", "load_registry"]
+__all__ = ["PLACEABLE", "InstanceState", "Registry", "dump_registry", "load_registry"]
 
 PLACEABLE: Final = "healthy"
 VERSION_LABEL: Final = "version"

@@ -37,6 +37,7 @@ from cuebook.events.release import release
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
+    from cuebook.actors.orchestrator.tallies import Tallies
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["OrchestratorService"]
@@ -69,6 +70,7 @@ class OrchestratorService:
         replicas: int = 1,
         age_s: float = 0.0,
         tracing: Tracing | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
@@ -92,6 +94,8 @@ class OrchestratorService:
         self._look_back = LookBack(self.log, self._errand)
         self._clock_us = self._clock_error_us = 0
         self._age_s, self._made_s = age_s, time.monotonic()
+        self._tallies = tallies
+        """Told of every event that is folded while this one decides: others count what others decide about."""
         self._tracer = None
         if tracing is not None:  # the import too is only for those who want traces
             from cuebook.actors.orchestrator.tracing import RunTracer
@@ -211,12 +215,16 @@ class OrchestratorService:
         own = self._own.pop(sequence, None)
         if own is not None and own[0].encode() in body:  # else a server came back without what it had acknowledged
             envelope = self._own_envelope(*own, subject, sequence, recorded_at)
-            self.core.receive(envelope)
+            touched = self.core.receive(envelope)
+            if self._tallies is not None and self.core.active:
+                self._tallies.saw(envelope, touched)
             if self._tracer is not None:
                 self._tracer.saw(envelope, self.core.world)
             return
         item = self.log.decode(subject, body, sequence, recorded_at, headers)
-        self.core.receive(item, guarded=is_guarded(item, headers))
+        touched = self.core.receive(item, guarded=is_guarded(item, headers))
+        if self._tallies is not None and self.core.active and isinstance(item, Envelope):
+            self._tallies.saw(item, touched)
         if self._tracer is not None and self.caught_up.is_set() and isinstance(item, Envelope):
             self._tracer.saw(item, self.core.world)
         if not self.caught_up.is_set() and sequence >= self._target:

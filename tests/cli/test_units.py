@@ -48,7 +48,12 @@ def test_the_standby_is_an_orchestrator_like_the_first() -> None:
         {line for line in render(unit, PROGRAM, user=False).splitlines() if not line.startswith("#")}
         for unit in ("cuebook-orchestrator.service", "cuebook-orchestrator@.service")
     )
-    assert {line.partition("=")[0] for line in first ^ standby} == {"Description", "DefaultInstance"}
+    assert {line.partition("=")[0] for line in first ^ standby} == {
+        "Description",
+        "DefaultInstance",
+        "Environment",
+        "EnvironmentFile",
+    }
 
 
 def test_install_writes_units_settings_and_places_for_secrets(root: Path) -> None:

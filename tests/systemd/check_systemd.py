@@ -34,6 +34,8 @@ TRACES = (
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318\nOTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\n"
     "OTEL_BSP_SCHEDULE_DELAY=200\n"
 )
+METRICS = {"orchestrator": 9464, "orchestrator@standby": 9465, "projections": 9466, "sealer": 9467}
+LOOK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
 TICKETS = [one for one in DEMONSTRATIONS if one.ends in ("refunded", "answered", "thanked")][:5]
 
 
@@ -51,11 +53,15 @@ def machine() -> Iterator[Machine]:
         machine.write("/etc/cuebook/credentials/otlp-headers", f"authorization={TOKEN}\n")
         machine.write("/etc/cuebook/cuebook.env", f"PYTHONPATH=/opt/files\n{TRACES}")
         machine.write("/etc/cuebook/orchestrator.env", "CUEBOOK_SAGAS=cuebook.examples.support.sagas:support\n")
+        for name, port in METRICS.items():
+            line = f"CUEBOOK_METRICS=127.0.0.1:{port}\n"
+            machine.run("tee", "--append", f"/etc/cuebook/{name}.env", stdin=line)
         for name in DESK:
             agent = f"cuebook.examples.support.{name}:{name.title()}"
             machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS={agent}\n{settings}")
         for name in ODD:
-            machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS=oddities:{name.title()}\n")
+            at = "CUEBOOK_METRICS=127.0.0.1:9470\n" if name == "idler" else ""
+            machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS=oddities:{name.title()}\n{at}")
         machine.write("/etc/cuebook/agents/crew.env", "CUEBOOK_AGENTS=oddities:Crew\nCUEBOOK_PROCESSES=2\n")
         machine.write(
             "/etc/systemd/system/cuebook-agent@.service.d/database.conf",
@@ -89,6 +95,18 @@ def test_ready_means_registered_and_consuming(machine: Machine) -> None:
     assert agents_known(machine) >= {"classifier", "orders", *ODD}
     status = machine.property("cuebook-agent@laster", "StatusText")
     assert re.fullmatch(r"slots 4, in flight 0, lag 0, done \d+", status)
+
+
+def test_each_unit_tells_prometheus_how_it_is(machine: Machine) -> None:
+    told = {
+        port: machine.run("/opt/cuebook/bin/python", "-c", LOOK, f"http://127.0.0.1:{port}/metrics")
+        for port in (*METRICS.values(), 9470)
+    }
+    assert all('cuebook_ready{space="cue"} 1.0' in text for text in told.values())
+    assert all("process_resident_memory_bytes" in text for text in told.values())  # whatever the sandbox hides
+    leading = [f'cuebook_orchestrator_leading{{space="cue"}} {n}.0' in told[port] for port, n in ((9464, 1), (9465, 0))]
+    swapped = [f'cuebook_orchestrator_leading{{space="cue"}} {n}.0' in told[port] for port, n in ((9464, 0), (9465, 1))]
+    assert all(leading) or all(swapped)
 
 
 def test_secrets_are_only_in_credentials(machine: Machine) -> None:
