@@ -8,10 +8,10 @@ from cuebook.actors.instance import Instance
 from cuebook.telemetry import metric_names as names
 from cuebook.telemetry.metric import LONG_S, Histogram, Sample
 
-__all__ = ["Handling"]
+__all__ = ["Handling", "OfAgent"]
 
 
-class _OfAgent:
+class OfAgent:
     """Over all instances of an agent, also those that have left."""
 
     __slots__ = ("_times", "late", "redelivered")
@@ -39,11 +39,11 @@ class Handling:
     """What a host of agents measures while it works."""
 
     def __init__(self) -> None:
-        self._agents: dict[str, _OfAgent] = {}
+        self._agents: dict[str, OfAgent] = {}
 
-    def of(self, agent: str) -> _OfAgent:
+    def of(self, agent: str) -> OfAgent:
         """Where instances of an agent add to."""
-        return self._agents.setdefault(agent, _OfAgent())
+        return self._agents.setdefault(agent, OfAgent())
 
     def samples(self, instances: Iterable[Instance]) -> list[Sample]:
         """How it is now, with `instances` as those of the host."""

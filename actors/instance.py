@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -20,41 +19,32 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
+from cuebook.actors.answering import OFFER_AGAIN_S, Answering
 from cuebook.actors.attempt import (
-    MAX_MESSAGE,
-    InvalidOutputError,
     NotFinishedError,
     PreparedHandler,
-    error_of,
     raise_from_a_person,
 )
 from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator.state import TaskState, fold_run
+from cuebook.actors.progress import Progress
 from cuebook.actors.shelf import KeptTask, Shelf
 from cuebook.actors.work import Work
-from cuebook.events.codec import encode
 from cuebook.events.envelope import Envelope, to_datetime
-from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
+from cuebook.events.errors import UnavailableError
 from cuebook.events.facts import (
     AgentDraining,
     AgentRegistered,
     AgentStopped,
-    AnswerDropped,
-    Error,
     Event,
-    TaskAborted,
     TaskAssigned,
     TaskCancelled,
     TaskCompleted,
-    TaskEscalated,
     TaskFailed,
-    TaskProgressed,
-    TaskRejected,
     TaskRetried,
-    TaskReverted,
 )
 from cuebook.events.feed import delivery_numbers
-from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.log import EventLog
 from cuebook.events.release import release
 
 if TYPE_CHECKING:
@@ -66,10 +56,7 @@ __all__ = ["Instance"]
 DRAIN_SIGNAL_S = 2.0
 """How long a draining instance waits to hear that the orchestrator knows."""
 LINGER_S = 0.25
-PROGRESS_EVERY_S = 1.0
-OFFER_AGAIN_S = 1.0
 _LONGEST_S = 1e9
-_ENDED_WITHOUT_RESULT = (TaskCancelled, TaskAborted)
 SAY_S = 5.0
 """How long an instance tries to say that it drains or stops; when the log is away, its silence says the same."""
 BLOCKED_S = 1.0
@@ -77,18 +64,6 @@ STUCK_AFTER_S = 5.0
 """A handler that is so much over its time, while nothing else moves, will not let go by itself."""
 _WRONG = {"retried": "handed_back", "cancelled": "cancelled"}
 """How a span calls what an attempt ended with that was neither a result nor an error."""
-_MOVES = (
-    TaskAssigned,
-    TaskCompleted,
-    TaskFailed,
-    TaskRetried,
-    TaskEscalated,
-    TaskAborted,
-    TaskCancelled,
-    TaskRejected,
-)
-"""Facts by which an assigned task moves on. After any other an answer still counts."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -138,7 +113,6 @@ class Instance:
         self._last_receipt = 0.0
         self._moved_at = 0.0
         self._taken = 0
-        self._offers: set[asyncio.Task[None]] = set()
         self._leave_by = math.inf
         self._left = asyncio.Event()
         self._logger = logging.LoggerAdapter(
@@ -176,7 +150,18 @@ class Instance:
         handlers = cls.handlers()
         deadlines = Deadlines()
         self._handlers = {name: PreparedHandler(one, self.agent, deadlines) for name, one in handlers.items()}
-        self._thread = threading.get_ident()
+        self._answering = Answering(
+            self._log,
+            cls.name,
+            self.id,
+            self._handlers,
+            context=lambda work: self._context(work, reverting=True),
+            finish=self._finish,
+            agent_logger=self._logger,
+            shelf=self._shelf,
+            measured=self._measured,
+        )
+        self._progress = Progress(self._log, is_ours=self._is_ours, on_progress=self._move, agent_logger=self._logger)
         self._loop, connection = asyncio.get_running_loop(), self._log.connection
         await self.agent.start()
         self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
@@ -210,9 +195,7 @@ class Instance:
         """Go on with what the process before us had, at once, and say so when the log can be reached."""
         self._received = shelf.received
         self._seen = {task.sequence for task in shelf.tasks if task.sequence > shelf.received}
-        registering = self._loop.create_task(self._register(registered))
-        self._offers.add(registering)
-        registering.add_done_callback(self._offers.discard)
+        self._answering.start(self._register(registered))
         for kept in shelf.tasks:
             envelope = self._log.decode(kept.subject, kept.body, kept.sequence, kept.recorded_at, None)
             assert isinstance(envelope, Envelope), "it was an assignment when it was kept"
@@ -226,7 +209,7 @@ class Instance:
                 answer = self._log.decode(under, kept.answer, 0, kept.recorded_at, None)
                 assert isinstance(answer, Envelope), "we have encoded it"
                 work.answer_id = answer.id
-                self._offer(work, kept.fact, answer.event, work.assigned)
+                self._answering.offer(work, kept.fact, answer.event, work.assigned)
             else:
                 work.task = self._loop.create_task(self._handle(work))
         logger.info("goes on with %d tasks that it had", len(shelf.tasks), extra={"instance": self.id})
@@ -296,8 +279,7 @@ class Instance:
         await self._close()
 
     async def _close(self) -> None:
-        for offer in self._offers:
-            offer.cancel()
+        self._answering.close()
         if self._shelf is not None:
             await self._shelf.close()
         await self._delivery.close()
@@ -444,20 +426,16 @@ class Instance:
                     event = replace(event, input=await self._done_before(work, event.compensates))
                 output = await handler.call(event, self._context, work)
         except asyncio.CancelledError:
-            if work.handing_back:
-                fact, answer = "retried", TaskRetried(reason=f"handed back by {self.id}")
-            elif work.cancel_reason is not None:
-                fact, answer = "cancelled", TaskCancelled(reason=work.cancel_reason)
-            elif work.task is not None and work.task.cancelling():
+            ended = self._cancelled(work)
+            if ended is None:
                 self._finish(work, settled=False)
                 raise
-            else:  # not us: something that the handler awaited was cancelled
-                fact, answer = "failed", self._failure(work, NotFinishedError("the handler ended as if cancelled"))
+            fact, answer = ended
         except GeneratorExit:
             raise  # not the author's: the loop is being ended
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
             raise_from_a_person(error)
-            fact, answer = "failed", self._failure(work, error)
+            fact, answer = "failed", self._answering.failure(work, error)
         else:
             duration_s = round(time.monotonic() - work.began, 6)
             fact, answer = (
@@ -472,8 +450,19 @@ class Instance:
         self._end_attempt(work, fact, answer)
         if self._shelf is not None:
             work.running = False  # from here on only the log decides
-            fact, answer = await self._shelve(self._shelf, work, fact, answer)
-        self._offer(work, fact, answer, work.assigned)
+            fact, answer = await self._answering.shelve(self._shelf, work, fact, answer)
+        self._answering.offer(work, fact, answer, work.assigned)
+
+    def _cancelled(self, work: Work) -> tuple[str, Event] | None:
+        """What is answered for a handler that was cancelled; None where the process ends or the work is put down."""
+        if work.handing_back:
+            return "retried", TaskRetried(reason=f"handed back by {self.id}")
+        if work.cancel_reason is not None:
+            return "cancelled", TaskCancelled(reason=work.cancel_reason)
+        if work.task is not None and work.task.cancelling():
+            return None
+        # not us: something that the handler awaited was cancelled
+        return "failed", self._answering.failure(work, NotFinishedError("the handler ended as if cancelled"))
 
     def _begin_attempt(self, work: Work) -> None:
         if self._tracing is not None:
@@ -512,199 +501,26 @@ class Instance:
             logger=self._logger,
             traceparent=work.traceparent,
             reverting=reverting,
-            report=lambda message, fraction: self._report(work, message, fraction),
+            report=lambda message, fraction: self._progress.report(work, message, fraction),
         )
 
-    def _failure(self, work: Work, error: BaseException) -> TaskFailed:
-        if not isinstance(error, CuebookError):
-            self._logger.warning("handler raised", exc_info=error, extra={"run_id": work.envelope.address.run_id})
-        duration_s = round(time.monotonic() - work.began, 6)
-        return TaskFailed(error=error_of(error), attempt=work.event.attempt, duration_s=duration_s, by=self.id)
-
-    # --- answering ---
-
-    async def _shelve(self, shelf: Shelf, work: Work, fact: str, answer: Event) -> tuple[str, Event]:
-        """Store an answer before it is offered. What no event can hold becomes a failure."""
-        work.answer_id = self._log.ids()
-        envelope = work.envelope
-        while True:
-            try:
-                body = encode(
-                    answer,
-                    event_id=work.answer_id,
-                    source=self._log.source,
-                    correlation_id=envelope.correlation_id,
-                    causation_id=envelope.id,
-                    traceparent=work.traceparent,
-                )
-            except PoisonMessageError as error:
-                fact, answer = "failed", self._failure(work, InvalidOutputError(str(error)))
-            else:
-                await shelf.answer(work.assigned, fact, body)
-                return fact, answer
-
-    def _offer(self, work: Work, fact: str, answer: Event, expected: int) -> None:
-        """Append the outcome; what becomes of it is settled in `_offered`."""
-        envelope, subjects = work.envelope, self._log.subjects
-        run_id, n = envelope.address.run_id, envelope.address.n
-
-        def done(_: int, error: CuebookError | None) -> None:
-            if error is None:
-                if work.attempt is not None:
-                    work.attempt.accepted(work.answer_id)
-                self._finish(work)
-            else:
-                offer = asyncio.get_running_loop().create_task(self._offered(work, fact, answer, expected, error))
-                self._offers.add(offer)
-                offer.add_done_callback(self._offers.discard)
-
-        try:
-            work.answer_id = self._log.post(
-                subjects.task(run_id, n, fact),
-                answer,
-                scope=subjects.task_scope(run_id, n),
-                expected=expected,
-                correlation_id=envelope.correlation_id,
-                causation_id=envelope.id,
-                traceparent=envelope.traceparent,
-                event_id=work.answer_id,
-                done=done,
-            )
-        except PoisonMessageError as error:
-            failure = self._failure(work, InvalidOutputError(str(error)))
-            self._offer(work, "failed", failure, expected)
-
-    async def _offered(self, work: Work, fact: str, answer: Event, expected: int, error: CuebookError) -> None:
-        """The answer was not taken: offer it again where the task is still ours, drop it where it has moved on."""
-        if not isinstance(error, ConcurrencyConflictError):
-            await asyncio.sleep(OFFER_AGAIN_S)
-            self._offer(work, fact, answer, expected)
-            return
-        since = await self._facts_since(work, expected)
-        if work.answer_id and any(isinstance(item, Envelope) and item.id == work.answer_id for item in since):
-            if work.attempt is not None:
-                work.attempt.accepted(work.answer_id)
-            self._finish(work)  # it was taken, and nobody told us
-            return
-        if not any(isinstance(item.event, _MOVES) for item in since if isinstance(item, Envelope)):
-            self._offer(work, fact, answer, since[-1].sequence)
-            return
+    def _is_ours(self, work: Work) -> bool:
+        """Whether this is still what we have of its task."""
         address = work.envelope.address
-        if self._measured is not None:
-            self._measured.late += 1
-        logger.info(
-            "answer not needed any more: the task has moved on",
-            extra={"instance": self.id, "run_id": address.run_id, "n": address.n},
-        )
-        ended = [item for item in since if isinstance(item, Envelope) and isinstance(item.event, _ENDED_WITHOUT_RESULT)]
-        if ended and isinstance(answer, TaskCompleted) and work.event.compensates is None:
-            await self._revert(work, answer)
-        if self._shelf is not None:
-            dropped = AnswerDropped(run_id=address.run_id, n=address.n, attempt=work.event.attempt, fact=fact)
-            await self._record(self._log.subjects.agent(self.agent_class.name, self.id, "dropped"), dropped, work)
-        self._finish(work)
+        return self._work.get((address.run_id, address.n)) is work
 
-    async def _facts_since(self, work: Work, sequence: int) -> list[Envelope | Unreadable]:
-        """What was stored about the task after a sequence; there is something, or our answer would have been taken."""
-        address = work.envelope.address
-        scope = self._log.subjects.task_scope(address.run_id, address.n)
-        while True:
-            try:
-                if since := await self._log.scope_history(scope, after=sequence):
-                    return since
-            except CuebookError as error:
-                logger.info("cannot look at the task's history: %s", error, extra={"instance": self.id})
-            await asyncio.sleep(OFFER_AGAIN_S)
-
-    async def _revert(self, work: Work, answer: TaskCompleted) -> None:
-        """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""
-        handler, event = self._handlers[work.event.handler], work.event
-        error: Error | None = None
-        if not handler.can_undo:
-            error = Error(type="NoCompensationError", message="the handler has no compensation")
-        else:
-            try:
-                await handler.undo(
-                    event.input, answer.output, event.timeout_s, lambda: self._context(work, reverting=True)
-                )
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
-            except BaseException as raised:  # noqa: BLE001 - whatever the author's code raises
-                raise_from_a_person(raised)
-                error = self._failure(work, raised).error
-        if error is not None:
-            logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})
-        address = work.envelope.address
-        reverted = TaskReverted(output=answer.output, attempt=work.event.attempt, by=self.id, error=error)
-        await self._record(self._log.subjects.task(address.run_id, address.n, "reverted"), reverted, work)
-
-    async def _record(self, subject: str, event: Event, work: Work) -> None:
-        """Append what became of a late answer, however long that takes."""
-        envelope = work.envelope
-        while True:
-            try:
-                await self._log.append(
-                    subject,
-                    event,
-                    correlation_id=envelope.correlation_id,
-                    causation_id=envelope.id,
-                    traceparent=envelope.traceparent,
-                )
-            except UnavailableError:
-                await asyncio.sleep(OFFER_AGAIN_S)
-            except CuebookError:
-                logger.exception("what became of a late answer cannot be recorded", extra={"instance": self.id})
-                return
-            else:
-                return
+    def _move(self) -> None:
+        self._moved_at = time.monotonic()
 
     def _finish(self, work: Work, *, settled: bool = True) -> None:
         address = work.envelope.address
         if self._shelf is not None and settled:
             self._shelf.settle(work.assigned, self._safely_received)
-        if self._work.get((address.run_id, address.n)) is work:
+        if self._is_ours(work):
             del self._work[address.run_id, address.n]
         self.handled += 1
         if not self._work:
             self._idle.set()
-
-    def _report(self, work: Work, message: str, fraction: float | None) -> None:
-        """As `_progress`, from any thread."""
-        progress = TaskProgressed(message=str(message)[:MAX_MESSAGE], fraction=fraction, attempt=work.event.attempt)
-        if threading.get_ident() == self._thread:
-            self._progress(work, progress)
-        else:
-            self._loop.call_soon_threadsafe(self._progress, work, progress)
-
-    def _progress(self, work: Work, progress: TaskProgressed) -> None:
-        """Store progress at most once a second per task; what comes in between is replaced by what comes later."""
-        scheduled, work.progress = work.progress is not None, progress
-        self._moved_at = time.monotonic()
-        if not scheduled:
-            wait_s = max(0.0, work.reported_at + PROGRESS_EVERY_S - time.monotonic())
-            self._loop.call_later(wait_s, self._send_progress, work)
-
-    def _send_progress(self, work: Work) -> None:
-        progress, work.progress = work.progress, None
-        work.reported_at = time.monotonic()
-        address = work.envelope.address
-        if progress is None or self._work.get((address.run_id, address.n)) is not work:
-            return
-
-        def done(_: int, error: CuebookError | None) -> None:
-            if error is not None:
-                self._logger.warning("progress was not stored: %s", error)
-
-        try:
-            self._log.post(
-                self._log.subjects.progress(address.run_id, address.n),
-                progress,
-                correlation_id=work.envelope.correlation_id,
-                causation_id=work.envelope.id,
-                done=done,
-            )
-        except PoisonMessageError as error:
-            self._logger.warning("progress cannot be stored: %s", error)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
