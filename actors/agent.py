@@ -287,8 +287,12 @@ class _HandlerDecorator:
 class Agent:
     """Base class of agents. `name` is how tasks are addressed to it; all its instances share its work.
 
-    `concurrency`: tasks one instance handles at once. `labels`: what placement may require. After `recycle_after` tasks
-    the instance is replaced by a fresh one (0: never). `heartbeat_s`: how often it says that it lives.
+    `concurrency`: tasks one instance handles at once. `labels`: what placement may require, beside the `version`. After
+    `recycle_after` tasks the instance is replaced by a fresh one (0: never). `heartbeat_s`: how often it says that it
+    lives.
+
+    At the edge (see `cuebook serve edge`): `offline_for_s`: for how long the link may be cut before its tasks go to
+    others. `ahead`: tasks beyond `concurrency` that an instance is given in advance, so that it has work meanwhile.
     """
 
     name: ClassVar[str]
@@ -297,6 +301,8 @@ class Agent:
     labels: ClassVar[dict[str, str]] = {}
     recycle_after: ClassVar[int] = DEFAULT_RECYCLE_AFTER
     heartbeat_s: ClassVar[float] = 1.0
+    offline_for_s: ClassVar[float] = 0.0
+    ahead: ClassVar[int] = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -305,6 +311,11 @@ class Agent:
         if cls.concurrency < 1 or cls.recycle_after < 0 or not 0 < cls.heartbeat_s < math.inf:
             raise ConfigurationError(
                 f"agent {cls.__name__} needs concurrency >= 1, recycle_after >= 0 and heartbeat_s > 0"
+            )
+        if cls.ahead < 0 or not 0 <= cls.offline_for_s < math.inf or (cls.ahead and not cls.offline_for_s):
+            raise ConfigurationError(
+                f"agent {cls.__name__} needs offline_for_s >= 0 and ahead >= 0, and ahead only with offline_for_s",
+                remedy="a task waits in advance for at most offline_for_s; without it, it would run out of time",
             )
         if not all(isinstance(text, str) for text in (cls.version, *cls.labels, *cls.labels.values())):
             raise ConfigurationError(f"version and labels of agent {cls.__name__} must be strings")

@@ -12,47 +12,43 @@ import json
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent, PermanentError, Task
+from cuebook.actors.answering import OFFER_AGAIN_S, Answering
 from cuebook.actors.attempt import (
-    MAX_MESSAGE,
-    InvalidOutputError,
     NotFinishedError,
     PreparedHandler,
-    error_of,
     raise_from_a_person,
 )
 from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator.state import TaskState, fold_run
+from cuebook.actors.progress import Progress
+from cuebook.actors.shelf import KeptTask, Shelf
+from cuebook.actors.work import Work
 from cuebook.events.envelope import Envelope, to_datetime
-from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
+from cuebook.events.errors import UnavailableError
 from cuebook.events.facts import (
     AgentDraining,
     AgentRegistered,
     AgentStopped,
-    Error,
     Event,
-    TaskAborted,
     TaskAssigned,
     TaskCancelled,
     TaskCompleted,
-    TaskEscalated,
     TaskFailed,
-    TaskProgressed,
-    TaskRejected,
     TaskRetried,
-    TaskReverted,
 )
 from cuebook.events.feed import delivery_numbers
-from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.log import EventLog
+from cuebook.events.release import release
 
 if TYPE_CHECKING:
-    from cuebook.telemetry.attempt import Attempt
+    from cuebook.actors.handling import Handling
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["Instance"]
@@ -60,10 +56,7 @@ __all__ = ["Instance"]
 DRAIN_SIGNAL_S = 2.0
 """How long a draining instance waits to hear that the orchestrator knows."""
 LINGER_S = 0.25
-PROGRESS_EVERY_S = 1.0
-OFFER_AGAIN_S = 1.0
 _LONGEST_S = 1e9
-_ENDED_WITHOUT_RESULT = (TaskCancelled, TaskAborted)
 SAY_S = 5.0
 """How long an instance tries to say that it drains or stops; when the log is away, its silence says the same."""
 BLOCKED_S = 1.0
@@ -71,59 +64,7 @@ STUCK_AFTER_S = 5.0
 """A handler that is so much over its time, while nothing else moves, will not let go by itself."""
 _WRONG = {"retried": "handed_back", "cancelled": "cancelled"}
 """How a span calls what an attempt ended with that was neither a result nor an error."""
-_MOVES = (
-    TaskAssigned,
-    TaskCompleted,
-    TaskFailed,
-    TaskRetried,
-    TaskEscalated,
-    TaskAborted,
-    TaskCancelled,
-    TaskRejected,
-)
-"""Facts by which an assigned task moves on. After any other an answer still counts."""
-
 logger = logging.getLogger(__name__)
-
-
-class _Work:
-    """One assignment being handled."""
-
-    __slots__ = (
-        "answer_id",
-        "assigned",
-        "attempt",
-        "began",
-        "cancel_reason",
-        "envelope",
-        "event",
-        "handing_back",
-        "progress",
-        "reported_at",
-        "running",
-        "task",
-        "traceparent",
-        "unwanted",
-    )
-
-    def __init__(self, envelope: Envelope, event: TaskAssigned) -> None:
-        self.envelope, self.event = envelope, event
-        self.assigned = envelope.sequence
-        self.began = time.monotonic()
-        self.cancel_reason: str | None = None
-        self.handing_back = self.running = self.unwanted = False
-        self.task: asyncio.Task[None] | None = None
-        self.progress: TaskProgressed | None = None
-        self.reported_at = -math.inf
-        self.attempt: Attempt | None = None
-        self.traceparent = envelope.traceparent
-        self.answer_id = ""
-
-    def cancel(self) -> None:
-        """End the handling. A task that asyncio has not begun with yet would go without a word, so that one is told."""
-        self.unwanted = True
-        if self.running and self.task is not None:
-            self.task.cancel()
 
 
 class Instance:
@@ -136,22 +77,29 @@ class Instance:
         on_spent: Callable[[Instance], None],
         *,
         tracing: Tracing | None = None,
+        shelf: Shelf | None = None,
+        handling: Handling | None = None,
     ) -> None:
-        self._tracing = tracing
+        """Take the settings. With a `shelf`, which must be open, it goes on where the process before it has ended."""
+        self._tracing, self._shelf = tracing, shelf
         if tracing is not None:  # the import too is only for those who want traces
             from cuebook.telemetry.attempt import begin_attempt
 
             self._begin_tracing = begin_attempt
-        self.id = f"i{os.urandom(5).hex()}"
+        self._measured = handling.of(agent_class.name) if handling is not None else None
+        self.id = (shelf.instance if shelf is not None else "") or f"i{os.urandom(5).hex()}"
         self.agent_class, self.agent = agent_class, agent_class()
-        self.slots = agent_class.concurrency
+        self.slots = agent_class.concurrency + agent_class.ahead
+        self._room: AbstractAsyncContextManager[object] = (
+            asyncio.Semaphore(agent_class.concurrency) if agent_class.ahead else nullcontext()
+        )
         self.handled = 0
         self.pending = 0
         """Assignments that are on their way to it, as the server last said."""
         self.draining = False
         self._log, self._on_spent = log, on_spent
-        self._work: dict[tuple[str, int], _Work] = {}
-        self._handling: set[_Work] = set()
+        self._work: dict[tuple[str, int], Work] = {}
+        self._handling: set[Work] = set()
         """Those whose handler runs, also after the task has moved on to others."""
         self._idle = asyncio.Event()
         self._idle.set()
@@ -160,10 +108,11 @@ class Instance:
         self._expected = 1
         self._gapped = False
         self._seen: set[int] = set()
+        self._keeping: set[int] = set()
+        """Assignments that are being stored at the edge."""
         self._last_receipt = 0.0
         self._moved_at = 0.0
         self._taken = 0
-        self._offers: set[asyncio.Task[None]] = set()
         self._leave_by = math.inf
         self._left = asyncio.Event()
         self._logger = logging.LoggerAdapter(
@@ -173,7 +122,7 @@ class Instance:
     @property
     def is_spent(self) -> bool:
         """It has taken as many tasks as its class wants of one instance."""
-        return self._taken >= self.agent_class.recycle_after > 0
+        return self._shelf is None and self._taken >= self.agent_class.recycle_after > 0
 
     @property
     def in_flight(self) -> int:
@@ -190,7 +139,7 @@ class Instance:
         now = time.monotonic()
         handling = [work for work in self._handling if work.task is not None and not work.task.done()]
         over = [work for work in handling if now > work.began + work.event.timeout_s + STUCK_AFTER_S]
-        alone = len(over) == len(handling) or len(over) >= self.slots
+        alone = len(over) == len(handling) or len(over) >= self.agent_class.concurrency
         if not over or not alone or now < self._moved_at + STUCK_AFTER_S:
             return []
         return [f"{one.envelope.address.run_id}/{one.envelope.address.n} {one.event.handler}" for one in over]
@@ -201,7 +150,18 @@ class Instance:
         handlers = cls.handlers()
         deadlines = Deadlines()
         self._handlers = {name: PreparedHandler(one, self.agent, deadlines) for name, one in handlers.items()}
-        self._thread = threading.get_ident()
+        self._answering = Answering(
+            self._log,
+            cls.name,
+            self.id,
+            self._handlers,
+            context=lambda work: self._context(work, reverting=True),
+            finish=self._finish,
+            agent_logger=self._logger,
+            shelf=self._shelf,
+            measured=self._measured,
+        )
+        self._progress = Progress(self._log, is_ours=self._is_ours, on_progress=self._move, agent_logger=self._logger)
         self._loop, connection = asyncio.get_running_loop(), self._log.connection
         await self.agent.start()
         self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
@@ -211,19 +171,57 @@ class Instance:
             handlers={name: handler.spec() for name, handler in handlers.items()},
             version=cls.version,
             labels=dict(cls.labels),
-            recycle_after=cls.recycle_after,
+            recycle_after=cls.recycle_after if self._shelf is None else 0,
             heartbeat_s=cls.heartbeat_s,
             description=inspect.cleandoc(cls.__doc__ or ""),  # not that of the base class
             host=os.uname().nodename,
             pid=os.getpid(),
+            offline_for_s=cls.offline_for_s,
         )
         try:
-            await self._append("registered", registered, expected=0)
+            if self._shelf is not None and self._shelf.instance:
+                self._resume(self._shelf, registered)
+            else:
+                if self._shelf is not None:
+                    await self._shelf.claim(self.id)
+                await self._append("registered", registered, expected=0)
         except BaseException:
             await self._close()
             raise
         self._heart = self._loop.create_task(self._beat())
         logger.info("registered", extra={"agent": cls.name, "instance": self.id, "slots": self.slots})
+
+    def _resume(self, shelf: Shelf, registered: AgentRegistered) -> None:
+        """Go on with what the process before us had, at once, and say so when the log can be reached."""
+        self._received = shelf.received
+        self._seen = {task.sequence for task in shelf.tasks if task.sequence > shelf.received}
+        self._answering.start(self._register(registered))
+        for kept in shelf.tasks:
+            envelope = self._log.decode(kept.subject, kept.body, kept.sequence, kept.recorded_at, None)
+            assert isinstance(envelope, Envelope), "it was an assignment when it was kept"
+            assert isinstance(envelope.event, TaskAssigned), "as above"
+            work = Work(envelope, envelope.event)
+            self._work[envelope.address.run_id, envelope.address.n] = work
+            self._idle.clear()
+            if kept.fact:
+                address = envelope.address
+                under = self._log.subjects.task(address.run_id, address.n, kept.fact)
+                answer = self._log.decode(under, kept.answer, 0, kept.recorded_at, None)
+                assert isinstance(answer, Envelope), "we have encoded it"
+                work.answer_id = answer.id
+                self._answering.offer(work, kept.fact, answer.event, work.assigned)
+            else:
+                work.task = self._loop.create_task(self._handle(work))
+        logger.info("goes on with %d tasks that it had", len(shelf.tasks), extra={"instance": self.id})
+
+    async def _register(self, registered: AgentRegistered) -> None:
+        while True:
+            try:
+                await self._append("registered", registered)
+            except UnavailableError:
+                await asyncio.sleep(OFFER_AGAIN_S)
+            else:
+                return
 
     async def drain(self, reason: str, *, within_s: float = 30.0) -> None:
         """Take nothing new, finish what is in flight or hand it back after `within_s`, and leave.
@@ -250,6 +248,17 @@ class Instance:
         await self._close()
         self._left.set()
 
+    async def leave_work(self, *, within_s: float) -> None:
+        """End while the log is away: what runs may finish, and all else stays on the shelf for the next process."""
+        self.draining = True
+        for work in list(self._work.values()):
+            if work not in self._handling:
+                work.put_down()
+        by = time.monotonic() + within_s
+        while (tasks := [one.task for one in self._handling if one.task]) and (left := by - time.monotonic()) > 0:
+            await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await self.abandon()
+
     async def _leave(self, reason: str, within_s: float) -> None:
         await self._say("draining", AgentDraining(reason=reason))
         await _wait(self._drain_known, min(DRAIN_SIGNAL_S, within_s))
@@ -263,12 +272,16 @@ class Instance:
             if not await _wait(self._idle, OFFER_AGAIN_S):
                 logger.warning("%d tasks do not let go", len(self._work), extra={"instance": self.id})
         self._heart.cancel()
-        await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
+        if self._shelf is None or not self._work:  # else the next process goes on under our name
+            if self._shelf is not None:
+                await self._shelf.forget()
+            await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
         await self._close()
 
     async def _close(self) -> None:
-        for offer in self._offers:
-            offer.cancel()
+        self._answering.close()
+        if self._shelf is not None:
+            await self._shelf.close()
         await self._delivery.close()
         await self._control.close()
         try:
@@ -304,7 +317,13 @@ class Instance:
     async def _beat(self) -> None:
         subject = self._log.subjects.heartbeat(self.agent_class.name, self.id)
         while True:
-            beat = {"received": self._received, "in_flight": len(self._work), "handled": self.handled}
+            beat = {
+                "received": self._safely_received,
+                "in_flight": len(self._work),
+                "handled": self.handled,
+                "release": release(),
+                "time": time.time_ns() // 1000,  # how far its clock is off can be seen from outside
+            }
             self._log.connection.post(subject, json.dumps(beat).encode())
             due = time.monotonic() + self.agent_class.heartbeat_s
             await asyncio.sleep(self.agent_class.heartbeat_s)
@@ -333,20 +352,31 @@ class Instance:
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)
         if not self._is_new(sequence, delivered):
+            if self._measured is not None:
+                self._measured.redelivered += 1
             return
         envelope = self._log.decode(subject.decode("utf-8", "replace"), payload, sequence, recorded_ns // 1000, headers)
         if not isinstance(envelope, Envelope) or not isinstance(envelope.event, TaskAssigned):
             logger.error("not an assignment: %s", envelope, extra={"instance": self.id})
             return
-        work = _Work(envelope, envelope.event)
+        work = Work(envelope, envelope.event)
         self._work[envelope.address.run_id, envelope.address.n] = work
         self._idle.clear()
         self._taken += 1
         self._last_receipt = work.began
-        self._handling.add(work)
-        work.task = self._loop.create_task(self._handle(work))
-        if self._taken == self.agent_class.recycle_after and not self.draining:
+        if self._shelf is None:
+            work.task = self._loop.create_task(self._handle(work))
+        else:
+            kept = KeptTask(subject=envelope.subject, body=payload, sequence=sequence, recorded_at=recorded_ns // 1000)
+            self._keeping.add(sequence)
+            work.task = self._loop.create_task(self._keep_and_handle(self._shelf, work, kept))
+        if self.is_spent and self._taken == self.agent_class.recycle_after and not self.draining:
             self._on_spent(self)
+
+    @property
+    def _safely_received(self) -> int:
+        """Up to where its assignments have come, and are stored where it has a shelf."""
+        return min(self._keeping) - 1 if self._keeping else self._received
 
     def _is_new(self, sequence: int, delivered: int) -> bool:
         """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""
@@ -370,7 +400,13 @@ class Instance:
 
     # --- handling ---
 
-    async def _handle(self, work: _Work) -> None:
+    async def _keep_and_handle(self, shelf: Shelf, work: Work, kept: KeptTask) -> None:
+        await shelf.keep(kept)
+        self._keeping.discard(kept.sequence)
+        shelf.note(self._safely_received)
+        await self._handle(work)
+
+    async def _handle(self, work: Work) -> None:
         event = work.event
         fact: str
         answer: Event
@@ -383,24 +419,23 @@ class Instance:
             if handler is None:
                 named = f"{self.agent_class.name} {self.agent_class.version}"
                 raise PermanentError(f"{named} has no handler {event.handler!r}")  # noqa: TRY301 - as the author's
-            if event.compensates is not None and event.input is None:
-                event = replace(event, input=await self._done_before(work, event.compensates))
-            output = await handler.call(event, self._context, work)
+            async with self._room:
+                work.began = time.monotonic()
+                self._handling.add(work)
+                if event.compensates is not None and event.input is None:
+                    event = replace(event, input=await self._done_before(work, event.compensates))
+                output = await handler.call(event, self._context, work)
         except asyncio.CancelledError:
-            if work.handing_back:
-                fact, answer = "retried", TaskRetried(reason=f"handed back by {self.id}")
-            elif work.cancel_reason is not None:
-                fact, answer = "cancelled", TaskCancelled(reason=work.cancel_reason)
-            elif work.task is not None and work.task.cancelling():
-                self._finish(work)
+            ended = self._cancelled(work)
+            if ended is None:
+                self._finish(work, settled=False)
                 raise
-            else:  # not us: something that the handler awaited was cancelled
-                fact, answer = "failed", self._failure(work, NotFinishedError("the handler ended as if cancelled"))
+            fact, answer = ended
         except GeneratorExit:
             raise  # not the author's: the loop is being ended
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
             raise_from_a_person(error)
-            fact, answer = "failed", self._failure(work, error)
+            fact, answer = "failed", self._answering.failure(work, error)
         else:
             duration_s = round(time.monotonic() - work.began, 6)
             fact, answer = (
@@ -410,22 +445,38 @@ class Instance:
         finally:
             self._handling.discard(work)
             self._moved_at = time.monotonic()
+        if self._measured is not None:
+            self._measured.ended(fact, self._moved_at - work.began)
         self._end_attempt(work, fact, answer)
-        self._offer(work, fact, answer, work.assigned)
+        if self._shelf is not None:
+            work.running = False  # from here on only the log decides
+            fact, answer = await self._answering.shelve(self._shelf, work, fact, answer)
+        self._answering.offer(work, fact, answer, work.assigned)
 
-    def _begin_attempt(self, work: _Work) -> None:
+    def _cancelled(self, work: Work) -> tuple[str, Event] | None:
+        """What is answered for a handler that was cancelled; None where the process ends or the work is put down."""
+        if work.handing_back:
+            return "retried", TaskRetried(reason=f"handed back by {self.id}")
+        if work.cancel_reason is not None:
+            return "cancelled", TaskCancelled(reason=work.cancel_reason)
+        if work.task is not None and work.task.cancelling():
+            return None
+        # not us: something that the handler awaited was cancelled
+        return "failed", self._answering.failure(work, NotFinishedError("the handler ended as if cancelled"))
+
+    def _begin_attempt(self, work: Work) -> None:
         if self._tracing is not None:
             work.attempt, work.traceparent = self._begin_tracing(
                 self._tracing, work.envelope, work.event, self._log.subjects.space
             )
 
-    def _end_attempt(self, work: _Work, fact: str, answer: Event) -> None:
+    def _end_attempt(self, work: Work, fact: str, answer: Event) -> None:
         if work.attempt is not None:
             work.attempt.leave()
             wrong = answer.error.type if isinstance(answer, TaskFailed) else _WRONG.get(fact, "")
             work.attempt.answered(fact, wrong)
 
-    async def _done_before(self, work: _Work, n: int) -> dict[str, Any]:
+    async def _done_before(self, work: Work, n: int) -> dict[str, Any]:
         """Input and output of the step to undo, together too large for one event; read from where they are recorded."""
         run_id = work.envelope.address.run_id
         scope = self._log.subjects.task_scope(run_id, n)
@@ -437,7 +488,7 @@ class Instance:
             await asyncio.sleep(OFFER_AGAIN_S)  # from a replica that is behind
         raise UnavailableError(f"the log does not show step {n} of {run_id} as completed")
 
-    def _context(self, work: _Work, *, reverting: bool = False) -> Task:
+    def _context(self, work: Work, *, reverting: bool = False) -> Task:
         address, envelope = work.envelope.address, work.envelope
         return Task(
             run_id=address.run_id,
@@ -450,161 +501,26 @@ class Instance:
             logger=self._logger,
             traceparent=work.traceparent,
             reverting=reverting,
-            report=lambda message, fraction: self._report(work, message, fraction),
+            report=lambda message, fraction: self._progress.report(work, message, fraction),
         )
 
-    def _failure(self, work: _Work, error: BaseException) -> TaskFailed:
-        if not isinstance(error, CuebookError):
-            self._logger.warning("handler raised", exc_info=error, extra={"run_id": work.envelope.address.run_id})
-        duration_s = round(time.monotonic() - work.began, 6)
-        return TaskFailed(error=error_of(error), attempt=work.event.attempt, duration_s=duration_s, by=self.id)
-
-    # --- answering ---
-
-    def _offer(self, work: _Work, fact: str, answer: Event, expected: int) -> None:
-        """Append the outcome; what becomes of it is settled in `_offered`."""
-        envelope, subjects = work.envelope, self._log.subjects
-        run_id, n = envelope.address.run_id, envelope.address.n
-
-        def done(_: int, error: CuebookError | None) -> None:
-            if error is None:
-                if work.attempt is not None:
-                    work.attempt.accepted(work.answer_id)
-                self._finish(work)
-            else:
-                offer = asyncio.get_running_loop().create_task(self._offered(work, fact, answer, expected, error))
-                self._offers.add(offer)
-                offer.add_done_callback(self._offers.discard)
-
-        try:
-            work.answer_id = self._log.post(
-                subjects.task(run_id, n, fact),
-                answer,
-                scope=subjects.task_scope(run_id, n),
-                expected=expected,
-                correlation_id=envelope.correlation_id,
-                causation_id=envelope.id,
-                traceparent=envelope.traceparent,
-                done=done,
-            )
-        except PoisonMessageError as error:
-            failure = self._failure(work, InvalidOutputError(str(error)))
-            self._offer(work, "failed", failure, expected)
-
-    async def _offered(self, work: _Work, fact: str, answer: Event, expected: int, error: CuebookError) -> None:
-        """The answer was not taken: offer it again where the task is still ours, drop it where it has moved on."""
-        if not isinstance(error, ConcurrencyConflictError):
-            await asyncio.sleep(OFFER_AGAIN_S)
-            self._offer(work, fact, answer, expected)
-            return
-        since = await self._facts_since(work, expected)
-        if not any(isinstance(item.event, _MOVES) for item in since if isinstance(item, Envelope)):
-            self._offer(work, fact, answer, since[-1].sequence)
-            return
+    def _is_ours(self, work: Work) -> bool:
+        """Whether this is still what we have of its task."""
         address = work.envelope.address
-        logger.info(
-            "answer not needed any more: the task has moved on",
-            extra={"instance": self.id, "run_id": address.run_id, "n": address.n},
-        )
-        ended = [item for item in since if isinstance(item, Envelope) and isinstance(item.event, _ENDED_WITHOUT_RESULT)]
-        if ended and isinstance(answer, TaskCompleted) and work.event.compensates is None:
-            await self._revert(work, answer)
-        self._finish(work)
+        return self._work.get((address.run_id, address.n)) is work
 
-    async def _facts_since(self, work: _Work, sequence: int) -> list[Envelope | Unreadable]:
-        """What was stored about the task after a sequence; there is something, or our answer would have been taken."""
+    def _move(self) -> None:
+        self._moved_at = time.monotonic()
+
+    def _finish(self, work: Work, *, settled: bool = True) -> None:
         address = work.envelope.address
-        scope = self._log.subjects.task_scope(address.run_id, address.n)
-        while True:
-            try:
-                if since := await self._log.scope_history(scope, after=sequence):
-                    return since
-            except CuebookError as error:
-                logger.info("cannot look at the task's history: %s", error, extra={"instance": self.id})
-            await asyncio.sleep(OFFER_AGAIN_S)
-
-    async def _revert(self, work: _Work, answer: TaskCompleted) -> None:
-        """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""
-        handler, event = self._handlers[work.event.handler], work.event
-        error: Error | None = None
-        if not handler.can_undo:
-            error = Error(type="NoCompensationError", message="the handler has no compensation")
-        else:
-            try:
-                await handler.undo(
-                    event.input, answer.output, event.timeout_s, lambda: self._context(work, reverting=True)
-                )
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
-            except BaseException as raised:  # noqa: BLE001 - whatever the author's code raises
-                raise_from_a_person(raised)
-                error = self._failure(work, raised).error
-        if error is not None:
-            logger.warning("a late effect was not undone: %s", error.message, extra={"instance": self.id})
-        address, envelope = work.envelope.address, work.envelope
-        reverted = TaskReverted(output=answer.output, attempt=work.event.attempt, by=self.id, error=error)
-        while True:
-            try:
-                await self._log.append(
-                    self._log.subjects.task(address.run_id, address.n, "reverted"),
-                    reverted,
-                    correlation_id=envelope.correlation_id,
-                    causation_id=envelope.id,
-                    traceparent=envelope.traceparent,
-                )
-            except UnavailableError:
-                await asyncio.sleep(OFFER_AGAIN_S)
-            except CuebookError:
-                logger.exception("a reverted effect cannot be recorded", extra={"instance": self.id})
-                return
-            else:
-                return
-
-    def _finish(self, work: _Work) -> None:
-        address = work.envelope.address
-        if self._work.get((address.run_id, address.n)) is work:
+        if self._shelf is not None and settled:
+            self._shelf.settle(work.assigned, self._safely_received)
+        if self._is_ours(work):
             del self._work[address.run_id, address.n]
         self.handled += 1
         if not self._work:
             self._idle.set()
-
-    def _report(self, work: _Work, message: str, fraction: float | None) -> None:
-        """As `_progress`, from any thread."""
-        progress = TaskProgressed(message=str(message)[:MAX_MESSAGE], fraction=fraction, attempt=work.event.attempt)
-        if threading.get_ident() == self._thread:
-            self._progress(work, progress)
-        else:
-            self._loop.call_soon_threadsafe(self._progress, work, progress)
-
-    def _progress(self, work: _Work, progress: TaskProgressed) -> None:
-        """Store progress at most once a second per task; what comes in between is replaced by what comes later."""
-        scheduled, work.progress = work.progress is not None, progress
-        self._moved_at = time.monotonic()
-        if not scheduled:
-            wait_s = max(0.0, work.reported_at + PROGRESS_EVERY_S - time.monotonic())
-            self._loop.call_later(wait_s, self._send_progress, work)
-
-    def _send_progress(self, work: _Work) -> None:
-        progress, work.progress = work.progress, None
-        work.reported_at = time.monotonic()
-        address = work.envelope.address
-        if progress is None or self._work.get((address.run_id, address.n)) is not work:
-            return
-
-        def done(_: int, error: CuebookError | None) -> None:
-            if error is not None:
-                self._logger.warning("progress was not stored: %s", error)
-
-        try:
-            self._log.post(
-                self._log.subjects.progress(address.run_id, address.n),
-                progress,
-                correlation_id=work.envelope.correlation_id,
-                causation_id=work.envelope.id,
-                done=done,
-            )
-        except PoisonMessageError as error:
-            self._logger.warning("progress cannot be stored: %s", error)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:

@@ -8,18 +8,22 @@ import os
 from typing import TYPE_CHECKING
 
 from cuebook.actors.agent import Agent
+from cuebook.actors.edge import Edge
 from cuebook.actors.instance import Instance
+from cuebook.actors.shelf import Shelf
 from cuebook.events.connection import Connection
-from cuebook.events.errors import UnavailableError
+from cuebook.events.errors import StreamMissingError, UnavailableError
 from cuebook.events.log import EventLog
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
+    from cuebook.actors.handling import Handling
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["AgentHost"]
 
 DRAIN_S = 30.0
+RETRY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +32,28 @@ class AgentHost:
     """Keeps one instance of each given agent class running, renews those that are spent, drains all at the end."""
 
     def __init__(
-        self, connection: Connection, space: str, agents: list[type[Agent]], *, tracing: Tracing | None = None
+        self,
+        connection: Connection,
+        space: str,
+        agents: list[type[Agent]],
+        *,
+        tracing: Tracing | None = None,
+        edge: Edge | None = None,
+        handling: Handling | None = None,
     ) -> None:
-        self._tracing = tracing
+        """Take the settings. With `edge`, work goes on there while the log cannot be reached.
+
+        `handling` is told how long handlers take; it measures over all instances of this host.
+        """
+        self._tracing, self._handling, self._edge, self._space = tracing, handling, edge, space
         for cls in agents:
             cls.handlers()
         self._agents = agents
         self.log = EventLog(connection, space, source="agents")
         self.ready = asyncio.Event()
         self.instances: list[Instance] = []
+        self.drained: list[str] = []
+        """Agents whose instance was asked to leave, as by `cuebook agent drain`: they are not served here any more."""
         self.drain_s = DRAIN_S
         self._handled = 0
         self._stopping = asyncio.Event()
@@ -56,11 +73,15 @@ class AgentHost:
         """
         self.drain_s = drain_s
         async with self.log:
-            refuse_recording(await self.log.verify())
+            if self._edge is None:
+                refuse_recording(await self.log.verify())
             self.log.source = f"agents-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
             try:
-                for cls in self._agents:
-                    await self._add(cls)
+                if self._edge is None:
+                    for cls in self._agents:
+                        await self._add(cls)
+                else:
+                    await self._add_at_edge(self._edge)
                 self.ready.set()
                 await self._until_stopped()
             finally:
@@ -68,7 +89,7 @@ class AgentHost:
                 while self.instances or self._renewals:
                     leaving = [self._retire(one, "stopped", self.drain_s) for one in self.instances]
                     await asyncio.gather(*leaving, *self._renewals.values())
-                if not self.log.connection.is_closed:
+                if not self.log.connection.is_closed and (self._edge is None or self._edge.linked):
                     await self.log.appender.flushed()
         if self._failure is not None:
             raise self._failure
@@ -94,14 +115,30 @@ class AgentHost:
         if self.log.connection.is_closed and self._failure is None:
             self._failure = UnavailableError("the connection to NATS was closed for good")
 
-    async def _add(self, cls: type[Agent]) -> None:
-        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing)
+    async def _add(self, cls: type[Agent], shelf: Shelf | None = None) -> None:
+        instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing, shelf=shelf, handling=self._handling)
         await instance.start()
         self.instances.append(instance)
+
+    async def _add_at_edge(self, edge: Edge) -> None:
+        """First those that have been here before, which need no log; then those that have to register with it."""
+        shelves = [(cls, await edge.shelf(self._space, cls.name)) for cls in self._agents]
+        for cls, shelf in sorted(shelves, key=lambda one: not one[1].instance):
+            while not self._stopping.is_set():
+                try:
+                    if not shelf.instance:
+                        refuse_recording(await self.log.verify())
+                    await self._add(cls, shelf)
+                    break
+                except (UnavailableError, StreamMissingError) as error:
+                    logger.warning("an agent that was never here waits for the log: %s", error)
+                    await asyncio.sleep(RETRY_S)
 
     async def _retire(self, instance: Instance, reason: str, within_s: float) -> None:
         if self.log.connection.is_closed:
             await instance.abandon()
+        elif self._edge is not None and not self._edge.linked:
+            await instance.leave_work(within_s=within_s)
         else:
             await instance.drain(reason, within_s=within_s)
         if instance in self.instances:
@@ -121,7 +158,9 @@ class AgentHost:
     async def _renew(self, instance: Instance, reason: str) -> None:
         """A fresh instance first, then the old one leaves: no moment without slots. No reason: it just leaves."""
         try:
-            if reason and not self._stopping.is_set():
+            if not reason:
+                self.drained.append(instance.agent_class.name)
+            elif not self._stopping.is_set():
                 await self._add(instance.agent_class)
             await self._retire(instance, reason or "drain requested", self.drain_s)
         except Exception as error:  # a renewal that fails ends the process, which its supervisor restarts

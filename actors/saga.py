@@ -20,7 +20,7 @@ import hashlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, TypeVarTuple, cast, get_args, get_type_hints, overload
@@ -56,6 +56,7 @@ __all__ = [
 
 MAX_STEPS = 10_000
 """Of one run. All of it is in the orchestrator's memory, and is gone through again after each restart."""
+MAX_VERSION_LENGTH = 64
 MAX_UNDOABLE = 4_000
 """Calls of one run that can be undone; one event names them all."""
 
@@ -209,7 +210,7 @@ class Run:
         """Ask an agent. Raises TaskFailedError, when awaited, if the task ended without a result.
 
         Higher `priority` is placed first (-100 to 100). Tasks of the same agent with the same `affinity` prefer the
-        same instance. `labels` must all be present on it.
+        same instance. `labels` must all be present on it; `{"version": "2"}` is its agent's version.
         """
         if not isinstance(handler, Handler):
             raise ConfigurationError(
@@ -339,9 +340,11 @@ class Saga(Generic[In, Out]):
         version: str,
         name: str,
         since: Since = "now",
+        continues: tuple[str, ...] = (),
     ) -> None:
         self.function, self.on, self.key, self.version, self.name = function, on, key, version, name
         self.since: Since = since
+        self.continues = continues
         self._types: tuple[DataType[In], DataType[Out]] | None = None
         self._schema: dict[str, Any] | None = None
 
@@ -400,7 +403,13 @@ def _name_run(saga: str, basis: str) -> str:
 
 
 def saga(
-    *, on: str = "", key: str = "", version: str = "1", name: str = "", since: Since = "now"
+    *,
+    on: str = "",
+    key: str = "",
+    version: str | int = "1",
+    name: str = "",
+    since: Since = "now",
+    continues: Sequence[str | int] = (),
 ) -> Callable[[Callable[[Run, In], Coroutine[Any, Any, Out]]], Saga[In, Out]]:
     """Make an async function a saga. An event on topic `on` starts a run; without `on` it is started by name only.
 
@@ -409,7 +418,15 @@ def saga(
     `since` matters once, when a saga of this name is first served on this topic: with "now" older events start nothing,
     with "beginning" every event that the log has starts its run. From then on all count, also those that came while
     no orchestrator ran.
+    A run goes on with the `version` that it started with, so serve the old code beside the new as long as it has open
+    runs; new runs are of the newest version, by the numbers in it. `continues` names older versions whose open runs
+    this code goes on with where theirs is not served: it must ask for the same steps as far as they have come.
     """
+    if isinstance(continues, str):
+        raise ConfigurationError(f"continues={continues!r} is one word", remedy='say continues=("1",)')
+    versions = [str(one) for one in (version, *continues)]
+    if not all(one.isprintable() and 0 < len(one) <= MAX_VERSION_LENGTH for one in versions):
+        raise ConfigurationError(f"a version is up to {MAX_VERSION_LENGTH} printable characters, such as 2 or 1.4")
     if since not in get_args(Since):
         raise ConfigurationError(f"since={since!r} is none of: {', '.join(get_args(Since))}")
     if since == "beginning" and not on:
@@ -421,6 +438,6 @@ def saga(
         for token in on.split(".") if on else ():
             check_token(token, "topic part")
         saga_name = check_token(name or function.__name__.strip("_").lower(), "saga")
-        return Saga(function, on, key, version, saga_name, since)
+        return Saga(function, on, key, versions[0], saga_name, since, tuple(versions[1:]))
 
     return decorate

@@ -17,12 +17,14 @@ from rich.console import Console
 
 from benchmarks.machine import machine_facts
 from benchmarks.measure import Result, measure
+from benchmarks.metrics import metrics_environment, scraped
 from benchmarks.report import show, show_conditions, show_cpu, show_round, write_json
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.stage import servers, stage
 from benchmarks.tracing import OFF, environment_of, sink
 from cuebook.events.errors import CuebookError
 
+ON = "on"
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 110
 """Where the output is no terminal."""
@@ -45,6 +47,7 @@ def main(
         Path | None, typer.Option(help="Folder for where each Python process spends its time, as text.")
     ] = None,
     tracing: Annotated[str, typer.Option(help="Share of runs that are traced, with commas: off,1%,100%.")] = OFF,
+    metrics: Annotated[str, typer.Option(help="Metrics served and scraped every second, with commas: off,on.")] = OFF,
     json: Annotated[Path | None, typer.Option(help="File for all numbers; benchmarks/results/<time>.json.")] = None,
 ) -> None:
     """Measure throughput, concurrency, latency and sagas on this machine, over the whole path from client to client."""
@@ -65,10 +68,14 @@ def main(
         [environment_of(share, "") for share in shares]
     except ValueError as error:
         raise typer.BadParameter(f"{tracing!r} is no list such as off,1%,100%") from error
+    scrapings = [word.strip() for word in metrics.split(",")]
+    if not set(scrapings) <= {OFF, ON}:
+        raise typer.BadParameter(f"{metrics!r} is no list such as off,on")
+    variants = list(itertools.product(shares, scrapings))
     results: list[Result] = []
     for with_projections in {"off": [False], "on": [True], "both": [False, True]}[projections]:
         try:
-            results += asyncio.run(_measure(console, chosen, rounds, with_projections, sync_always, samples, shares))
+            results += asyncio.run(_measure(console, chosen, rounds, with_projections, sync_always, samples, variants))
         except CuebookError as error:
             raise SystemExit(f"{error}\n{error.remedy}") from error
     show(console, results)
@@ -92,18 +99,23 @@ async def _measure(
     projections: bool,
     sync_always: bool,
     samples: Path | None,
-    shares: list[str],
+    variants: list[tuple[str, str]],
 ) -> list[Result]:
     results = []
-    with tempfile.TemporaryDirectory(prefix="cuebook-bench-") as directory, sink(shares) as endpoint:
+    with (
+        tempfile.TemporaryDirectory(prefix="cuebook-bench-") as directory,
+        sink([share for share, _ in variants]) as endpoint,
+    ):
         async with servers(Path(directory), projections=projections, sync_always=sync_always) as running:
-            for one, share in itertools.product(scenarios, shares):
-                traced = f", {share} traced" if share != OFF else ""
+            for one, (share, scraping) in itertools.product(scenarios, variants):
+                traced = (f", {share} traced" if share != OFF else "") + (", metrics" if scraping == ON else "")
+                env = environment_of(share, endpoint) | (metrics_environment() if scraping == ON else {})
                 console.print(f"[bold]{one.name}[/] {one.title}, projections {'on' if projections else 'off'}{traced}")
-                async with stage(running, environment_of(share, endpoint)) as ready:
+                async with stage(running, env) as ready:
                     line = partial(show_round, console, one)
-                    result = await measure(one, ready, rounds=rounds, samples=samples, on_round=line)
-                    results.append(replace(result, tracing=share))
+                    with scraped(env):
+                        result = await measure(one, ready, rounds=rounds, samples=samples, on_round=line)
+                    results.append(replace(result, tracing=share + (", metrics" if scraping == ON else "")))
     return results
 
 

@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cast import Stagehand, three
 from benchmarks.load import play
+from benchmarks.metrics import metrics_address
 from benchmarks.sampler import Sampler
 from benchmarks.scenarios import Scenario
 from cuebook.actors.client import Client
 from cuebook.actors.collector import settle_collector, tend_collector
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
+from cuebook.cli.metrics import (
+    handling_of,
+    measured,
+    tallies_of,
+    watch_agents,
+    watch_orchestrator,
+    watch_projections,
+)
 from cuebook.cli.tracing import traced
 from cuebook.events.connection import Connection, connect
 from cuebook.events.log import EventLog
@@ -40,7 +49,9 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 @asynccontextmanager
 async def _orchestrator(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
-    service = OrchestratorService(connection, options.space, [three], tracing=options.tracing)
+    tallies = tallies_of(options.metrics)
+    service = OrchestratorService(connection, options.space, [three], tracing=options.tracing, tallies=tallies)
+    watch_orchestrator(options.metrics, service, tallies)
     async with asyncio.TaskGroup() as group:
         group.create_task(service.run())
         await service.deciding.wait()
@@ -52,7 +63,9 @@ async def _orchestrator(connection: Connection, options: argparse.Namespace) -> 
 
 @asynccontextmanager
 async def _agents(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
-    host = AgentHost(connection, options.space, [Stagehand], tracing=options.tracing)
+    handling = handling_of(options.metrics)
+    host = AgentHost(connection, options.space, [Stagehand], tracing=options.tracing, handling=handling)
+    watch_agents(options.metrics, host, handling)
     async with asyncio.TaskGroup() as group:
         group.create_task(host.run())
         await host.ready.wait()
@@ -77,6 +90,7 @@ async def _client(connection: Connection, options: argparse.Namespace) -> AsyncI
 async def _projections(connection: Connection, options: argparse.Namespace) -> AsyncIterator[Answer]:
     async with EventLog(connection, options.space, source="projections") as log:
         runner = Runner(log, options.database, tracing=options.tracing)
+        watch_projections(options.metrics, runner, log, options.database)
         give_way()
 
         async def lag(_: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +163,13 @@ def _main() -> None:
     parser.add_argument("--database", default="")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = parser.parse_args()
-    with traced(f"benchmark-{options.role}") as options.tracing:
-        asyncio.run(_serve(options))
+    with asyncio.Runner() as runner:
+        service = f"benchmark-{options.role}"
+        with (
+            traced(service) as options.tracing,
+            measured(metrics_address(options.role), service, options.space, runner.get_loop()) as options.metrics,
+        ):
+            runner.run(_serve(options))
 
 
 if __name__ == "__main__":

@@ -47,18 +47,18 @@ class Program:
 
 
 class Restarts:
-    """The pauses before the next starts of one program."""
+    """The pauses before the next starts of one program. `give_up`: whether one that never stays up is given up."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, give_up: bool = True) -> None:
         """Begin with the shortest."""
-        self._next_s, self._quick_ends = FIRST_PAUSE_S, 0
+        self._next_s, self._quick_ends, self._give_up = FIRST_PAUSE_S, 0, give_up
 
     def pause_s(self, ran_s: float) -> float | None:
         """How long to wait after an end that came `ran_s` after the start; None: the program never stays up."""
         if ran_s >= STAYED_UP_S:
             self._next_s, self._quick_ends = FIRST_PAUSE_S, 0
         self._quick_ends += 1
-        if self._quick_ends >= QUICK_ENDS:
+        if self._quick_ends >= QUICK_ENDS and self._give_up:
             return None
         pause_s, self._next_s = self._next_s, min(self._next_s * 2, LONGEST_PAUSE_S)
         return pause_s

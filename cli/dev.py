@@ -48,6 +48,15 @@ def dev(
     nats_creds: Creds = "",
     database_url: DatabaseUrl = "",
     space: Space = DEFAULT_SPACE,
+    metrics: Annotated[
+        str,
+        flag(
+            "--metrics",
+            envvar="CUEBOOK_METRICS",
+            metavar="HOST:PORT",
+            help="Where the first process serves /metrics; the others have the ports after it.",
+        ),
+    ] = "",
 ) -> None:
     """Run servers, orchestrator, projections and your agents on this machine, until Ctrl-C.
 
@@ -70,6 +79,7 @@ def dev(
         agents=agents or [],
         example=example,
         nodes=nodes,
+        metrics=metrics,
     )
     with reported_errors(), contextlib.suppress(KeyboardInterrupt):
         development.check()

@@ -18,6 +18,7 @@ from cuebook.cli.auditing import default_name
 from cuebook.cli.children import Say
 from cuebook.cli.durability import syncs_always
 from cuebook.cli.loading import load_agents, load_sagas
+from cuebook.cli.metrics import following
 from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import NATS_URL, Servers, exports, servers
@@ -46,9 +47,13 @@ class Development:
         agents: Sequence[str],
         example: bool,
         nodes: int = 1,
+        metrics: str = "",
     ) -> None:
-        """Take the settings. `example`: serve the support desk as well. `nodes`: embedded nats-servers."""
-        self._nodes = nodes
+        """Take the settings. `example`: serve the support desk as well. `nodes`: embedded nats-servers.
+
+        `metrics`: HOST:PORT of the first process; the others have the ports after it.
+        """
+        self._nodes, self._metrics = nodes, metrics
         self._target, self._database_url, self._data_dir = target, database_url, data_dir
         self._own_sagas, self._own_agents, self._example = sagas, agents, example
         self._sagas = [*sagas, *([SAGA] if example else [])]
@@ -59,6 +64,7 @@ class Development:
         """Find all agents and sagas. Raises ConfigurationError for what cannot be served, before anything starts."""
         load_sagas(self._own_sagas)
         load_agents(self._own_agents)
+        following(self._metrics, len(self._agents) + 2)
 
     async def run(self, *, nats_port: int | None, postgres_port: int | None) -> None:
         """Run until cancelled. A port of None takes a free one."""
@@ -97,6 +103,7 @@ class Development:
                     say=self._print,
                     sealer=self._sealer() if own_log else [],
                     lost=upkeep.lost,
+                    metrics=self._metrics,
                 )
             )
             if desk is not None:
@@ -133,6 +140,8 @@ class Development:
     def _tell_ready(self, found: Servers, shared: dict[str, str]) -> None:
         served = [spec.rpartition(":")[2] for spec in (*self._sagas, *self._agents)]
         typer.echo(f"ready: {', '.join(['orchestrator', 'projections', *served])}")
+        if self._metrics:
+            typer.echo(f"metrics: each process has /metrics, from {self._metrics} on; its lines above say where")
         typer.echo("\nFor other terminals and programs:\n")
         for line in exports(shared):
             typer.echo(f"  {line}")

@@ -16,7 +16,7 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 
-__all__ = ["report_durability", "syncs_always"]
+__all__ = ["find_varz", "report_durability", "syncs_always"]
 
 TIMEOUT_S: Final = 1.0
 MONITOR_PORT: Final = 8222
@@ -47,18 +47,20 @@ async def syncs_always(connection: Connection, monitor_url: str = "") -> bool | 
 
     `monitor_url`: one or, of a cluster, several with commas; which of them is our server's is asked.
     """
-    info = await _ask(connection, "$SYS.REQ.USER.INFO")
-    server_id = (info or {}).get("server", {}).get("id")
+    varz = await find_varz(connection, monitor_url)
+    config = (varz or {}).get("jetstream", {}).get("config")
+    return bool(config.get("sync_always", False)) if config else None
+
+
+async def find_varz(connection: Connection, monitor_url: str = "") -> dict[str, Any] | None:
+    """What the server that we are connected to tells operators; None when it tells us nothing. As `syncs_always`."""
+    server_id = connection.server_info.get("server_id")
     if not server_id:
         return None
     answer = await _ask(connection, f"$SYS.REQ.SERVER.{server_id}.VARZ")  # only to the system account
     monitors = monitor_url.split(",") if monitor_url else _usual_monitors(connection)
     told = [answer.get("data") if answer else None, *[await asyncio.to_thread(_ask_monitor, url) for url in monitors]]
-    varz = next((one for one in told if one and one.get("server_id") == server_id), None)
-    if varz is None:
-        return None
-    config = varz.get("jetstream", {}).get("config")
-    return bool(config.get("sync_always", False)) if config else None
+    return next((one for one in told if one and one.get("server_id") == server_id), None)
 
 
 async def _ask(connection: Connection, subject: str) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ __all__ = [
     "Exit",
     "InputError",
     "Interruption",
+    "PluginExit",
     "print_error",
     "reported_errors",
 ]
@@ -58,6 +59,15 @@ class Exit(IntEnum):
     RUN_REJECTED = 15
     RUN_STUCK = 16
     RECYCLED = 17
+
+
+class PluginExit(IntEnum):
+    """What `cuebook doctor` and `cuebook check` end with, as every monitoring system reads it."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
 
 
 OUTCOMES = {

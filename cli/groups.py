@@ -11,9 +11,12 @@ from typing import Any, ClassVar, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cuebook.cli.exits import Exit, print_error
+from cuebook.cli.exits import Exit, PluginExit, print_error
 
 __all__ = ["LazyGroup", "Noun"]
+
+_PLUGINS = (["check"], ["doctor"])
+"""Commands that end as monitoring reads it: with 2 something is critical, a wrong command line is 3."""
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """The base of all mistakes on a command line; where typer keeps it differs between its releases."""
@@ -80,7 +83,7 @@ class LazyGroup(TyperGroup):
         except _UsageError as usage:
             path = usage.ctx.command_path if usage.ctx is not None else "cuebook"
             print_error(usage.format_message(), f"see '{path} --help'", as_json=_wants_json(arguments))
-            status = Exit.USAGE
+            status = PluginExit.UNKNOWN if path.split()[1:2] in _PLUGINS else Exit.USAGE
         sys.exit(status if isinstance(status, int) else Exit.OK)
 
 

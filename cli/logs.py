@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -32,13 +33,31 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def configure_logs(level: str, format_: str) -> None:
-    """Send all logging of the process to stderr, in place of what was configured before."""
+def configure_logs(level: str, format_: str, facts: Mapping[str, Any] | None = None) -> None:
+    """Send all logging of the process to stderr, in place of what was configured before.
+
+    `facts`: fields that every record gets, where it does not have them itself.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    if facts:
+        handler.addFilter(_Facts(facts))
     handler.setFormatter(_JsonLines() if format_ == LogFormat.JSON else _TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+class _Facts(logging.Filter):
+    """Lets every record pass, with more facts."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._facts = dict(facts)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        vars(record).update({**self._facts, **vars(record)})
+        return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

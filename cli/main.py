@@ -18,6 +18,9 @@ class _Cuebook(LazyGroup):
     modules: ClassVar = {
         "dev": ("cuebook.cli.dev", "Run everything on this machine, servers included."),
         "demo": ("cuebook.cli.demo", "Watch the customer-support desk at work."),
+        "doctor": ("cuebook.cli.doctor", "Say what is wrong, and what to do about it."),
+        "check": ("cuebook.cli.check", "The same for monitoring: Nagios plugins, Prometheus."),
+        "top": ("cuebook.cli.top", "Watch agents, queues and runs, live."),
         "serve": ("cuebook.cli.serve", "Run a part of cuebook as a process."),
         "units": ("cuebook.cli.units", "Install, list, show and remove systemd units."),
         "run": ("cuebook.cli.run", "Start, list, show, follow, cancel, retry and fork runs."),

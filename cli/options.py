@@ -15,6 +15,7 @@ from cuebook.cli.completion import complete_agent, complete_run, complete_task
 from cuebook.cli.exits import Exit, InputError, print_error
 from cuebook.events.errors import InvalidTokenError
 from cuebook.events.subjects import check_token
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = [
     "AgentName",
@@ -24,6 +25,7 @@ __all__ = [
     "DatabaseUrl",
     "From",
     "Limit",
+    "MonitorUrl",
     "NatsUrl",
     "Output",
     "OutputOption",
@@ -32,6 +34,7 @@ __all__ = [
     "Space",
     "Target",
     "TaskId",
+    "TimeseriesOption",
     "To",
     "check_space",
     "flag",
@@ -153,6 +156,23 @@ DatabaseUrl = Annotated[
         metavar="URL|@FILE",
         callback=read_setting,
         help="PostgreSQL with the projections.",
+    ),
+]
+TimeseriesOption = Annotated[
+    Timeseries,
+    flag(
+        "--timeseries",
+        envvar="CUEBOOK_TIMESERIES",
+        help="Of what to make tables that grow with time; auto: of hypertables where TimescaleDB is there.",
+    ),
+]
+MonitorUrl = Annotated[
+    str,
+    flag(
+        "--nats-monitor-url",
+        envvar="CUEBOOK_NATS_MONITOR_URL",
+        metavar="URL",
+        help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
     ),
 ]
 OutputOption = Annotated[

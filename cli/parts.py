@@ -12,6 +12,7 @@ from typing import Final
 from cuebook.actors.client import Client
 from cuebook.cli.children import Child, Program, Say, never, running
 from cuebook.cli.interrupts import checkpoint
+from cuebook.cli.metrics import following
 from cuebook.events.errors import UnavailableError
 
 __all__ = ["Parts", "parts_of_a_space"]
@@ -56,10 +57,12 @@ async def parts_of_a_space(
     say: Say,
     sealer: Sequence[str] = (),
     lost: Callable[[], Awaitable[None]] = never,
+    metrics: str = "",
 ) -> AsyncIterator[Parts]:
     """Run the orchestrator with `sagas`, the projections, and each of `agents` (all written MODULE:NAME).
 
     `sealer`: the flags of a sealer, which is run too if there are any. `lost`: as for `running`.
+    `metrics`: HOST:PORT of the orchestrator's; the others have the ports after it, in the order of their start.
 
     At the end the agents finish what they have while the others still run. Raises ConfigurationError, out of the block,
     for a program that never stays up.
@@ -67,14 +70,16 @@ async def parts_of_a_space(
     await client.log.ensure()  # agents and projections wait for the stream
     checkpoint()
     env = {**env, "PYTHONUNBUFFERED": "1"}
-    core = [
-        Program(name="orchestrator", argv=_serve("orchestrator", *sagas), env=env),
-        Program(name="projections", argv=_serve("projections"), env=env),
-    ]
+    core = [("orchestrator", _serve("orchestrator", *sagas)), ("projections", _serve("projections"))]
     if sealer:
-        core.append(Program(name="sealer", argv=_serve("sealer", *sealer), env=env))
-    hosts = [Program(name=agent.rpartition(":")[2].lower(), argv=_serve("agents", agent), env=env) for agent in agents]
-    async with running(core, say, lost=lost), running(hosts, say, lost=lost) as children:
+        core.append(("sealer", _serve("sealer", *sealer)))
+    hosts = [(agent.rpartition(":")[2].lower(), _serve("agents", agent)) for agent in agents]
+    programs = [
+        Program(name=name, argv=argv, env={**env, "CUEBOOK_METRICS": following(metrics, n)})
+        for n, (name, argv) in enumerate([*core, *hosts])
+    ]
+    first, then = programs[: len(core)], programs[len(core) :]
+    async with running(first, say, lost=lost), running(then, say, lost=lost) as children:
         yield Parts(client, children)
 
 

@@ -20,8 +20,10 @@ from cuebook.cli.options import (
     OutputOption,
     Space,
     Target,
+    TimeseriesOption,
     flag,
 )
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = ["app"]
 
@@ -91,6 +93,7 @@ def rebuild(
     trust_log: Annotated[
         bool, flag("--trust-log", help="Build from a log that is not the one the live tables were read from.")
     ] = False,
+    timeseries: TimeseriesOption = Timeseries.AUTO,
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     creds: Creds = "",
@@ -113,6 +116,7 @@ def rebuild(
             samples=samples,
             everything=everything,
             trust_log=trust_log,
+            timeseries=timeseries,
         )
         interruption.resume = f"cuebook projection rebuild {wanted.words}{target.hint}"
         run_command(rebuilding.rebuild(target, database_url, wanted, output))

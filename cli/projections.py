@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from cuebook.cli.directory import nearest
 from cuebook.cli.exits import InputError
 from cuebook.cli.moments import iso
 from cuebook.cli.options import Output, Target, login_name
-from cuebook.cli.output import fields, note, section, show_list, show_one, table
+from cuebook.cli.output import fields, line, note, section, show_list, show_one, table
 from cuebook.cli.session import session
 from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, HistoryRegressedError, NotFoundError
@@ -27,7 +27,19 @@ from cuebook.projections.records import ProjectionRecord
 from cuebook.projections.retention import keep_months, retire
 from cuebook.projections.runner import ALL
 
-__all__ = ["Retention", "find", "prune", "require_url", "retention", "retry", "show", "show_all", "show_parked", "skip"]
+__all__ = [
+    "KINDS",
+    "Retention",
+    "find",
+    "prune",
+    "require_url",
+    "retention",
+    "retry",
+    "show",
+    "show_all",
+    "show_parked",
+    "skip",
+]
 
 _COLUMNS = [
     "PROJECTION",
@@ -38,11 +50,13 @@ _COLUMNS = [
     "SEQUENCE",
     "LAG",
     "PARKED",
+    "HISTORIES",
     "UPDATED (UTC)",
 ]
 _PARKED_COLUMNS = ["PROJECTION", "SEQUENCE", "RECORDED (UTC)", "SUBJECT", "WHY"]
 _ALSO_CALLED = {"tasks": "runs", "agent_health": "agents", "health": "agents", "registry": "agents"}
 """Their other tables, and what people call them."""
+KINDS: Final = {"native": "native partitions", "timescale": "hypertables"}
 _PARTITIONED = ("audit", "agents")
 
 
@@ -101,7 +115,8 @@ async def show(target: Target, database_url: str, name: str, output: Output) -> 
     async with session(target) as client, _reading(target.space, database_url) as connection:
         rows = await _rows(client.log, connection, name)
         for row in rows:
-            row["tables"] = [asdict(one) for one in await queries.list_tables(connection, row["schema"])]
+            found = await queries.list_tables(connection, row["schema"], timeseries=row["timeseries"])
+            row["tables"] = [asdict(one) for one in found]
         parked = [_plain(asdict(one)) for one in await queries.list_parked(connection, projection=name)]
     value = {
         "projection": name,
@@ -145,6 +160,8 @@ def _row(record: ProjectionRecord, regressed: bool) -> dict[str, Any]:
         "hidden_at": record.hidden_at,
         "kept_from": record.kept_from,
         "keep_months": record.keep_months,
+        "timeseries": record.timeseries,
+        "timeseries_why": record.timeseries_why,
     })  # fmt: skip
 
 
@@ -163,6 +180,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             str(row["sequence"]),
             str(row["lag"]),
             str(row["parked"]),
+            row["timeseries"] or "",
             _second(row["updated_at"]),
         ]
         for row in rows
@@ -172,13 +190,26 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 def _print(value: dict[str, Any]) -> None:
     months = value["keep_months"]
     fields([("projection", value["projection"]), ("keeps", f"{months} months" if months else "everything")])
+    for row in value["generations"]:
+        if row["timeseries"]:
+            kind = KINDS[row["timeseries"]]
+            line(f"generation {row['generation']}: its histories are {kind}: {row['timeseries_why']}")
     section("generations", _COLUMNS, _cells(value["generations"]))
     tables = [
-        [str(row["generation"]), one["name"], str(one["rows"]), str(one["bytes"] // 1024), str(one["partitions"] or "")]
+        [
+            str(row["generation"]),
+            one["name"],
+            str(one["rows"]),
+            str(one["bytes"] // 1024),
+            str(one["partitions"] or ""),
+            str(one["compressed"] or ""),
+        ]
         for row in value["generations"]
         for one in row["tables"]
     ]
-    section("tables, rows as last estimated", ["GENERATION", "TABLE", "ROWS", "KIB", "PARTITIONS"], tables)
+    section(
+        "tables, rows as last estimated", ["GENERATION", "TABLE", "ROWS", "KIB", "PARTITIONS", "COMPRESSED"], tables
+    )
     section("parked", _PARKED_COLUMNS, _parked_cells(value["parked"]))
 
 

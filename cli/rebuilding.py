@@ -12,12 +12,13 @@ from cuebook.cli.exits import DriftError, InputError
 from cuebook.cli.moments import span
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import compact, line, note, show_list, show_one
-from cuebook.cli.projections import find, require_url
+from cuebook.cli.projections import KINDS, find, require_url
 from cuebook.cli.session import session
 from cuebook.projections.rebuild import Progress, RebuildReport
 from cuebook.projections.rebuild import rebuild as rebuild_projections
 from cuebook.projections.rebuild import rollback as rollback_projection
 from cuebook.projections.runner import ALL
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = ["Wanted", "rebuild", "rollback"]
 
@@ -34,6 +35,7 @@ class Wanted:
     samples: int
     everything: bool
     trust_log: bool
+    timeseries: Timeseries
 
     @property
     def words(self) -> str:
@@ -44,7 +46,8 @@ class Wanted:
             "--with-dropped": self.everything,
             "--trust-log": self.trust_log,
         }
-        return " ".join([*self.names, *(flag for flag, given in flags.items() if given)])
+        kind = [] if self.timeseries is Timeseries.AUTO else [f"--timeseries {self.timeseries.value}"]
+        return " ".join([*self.names, *(flag for flag, given in flags.items() if given), *kind])
 
 
 async def rebuild(target: Target, database_url: str, wanted: Wanted, output: Output) -> None:
@@ -64,6 +67,7 @@ async def rebuild(target: Target, database_url: str, wanted: Wanted, output: Out
                 dry_run=wanted.dry_run,
                 trust_log=wanted.trust_log,
                 everything=wanted.everything,
+                timeseries=wanted.timeseries,
                 samples=wanted.samples,
                 on_progress=meter.at,
             )
@@ -129,6 +133,8 @@ def _print(report: RebuildReport) -> None:
                 line(f"    {compact(one.key)}  {where}")
             else:
                 line(f"    {compact(one.key)}  live {compact(one.live)}  rebuilt {compact(one.rebuilt)}")
+    if report.timeseries:
+        line(f"  its histories are {KINDS[report.timeseries]}: {report.timeseries_why}")
     if report.parked:
         line(f"  {report.parked} events could not be applied: see 'cuebook projection parked {report.projection}'")
     if report.switched:

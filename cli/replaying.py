@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import RunState
 from cuebook.cli.directory import fold_agents
 from cuebook.cli.exits import InputError
@@ -146,7 +147,7 @@ async def check(target: Target, span: Span, specs: Sequence[str], output: Output
     """Drive sagas by what was recorded of their runs. Raises DriftError when one goes another way."""
     if span.filters:
         raise InputError("--check reads whole runs, so --filter has no meaning with it", remedy="name a RUN instead")
-    sagas = {saga.name: saga for saga in load_sagas(specs)}
+    sagas = Repertoire(load_sagas(specs))
     async with session(target) as client:
         log = client.log
         after, until = await _range(log, span)

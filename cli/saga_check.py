@@ -12,8 +12,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import RunState, fold_run
-from cuebook.actors.saga import Saga
 from cuebook.cli.difference import find_changes
 from cuebook.cli.directory import nearest
 from cuebook.cli.drift import check_run
@@ -86,16 +86,19 @@ class Histories:
 
 
 class Check:
-    """Holds runs against sagas, by name; prints each that differs, and counts."""
+    """Holds runs against sagas; prints each that differs, and counts.
 
-    def __init__(self, sagas: Mapping[str, Saga[Any, Any]], lines: Lines) -> None:
+    A run is held against the version that it started with; where that is not among them, against the newest.
+    """
+
+    def __init__(self, sagas: Repertoire, lines: Lines) -> None:
         self.checked, self.open, self.differ = Counter[str](), Counter[str](), Counter[str]()
         """By saga."""
         self._sagas, self._lines, self._fence = sagas, lines, Fence()
 
     def look(self, run: RunState) -> None:
         """Check one run; those that never started decided nothing."""
-        saga = self._sagas.get(run.saga)
+        saga = self._sagas.find(run.saga, run.version) or self._sagas.get(run.saga)
         if saga is None or not run.started_sequence:
             return
         self.checked[saga.name] += 1
@@ -134,7 +137,7 @@ class Check:
 
 async def check_sagas(target: Target, specs: Sequence[str], since: str, output: Output, *, run_id: str = "") -> None:
     """Check all runs that began since then, or one. Raises DriftError, NotFoundError when there is none."""
-    sagas = {saga.name: saga for saga in load_sagas(specs)}
+    sagas = Repertoire(load_sagas(specs))
     async with session(target) as client:
         log = client.log
         last = (await log.verify()).last_sequence

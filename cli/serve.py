@@ -16,11 +16,15 @@ from cuebook.cli.options import (
     DEFAULT_SPACE,
     Creds,
     DatabaseUrl,
+    MonitorUrl,
     NatsUrl,
     Space,
     Target,
+    TimeseriesOption,
     flag,
+    read_setting,
 )
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = ["app"]
 
@@ -36,14 +40,9 @@ WaitS = Annotated[
 ]
 LogFormatOption = Annotated[LogFormat, flag("--log-format", envvar="CUEBOOK_LOG_FORMAT", help="How log lines look.")]
 LogLevelOption = Annotated[LogLevel, flag("--log-level", envvar="CUEBOOK_LOG_LEVEL", help="The least severe line.")]
-MonitorUrl = Annotated[
+MetricsOption = Annotated[
     str,
-    flag(
-        "--nats-monitor-url",
-        envvar="CUEBOOK_NATS_MONITOR_URL",
-        metavar="URL",
-        help="The server's monitoring, to see how it syncs; default: port 8222 of its host.",
-    ),
+    flag("--metrics", envvar="CUEBOOK_METRICS", metavar="HOST:PORT", help="Where Prometheus may read /metrics."),
 ]
 
 SettingsFilesOption = Annotated[
@@ -66,6 +65,15 @@ def serve_agents(
         int | None,
         flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
     ] = None,
+    processes: Annotated[
+        str,
+        flag(
+            "--processes",
+            envvar="CUEBOOK_PROCESSES",
+            metavar="N|auto",
+            help="Supervise so many processes, each with an instance of every agent; auto: one a core.",
+        ),
+    ] = "",
     max_tasks: Annotated[
         int,
         flag("--max-tasks", envvar="CUEBOOK_MAX_TASKS", min=0, help="End for a fresh process after so many; 0: never."),
@@ -82,13 +90,14 @@ def serve_agents(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
-    """Serve one instance of each agent. Waits for NATS and for the orchestrator's stream."""
-    from cuebook.cli import services
+    """Serve one instance of each agent, in each process. Waits for NATS and for the orchestrator's stream."""
     from cuebook.cli.limits import Limits, parse_bytes
     from cuebook.cli.serving import Settings, run_service
     from cuebook.cli.settings_files import SettingsFiles
+    from cuebook.cli.supervised import is_supervised
 
     with reported_errors():
         limits = Limits(tasks=max_tasks, memory=parse_bytes(max_memory))
@@ -100,8 +109,72 @@ def serve_agents(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
+    if processes and not is_supervised():
+        from cuebook.cli.supervising import run_group
+
+        run_group(settings, processes)
+    from cuebook.cli import services
+
     run_service(settings, "agents", lambda serving: services.serve_agents(serving, agents, slots, limits))
+
+
+@app.command("edge")
+def serve_edge(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What this edge is called, such as shop-7.")],
+    agents: Annotated[
+        list[str] | None,
+        typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT", help="Agents; none to forward events only."),
+    ] = None,
+    edge_url: Annotated[
+        str,
+        flag(
+            "--edge-url",
+            envvar="CUEBOOK_EDGE_URL",
+            metavar="URL|@FILE",
+            callback=read_setting,
+            help="The edge's own JetStream; --nats-url leads to the log, over the link.",
+        ),
+    ] = "",
+    offline_s: Annotated[
+        float,
+        flag("--offline-s", envvar="CUEBOOK_OFFLINE_S", min=1, help="Cut off for longer, its tasks go to others."),
+    ] = 1800.0,
+    slots: Annotated[
+        int | None,
+        flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
+    ] = None,
+    ahead: Annotated[
+        int | None,
+        flag("--ahead", envvar="CUEBOOK_AHEAD", min=0, help="Tasks given in advance, in place of each class's."),
+    ] = None,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    creds: Creds = "",
+    space: Space = DEFAULT_SPACE,
+    drain_s: DrainS = DEFAULT_DRAIN_S,
+    wait_s: WaitS = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    monitor_url: MonitorUrl = "",
+    settings_files: SettingsFilesOption = None,
+) -> None:
+    """Serve agents behind a link that may be cut, and forward the events that are published there."""
+    from cuebook.cli.edge import EdgePlan, serve
+    from cuebook.cli.serving import Settings, run_service
+    from cuebook.cli.settings_files import SettingsFiles
+
+    settings = Settings(
+        target=Target(nats_url=nats_url, creds=creds, space=space),
+        drain_s=drain_s,
+        wait_s=wait_s,
+        log_format=log_format,
+        log_level=log_level,
+        monitor_url=monitor_url,
+        files=SettingsFiles(settings_files) if settings_files else None,
+    )
+    plan = EdgePlan(name=name, agents=agents or [], url=edge_url, offline_s=offline_s, slots=slots, ahead=ahead)
+    run_service(settings, "edge", lambda serving: serve(serving, plan))
 
 
 @app.command("orchestrator")
@@ -121,6 +194,7 @@ def serve_orchestrator(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve the space's orchestrator; a second one stands by. Makes the stream if it is not there."""
@@ -136,6 +210,7 @@ def serve_orchestrator(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     run_service(settings, "orchestrator", lambda serving: services.serve_orchestrator(serving, sagas or [], replicas))
 
@@ -146,11 +221,13 @@ def serve_projections(
     creds: Creds = "",
     space: Space = DEFAULT_SPACE,
     database_url: DatabaseUrl = "",
+    timeseries: TimeseriesOption = Timeseries.AUTO,
     drain_s: DrainS = DEFAULT_DRAIN_S,
     wait_s: WaitS = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Keep the tables in PostgreSQL up to date. Waits for NATS, PostgreSQL and the stream."""
@@ -166,8 +243,9 @@ def serve_projections(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
-    run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url))
+    run_service(settings, "projections", lambda serving: services.serve_projections(serving, database_url, timeseries))
 
 
 @app.command("sealer")
@@ -196,6 +274,7 @@ def serve_sealer(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Seal the log with signed checkpoints, in a stream of their own and in a file. Waits for NATS and the stream."""
@@ -211,6 +290,7 @@ def serve_sealer(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     plan = services.SealingPlan(key=key, file=file, every=every, every_s=every_s, replicas=replicas)
     run_service(settings, "sealer", lambda serving: services.serve_sealer(serving, plan))

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cuebook.actors.agent import Agent
 from cuebook.cli.durability import report_durability
 from cuebook.cli.exits import InputError
 from cuebook.cli.limits import Limits, parse_bytes
 from cuebook.cli.loading import load_agents, load_sagas
+from cuebook.cli.metrics import (
+    handling_of,
+    tallies_of,
+    watch_agents,
+    watch_orchestrator,
+    watch_projections,
+    watch_sealer,
+)
 from cuebook.cli.options import DEFAULT_DRAIN_S
 from cuebook.cli.processes import process_age_s
 from cuebook.cli.serving import Running, Serving
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
+from cuebook.projections.timeseries import Timeseries
 
 if TYPE_CHECKING:  # each service imports only what it runs
     from cuebook.actors.orchestrator.service import OrchestratorService
@@ -43,9 +52,11 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
     from cuebook.actors.runtime import AgentHost
 
     settings, space = serving.settings, _space(serving)
-    agents = load_agents(specs)
+    drained = serving.supervised.without if serving.supervised is not None else frozenset[str]()
+    agents = [agent for agent in load_agents(specs) if agent.name not in drained]
     slots_of_class = {agent: agent.concurrency for agent in agents}
     _give_slots(slots_of_class, slots)
+    serving.say("starting")
     connection = await serving.connect("agents")
     if connection is None:
         return
@@ -53,7 +64,9 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
         if not await serving.stream(EventLog(connection, space, source="agents")):
             return
         await report_durability(connection, settings.monitor_url)
-        host = AgentHost(connection, space, agents, tracing=serving.tracing)
+        handling = handling_of(serving.metrics)
+        host = AgentHost(connection, space, agents, tracing=serving.tracing, handling=handling)
+        watch_agents(serving.metrics, host, handling)
         facts = {"agents": ",".join(agent.name for agent in agents), "space": space}
 
         def reload(values: Mapping[str, str], changed: set[str]) -> None:
@@ -72,7 +85,8 @@ async def serve_agents(serving: Serving, specs: Sequence[str], slots: int | None
             stop=host.stop,
             ready=host.ready,
             facts=facts,
-            status=lambda: _status_of_agents(host),
+            status=lambda: "slots {slots}, in flight {in_flight}, lag {lag}, done {done}".format(**_figures(host)),
+            figures=lambda: _figures(host),
             stuck=lambda: ", ".join(task for one in host.instances for task in one.stuck),
             spent=lambda: limits.reached(host.handled),
             reload=reload,
@@ -91,14 +105,22 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
     if connection is None:
         return
     async with connection:
+        tallies = tallies_of(serving.metrics)
         service = OrchestratorService(
-            connection, space, sagas, replicas=replicas, age_s=process_age_s(), tracing=serving.tracing
+            connection,
+            space,
+            sagas,
+            replicas=replicas,
+            age_s=process_age_s(),
+            tracing=serving.tracing,
+            tallies=tallies,
         )
+        watch_orchestrator(serving.metrics, service, tallies, monitor_url=settings.monitor_url)
         if not await serving.stream(service.log, replicas=replicas):
             service.run().close()
             return
         await report_durability(connection, settings.monitor_url)
-        facts = {"sagas": ",".join(saga.name for saga in sagas), "space": space}
+        facts = {"sagas": service.sagas.names(), "space": space}
         running = Running(
             run=service.run(),
             stop=service.stop,
@@ -109,7 +131,7 @@ async def serve_orchestrator(serving: Serving, specs: Sequence[str], replicas: i
         await serving.serve(running, connection)
 
 
-async def serve_projections(serving: Serving, database_url: str) -> None:
+async def serve_projections(serving: Serving, database_url: str, timeseries: Timeseries) -> None:
     """Keep the projections up to date, until told to stop."""
     from cuebook.projections.runner import Runner, give_way
 
@@ -125,7 +147,8 @@ async def serve_projections(serving: Serving, database_url: str) -> None:
         if not await serving.stream(log):
             return
         await report_durability(connection, settings.monitor_url)
-        runner = Runner(log, database_url, tracing=serving.tracing)
+        runner = Runner(log, database_url, tracing=serving.tracing, timeseries=timeseries)
+        watch_projections(serving.metrics, runner, log, database_url)
         give_way()
         running = Running(
             run=runner.run(),
@@ -157,6 +180,7 @@ async def serve_sealer(serving: Serving, plan: SealingPlan) -> None:
             return
         await report_durability(connection, settings.monitor_url)
         sealer = Sealer(log, key, file, every=plan.every, every_s=plan.every_s, replicas=plan.replicas)
+        watch_sealer(serving.metrics, sealer, log)
         facts = {"origin": key.public.name, "file": str(file), "space": space}
         await serving.serve(Running(run=sealer.run(), stop=sealer.stop, ready=sealer.ready, facts=facts), connection)
 
@@ -168,11 +192,15 @@ def _give_slots(slots_of_class: Mapping[type[Agent], int], slots: int | None) ->
         agent.concurrency = own if slots is None else slots
 
 
-def _status_of_agents(host: AgentHost) -> str:
+def _figures(host: AgentHost) -> dict[str, Any]:
     serving = [one for one in host.instances if not one.draining]
-    slots = sum(one.slots for one in serving)
-    in_flight, lag = sum(one.in_flight for one in host.instances), sum(one.pending for one in serving)
-    return f"slots {slots}, in flight {in_flight}, lag {lag}, done {host.handled}"
+    return {
+        "slots": sum(one.slots for one in serving),
+        "in_flight": sum(one.in_flight for one in host.instances),
+        "lag": sum(one.pending for one in serving),
+        "done": host.handled,
+        "drained": host.drained,
+    }
 
 
 def _status_of_orchestrator(service: OrchestratorService) -> str:

@@ -152,6 +152,8 @@ def _other(item: Envelope) -> str:
             return f"{item.address.fact}: silent for {event.silent_s:g} s"
         case facts.AgentRecovered():
             return "heard again"
+        case facts.AnswerDropped() as event:
+            return f"its answer to {event.run_id}/{event.n}, {event.fact}, came when the task had moved on"
         case facts.DrainRequested() as event:
             return f"drain requested{_by(event.by)}{_because(event.reason)}"
         case facts.AgentDraining() as event:

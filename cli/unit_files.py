@@ -10,15 +10,17 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cuebook.cli.exits import InputError
 from cuebook.embedded.nats_server import CONFIGURATIONS
 from cuebook.events.errors import ConfigurationError
+from cuebook.events.subjects import check_token
 
-__all__ = ["UNITS", "Place", "installed_program", "remove", "render", "write"]
+__all__ = ["UNITS", "NatsNode", "Place", "installed_program", "remove", "render", "write"]
 
 # Beside the package, as the server's configuration is; see there why not by importlib.resources.
 _TEMPLATES: Final = CONFIGURATIONS.parent / "deploy" / "systemd"
@@ -31,7 +33,10 @@ UNITS: Final = (
     "cuebook-sealer.service",
     "cuebook-agent@.service",
 )
-_CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url", "otlp-headers")
+_SETTINGS: Final = ("cuebook.env", "orchestrator.env", "orchestrator@standby.env", "projections.env", "sealer.env")
+_CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url", "otlp-headers", "nats-cert", "nats-key")
+_FEWEST_NODES: Final = 3
+"""Of a cluster; and an odd number, since a fourth node makes it no safer than three."""
 _MARK: Final = "# Written by 'cuebook units install', which replaces it; change it with 'systemctl edit'. Checked by "
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - names, nothing is written there
 
@@ -57,6 +62,42 @@ class Place:
         return self.root / path.relative_to("/")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsNode:
+    """This machine's nats-server as one of a cluster. `addresses`: of all nodes by name, this one too."""
+
+    name: str
+    addresses: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, cluster: str, name: str) -> NatsNode | None:
+        """From `a=10.0.0.1,b=10.0.0.2,c=10.0.0.3` and the name of ours; None from nothing. Raises InputError."""
+        if not cluster and not name:
+            return None
+        pairs = [one.partition("=") for one in cluster.split(",")]
+        addresses = {check_token(node, "name of a node"): address for node, _, address in pairs if address}
+        if len(addresses) != len(pairs) or len(pairs) < _FEWEST_NODES or len(pairs) % 2 == 0:
+            raise InputError(
+                f"{cluster!r} is no cluster: it takes 3 nodes, or 5",
+                remedy="say NAME=ADDRESS of each, with commas between",
+            )
+        if name not in addresses:
+            raise InputError(f"{name!r} is none of the nodes", remedy=f"--nats-node is one of {', '.join(addresses)}")
+        return cls(name=name, addresses=addresses)
+
+    def environment(self) -> str:
+        """The text of `nats.env`."""
+        routes = ", ".join(f'"tls://{address}:6222"' for address in self.addresses.values())
+        text = _template("nats.env")
+        for gap, value in {
+            "@NAME@": self.name,
+            "@ADDRESS@": self.addresses[self.name],
+            "@ROUTES@": routes,
+        }.items():
+            text = text.replace(gap, value)
+        return text
+
+
 def installed_program() -> Path:
     """The command `cuebook` of this installation."""
     return Path(sysconfig.get_path("scripts")) / "cuebook"
@@ -74,10 +115,11 @@ def render(unit: str, program: Path, *, user: bool) -> str:
     return f"{_MARK}{_digest(text)}\n{text}"
 
 
-def write(place: Place, program: Path, *, force: bool = False) -> list[Path]:
+def write(place: Place, program: Path, *, force: bool = False, node: NatsNode | None = None) -> list[Path]:
     """Write all units, and what is missing of the settings; returns what was written.
 
-    Raises ConfigurationError for a unit file that somebody has edited, unless forced, and where we may not write.
+    `node`: the server is one of a cluster; a configuration of one that is not is replaced, if nobody has edited it.
+    Raises ConfigurationError for a file that somebody has edited, unless forced, and where we may not write.
     """
     texts = {place.units / unit: render(unit, program, user=place.user) for unit in UNITS}
     try:
@@ -90,7 +132,7 @@ def write(place: Place, program: Path, *, force: bool = False) -> list[Path]:
         place.units.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")
-        return [*texts, *_write_settings(place.settings)]
+        return [*texts, *_write_settings(place.settings, node)]
     except OSError as error:
         raise _refused(error) from error
 
@@ -106,16 +148,22 @@ def remove(place: Place) -> list[Path]:
     return gone
 
 
-def _write_settings(folder: Path) -> Iterator[Path]:
+def _write_settings(folder: Path, node: NatsNode | None) -> Iterator[Path]:
     secrets = folder / "credentials"
     for directory, mode in ((folder, 0o755), (folder / "agents", 0o755), (secrets, 0o700)):
         if not directory.exists():
             directory.mkdir(parents=True, mode=mode)
             directory.chmod(mode)  # whatever the umask is
-    names = ("cuebook.env", "orchestrator.env", "projections.env", "sealer.env")
-    texts = {folder / name: _template(name) for name in names}
+    texts = {folder / name: _template(name) for name in _SETTINGS}
     texts[folder / "agents/example.env"] = _template("agent.env")
-    texts[folder / "nats.conf"] = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
+    alone = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
+    texts[folder / "nats.conf"] = alone
+    if node is not None:
+        texts[folder / "nats.conf"] = (CONFIGURATIONS / "production-cluster.conf").read_text(encoding="utf-8")
+        texts[folder / "nats.env"] = node.environment()
+        replicas = texts[folder / "orchestrator.env"].replace("#CUEBOOK_REPLICAS=", "CUEBOOK_REPLICAS=")
+        texts[folder / "orchestrator.env"] = replicas
+        _make_way(folder / "nats.conf", alone, texts[folder / "nats.conf"])
     for path, text in texts.items():
         if not path.exists():
             path.write_text(text, encoding="utf-8")
@@ -125,6 +173,18 @@ def _write_settings(folder: Path) -> Iterator[Path]:
         if not path.exists():
             path.touch(mode=0o600)
             yield path
+
+
+def _make_way(config: Path, alone: str, wanted: str) -> None:
+    """Take away the configuration of a server that is alone, which only we have written."""
+    present = config.read_text(encoding="utf-8") if config.exists() else ""
+    if present == alone:
+        config.unlink()
+    elif present not in ("", wanted):
+        raise ConfigurationError(
+            f"{config} has been edited, and is not that of a cluster's node",
+            remedy="move it away, install again, and put your changes into the new one",
+        )
 
 
 def _require_in_sight(program: Path) -> None:

@@ -34,13 +34,23 @@ def install(
     root: Root = Path("/"),
     program: Program = None,
     force: Annotated[bool, flag("--force", help="Replace unit files that somebody has edited.")] = False,
+    nats_cluster: Annotated[
+        str,
+        flag(
+            "--nats-cluster",
+            metavar="NODE=ADDRESS,...",
+            help="This machine's nats-server is one of these three or five.",
+        ),
+    ] = "",
+    nats_node: Annotated[str, flag("--nats-node", metavar="NODE", help="Which of them it is.")] = "",
 ) -> None:
     """Write the units, and settings where there are none. Starts nothing; again after an upgrade does no harm."""
-    from cuebook.cli.unit_files import Place, installed_program, write
+    from cuebook.cli.unit_files import NatsNode, Place, installed_program, write
 
     place = Place(user=user, root=root)
     with reported_errors():
-        for path in write(place, program or installed_program(), force=force):
+        node = NatsNode.parse(nats_cluster, nats_node)
+        for path in write(place, program or installed_program(), force=force, node=node):
             typer.echo(f"wrote {path}")
         _reload_manager(place.user, place.root)
     scope = " --user" if user else ""

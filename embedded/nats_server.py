@@ -22,7 +22,7 @@ from typing import Final
 from cuebook.embedded.process import LOOPBACK, ServerProcess, exclusive, free_port
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["CONFIGURATIONS", "ClusterMember", "NatsServer", "nats_server", "server_program"]
+__all__ = ["CONFIGURATIONS", "ClusterMember", "EdgeMember", "NatsServer", "nats_server", "server_program"]
 
 # Beside the package, on disk as well as installed. Not by importlib.resources: the folder holds no Python, and on
 # Python 3.11 that finds such a folder in a wheel but not in an editable install.
@@ -43,13 +43,27 @@ class ClusterMember:
     routes: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeMember:
+    """What a hub or a leaf node is told. `configuration`: a file in `nats/`; `settings`: its variables."""
+
+    name: str
+    configuration: str
+    settings: dict[str, str]
+
+
 class NatsServer:
     """A running nats-server. `url` is for clients, `monitor_url` for /healthz, /varz and /jsz."""
 
     def __init__(
-        self, data_dir: Path, *, port: int | None, sync_always: bool, member: ClusterMember | None = None
+        self,
+        data_dir: Path,
+        *,
+        port: int | None,
+        sync_always: bool,
+        member: ClusterMember | EdgeMember | None = None,
     ) -> None:
-        """Take the settings; `nats_server` is the way to start one, `nats_cluster` to start several."""
+        """Take the settings; `nats_server` is the way to start one, `nats_cluster` and `nats_edge` to start several."""
         self._data_dir, self._member = data_dir, member
         self._fixed_port = port
         self._port, self._monitor_port = port or 0, 0
@@ -127,12 +141,20 @@ class NatsServer:
             "CUEBOOK_NATS_STORE": str(self._data_dir),
             "CUEBOOK_NATS_SYNC": self._sync_interval,
         }
-        if self._member:
-            settings |= {"CUEBOOK_NATS_CLUSTER": self._member.listen, "CUEBOOK_NATS_ROUTES": self._member.routes}
-        configuration = CONFIGURATIONS / ("cluster.conf" if self._member else "development.conf")
+        configuration, flags = "development.conf", [str(self._port), str(self._monitor_port)]
+        match self._member:
+            case ClusterMember() as member:
+                configuration = "cluster.conf"
+                settings |= {"CUEBOOK_NATS_CLUSTER": member.listen, "CUEBOOK_NATS_ROUTES": member.routes}
+            case EdgeMember() as member:
+                configuration = member.configuration
+                settings |= member.settings
         async with exclusive(self._data_dir / "nats-server.lock") as lock:
             await self._process.start(
-                [server_program(), "--config", configuration, "--server_name", self.name],
+                [
+                    *(server_program(), "--config", CONFIGURATIONS / configuration, "--server_name", self.name),
+                    *("--port", flags[0], "--http_port", flags[1]),
+                ],
                 env={**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}},
                 lock=lock,
             )

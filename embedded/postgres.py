@@ -20,9 +20,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import psycopg
@@ -54,13 +55,16 @@ _NOT_DURABLE: Final = {"fsync": "off", "full_page_writes": "off"}
 class Postgres:
     """A running PostgreSQL. `url` names the database `cuebook`, which exists."""
 
-    def __init__(self, data_dir: Path, *, port: int | None, durable: bool) -> None:
+    def __init__(
+        self, data_dir: Path, *, port: int | None, durable: bool, programs: Path | None, settings: Mapping[str, str]
+    ) -> None:
         """Take the settings; `postgres` is the way to start one."""
         self._data_dir = data_dir
         self._cluster = data_dir / "postgres"
         self._fixed_port = port
         self._port = port or 0
         self._durable = durable
+        self._programs, self._settings = programs, settings
         # SIGINT: end the sessions, write everything out, stop. SIGTERM would wait for clients to leave by themselves.
         self._process = ServerProcess("postgres", log=data_dir / "postgres.log", stop_signal=signal.SIGINT)
 
@@ -123,10 +127,13 @@ class Postgres:
     async def _start_once(self) -> None:
         async with exclusive(self._data_dir / "postgres.lock") as lock:
             account = _account(self._cluster)
-            programs = await asyncio.to_thread(_programs, account)
+            programs = self._programs
+            if programs is None:
+                programs = await asyncio.to_thread(_programs, account)
             if not self._cluster.exists():
                 await asyncio.to_thread(_make_cluster, self._cluster, programs, account, lock, durable=self._durable)
-            settings = {**_SETTINGS, **({} if self._durable else _NOT_DURABLE), "port": str(self._port)}
+            durability = {} if self._durable else _NOT_DURABLE
+            settings = {**_SETTINGS, **durability, **self._settings, "port": str(self._port)}
             with _reachable(self._cluster, account) as (cluster, inherit):
                 await self._process.start(
                     [programs / "postgres", "-D", cluster, *(f"--{name}={value}" for name, value in settings.items())],
@@ -153,15 +160,23 @@ class Postgres:
 
 
 @contextlib.asynccontextmanager
-async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = True) -> AsyncIterator[Postgres]:
+async def postgres(
+    data_dir: Path,
+    *,
+    port: int | None = None,
+    durable: bool = True,
+    programs: Path | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[Postgres]:
     """Run a PostgreSQL on `data_dir`, made if missing; tables in it from earlier are there again.
 
     `port`: None takes a free one. `durable=False` skips every sync to disk: for data that nobody will miss.
+    `programs`: a folder with others than the installed ones. `settings`: of the server, beside ours.
     Raises ConfigurationError when the programs are missing, the port taken or the directory in use.
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
-    server = Postgres(data_dir, port=port, durable=durable)
+    server = Postgres(data_dir, port=port, durable=durable, programs=programs, settings=settings)
     try:
         await server.start()
         yield server

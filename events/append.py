@@ -52,6 +52,9 @@ _CONFLICTS = frozenset({10070, 10071, 10164})
 """Another last message id, which only copies expect; another last sequence, on one server and replicated."""
 _TRANSIENT = frozenset({10002, 10158})
 """Limits of the account, which an operator can mend; an earlier sending of ours that is still on its way to the log."""
+_FULL = frozenset({10002, 10023, 10047, 10077})
+"""No room: of the account, of the server's disk or its `max_file_store`, of the stream."""
+_NO_ROOM = "the server has no room: free space on its disk, or raise its max_file_store; what was accepted is safe"
 _SEQUENCE = b'"seq":'
 _is_subject = re.compile(r"[a-z0-9_.-]{1,512}").fullmatch
 _is_scope = re.compile(r"[a-z0-9_.*>-]{1,512}").fullmatch
@@ -67,8 +70,8 @@ class _Append:
     """
 
     __slots__ = (
-        "began", "done", "due", "event_id", "expected", "frame", "give_up", "number", "refusal", "scope", "sent",
-        "settling", "subject", "turn",
+        "began", "done", "due", "event_id", "expected", "frame", "full", "give_up", "number", "posted", "refusal",
+        "scope", "sent", "settling", "subject", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -80,13 +83,14 @@ class _Append:
         scope: str,
         expected: int | None,
         done: Done,
+        posted: float,
         give_up: float,
     ) -> None:
-        self.number, self.subject, self.frame, self.event_id = number, subject, frame, event_id
+        self.number, self.subject, self.frame, self.event_id, self.posted = number, subject, frame, event_id, posted
         self.scope, self.expected, self.done, self.give_up = scope, expected, done, give_up
         self.sent = self.began = self.turn = 0
         self.due = 0.0
-        self.settling = False
+        self.settling = self.full = False
         self.refusal = ""
 
 
@@ -138,7 +142,12 @@ class Appender:
         self._inbox, self._cut = b"", 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._open = False
+        self._open = self._is_full = False
+        self.stored = self.conflicts = self.refused = self.unanswered = 0
+        """How many appends ended so, since the start."""
+        self.resent = 0
+        self.on_stored: Callable[[float], None] | None = None
+        """Called with the seconds that each append took which was stored."""
 
     async def __aenter__(self) -> Self:
         inbox = self._connection.new_inbox()
@@ -209,7 +218,7 @@ class Appender:
             subject.encode("utf-8", "surrogateescape"), self._inbox, number, len(header), size, header, body,
         )  # fmt: skip
         now = time.monotonic()
-        entry = _Append(number, subject, frame, event_id, scope, expected, done, now + self._give_up_s)
+        entry = _Append(number, subject, frame, event_id, scope, expected, done, now, now + self._give_up_s)
         if not self._open:
             error = UnavailableError(f"{subject} came after the end; it was not sent")
             asyncio.get_running_loop().call_soon(_tell, entry, 0, error)
@@ -250,9 +259,15 @@ class Appender:
             self._pending[entry.number] = entry
             self._pending_bytes += len(entry.frame)
             entry.began, entry.give_up = entry.turn, now + self._give_up_s
+        else:
+            self.resent += 1
         entry.due = now + RESEND_AFTER_S * (1 << min(entry.sent, 4))
         entry.sent += 1
         self._connection.write(entry.frame)
+
+    def resend(self) -> None:
+        """The log answers again after a while: what waits for an answer is sent again now."""
+        self._resend_all()
 
     def _resend_all(self) -> None:
         now = time.monotonic()
@@ -272,6 +287,7 @@ class Appender:
             # What waits for its turn may wait for as long as the server answers the others.
             while self._waiting and self._waiting[0].give_up <= now and self._answered_at + self._give_up_s <= now:
                 entry = self._waiting.popleft()
+                self.unanswered += 1
                 _tell(entry, 0, self._silence(entry))
             if not self._pending and not self._waiting:
                 self._idle.set()
@@ -287,7 +303,8 @@ class Appender:
 
     def _silence(self, entry: _Append) -> UnavailableError:
         last = f" (the last answer: {entry.refusal})" if entry.refusal else ""
-        return UnavailableError(f"{entry.subject} not acknowledged in {self._give_up_s:g} s{last}; {_outcome(entry)}")
+        text = f"{entry.subject} not acknowledged in {self._give_up_s:g} s{last}; {_outcome(entry)}"
+        return UnavailableError(text, remedy=_NO_ROOM if entry.full else "")
 
     # --- answers ---
 
@@ -304,6 +321,8 @@ class Appender:
         self._answered_at = time.monotonic()
         if entry.began > self._answered_turn:
             self._answered_turn = entry.began
+        if self._is_full:
+            self._note_room(full=False)
         self._finish(entry, int(payload[start : end if end > 0 else payload.find(b"}", start)]), None)
 
     def _on_refusal(self, entry: _Append, payload: bytes) -> None:
@@ -313,20 +332,39 @@ class Appender:
             error = json.loads(payload)["error"]
         code, err_code = error.get("code", 500), error.get("err_code")
         entry.refusal = f"{error.get('description')}, err_code {err_code}"
+        entry.full = err_code in _FULL
         if err_code in _CONFLICTS and entry.expected is not None:
             if entry.sent > 1:
                 self._settle(entry)
             else:
                 self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
         elif code == 429 or code >= 500 or err_code in _TRANSIENT:
+            if entry.full:
+                self._note_room(full=True)
             entry.turn, entry.due = -1, time.monotonic() + BACK_OFF_S * min(entry.sent, 10)
         else:
             self._finish(entry, 0, CommandRejectedError(f"the server refused {entry.subject}: {entry.refusal}"))
+
+    def _note_room(self, *, full: bool) -> None:
+        """Say once that the server has no room, and once that it has again."""
+        if full is self._is_full:
+            return
+        self._is_full = full
+        if full:
+            logger.error("the log takes nothing more; work waits and goes on by itself: %s", _NO_ROOM)
+        else:
+            logger.info("the log takes events again")
 
     def _finish(self, entry: _Append, sequence: int, error: CuebookError | None) -> None:
         if self._pending.pop(entry.number, None) is None:
             return
         self._pending_bytes -= len(entry.frame)
+        if error is not None:
+            self._count(error)
+        else:
+            self.stored += 1
+            if self.on_stored is not None:
+                self.on_stored(self._answered_at - entry.posted)
         if self._waiting:
             now = time.monotonic()
             while self._waiting and self._has_room():
@@ -334,6 +372,14 @@ class Appender:
         elif not self._pending:
             self._idle.set()
         _tell(entry, sequence, error)
+
+    def _count(self, error: CuebookError) -> None:
+        if isinstance(error, ConcurrencyConflictError):
+            self.conflicts += 1
+        elif isinstance(error, CommandRejectedError):
+            self.refused += 1
+        else:
+            self.unanswered += 1
 
     def _settle(self, entry: _Append) -> None:
         """After a repetition a conflict may be our own first attempt: look which event is stored."""

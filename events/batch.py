@@ -11,7 +11,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -32,11 +33,12 @@ _INCOMPLETE = frozenset({10176, 10210})
 
 
 class Member(NamedTuple):
-    """One event of a batch, encoded."""
+    """One event of a batch, encoded. `headers`: those of a message that is passed on, none of them the server's own."""
 
     subject: str
     body: bytes
     event_id: str
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 FirstAfter = Callable[[str, int], Awaitable[tuple[int, str] | None]]
@@ -53,8 +55,8 @@ async def append_batch(
 ) -> int:
     """Append all members or none; returns the sequence of the last one. `first_after`, `generation`: see Appender.
 
-    Every member stands under `scope`, whose last message must have the sequence `expected` (0: there is none). Raises
-    ConcurrencyConflictError, CommandRejectedError, UnavailableError when the outcome is unknown.
+    The first member stands under `scope`, whose last message must have the sequence `expected` (0: there is none).
+    Raises ConcurrencyConflictError, CommandRejectedError, UnavailableError when the outcome is unknown.
     """
     assert 0 < len(members) <= MAX_BATCH, "a batch is cut by whoever knows where"
     give_up = time.monotonic() + GIVE_UP_S
@@ -88,7 +90,12 @@ async def _send(
     }
     try:
         for number, member in enumerate(members, 1):
-            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **(guard if number == 1 else {})}
+            headers = {
+                **member.headers,
+                "Nats-Batch-Id": batch,
+                "Nats-Batch-Sequence": str(number),
+                **(guard if number == 1 else {}),
+            }
             if number < len(members):
                 await connection.publish(member.subject, member.body, headers=headers)
                 continue

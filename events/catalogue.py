@@ -18,6 +18,7 @@ from cuebook.events.facts import (
     AgentRegistered,
     AgentStopped,
     AgentSuspected,
+    AnswerDropped,
     AnswerRefused,
     DrainRequested,
     Error,
@@ -77,8 +78,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     TaskAborted, TaskCancelRequested, TaskCancelled, TaskRejected, TaskReverted, TaskProgressed,
     StepSlept, StepCopied, StepWaiting, StepMatched, StepAsked, StepAnswered, AnswerRefused, StepExpired, StepCancelled,
     AgentRegistered, AgentSuspected, AgentLost, AgentRecovered, DrainRequested, AgentDraining, AgentStopped,
-    SagaServed,
-    SpaceRolled,
+    AnswerDropped, SagaServed, SpaceRolled,
     MessageRejected,
 )  # fmt: skip
 

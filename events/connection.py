@@ -41,6 +41,8 @@ MAX_OUTSTANDING_PINGS = 2
 """A dead link is noticed after PING_INTERVAL_S times one more than this. Source: nats-py, `_ping_interval`."""
 RECONNECT_WAIT_S = 0.25
 CONNECT_TIMEOUT_S = 5
+ABANDON_S = 1.0
+"""What closing takes at most that never was open: after a TLS handshake that failed nats-py would wait for ever."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,11 @@ class Connection(Client):
     def has_jetstream(self) -> bool:
         """Whether the connected server says that it has JetStream."""
         return bool(self._server_info.get("jetstream"))
+
+    @property
+    def server_info(self) -> dict[str, Any]:
+        """What the server has said about itself: name, cluster, version, limits. Source: NATS protocol, INFO."""
+        return dict(self._server_info)
 
     async def listen(self, subject: str, callback: MessageCallback, *, queue: str = "") -> Listener:
         """Subscribe and call `callback` for each message, in order, on the event loop; also after a reconnect.
@@ -400,7 +407,9 @@ async def _abandon(connection: Connection) -> bool:
     """Close what could not be opened. Returns False when nats-py had not got as far as trying a server."""
     if connection._flush_queue is None:  # noqa: SLF001 - there is no other way to know
         return False
-    await connection.close()
+    closing = asyncio.ensure_future(connection.close())
+    await asyncio.wait([closing], timeout=ABANDON_S)
+    await ended(closing)
     return True
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "AgentRegistered",
     "AgentStopped",
     "AgentSuspected",
+    "AnswerDropped",
     "AnswerRefused",
     "DrainRequested",
     "Error",
@@ -287,10 +288,11 @@ class RunRejected(Event):
 class TaskRequested(Event):
     """Somebody asks the agent named in the subject to handle `input`. Higher `priority` goes first (-100 to 100).
 
-    `handler` may be empty where the agent has just one. `labels` must all be present on the instance. Tasks with the
-    same `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the
-    step can be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of it,
-    or absent where both together are too large for an event: then the log has them, under that step.
+    `handler` may be empty where the agent has just one. `labels` must all be present on the instance, whose `version`
+    counts as a label too. Tasks with the same `affinity` prefer the same instance. `timeout_s` and `retry` replace the
+    handler's own. `compensation`: the step can be undone. `compensates`: this task undoes that step; its input is
+    `{"input": ..., "output": ...}` of it, or absent where both together are too large for an event: then the log has
+    them, under that step.
     """
 
     event_type: ClassVar[str] = "task.requested.v1"
@@ -562,7 +564,10 @@ class StepCancelled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRegistered(Event):
-    """An instance offers `slots` tasks at a time. `labels`: what it has; `recycle_after`: tasks until it is renewed."""
+    """An instance offers `slots` tasks at a time. `labels`: what it has; `recycle_after`: tasks until it is renewed.
+
+    `offline_for_s`: it may be silent for so long, and goes on working, before its tasks go to others.
+    """
 
     event_type: ClassVar[str] = "agent.registered.v1"
     slots: int
@@ -574,6 +579,7 @@ class AgentRegistered(Event):
     description: str = ""
     host: str = ""
     pid: int = 0
+    offline_for_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -597,6 +603,21 @@ class AgentRecovered(Event):
     """A suspected or lost instance is heard again."""
 
     event_type: ClassVar[str] = "agent.recovered.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerDropped(Event):
+    """An answer of this instance to task `n` of a run came when the task had moved on; it changed nothing.
+
+    The instance worked on while nobody heard it. `fact`: what the answer was; `attempt`: the one it answered. Whether
+    an effect was undone says `task.reverted`.
+    """
+
+    event_type: ClassVar[str] = "agent.dropped.v1"
+    run_id: str
+    n: int
+    attempt: int = 0
+    fact: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,6 +141,10 @@ class Chain:
         if self._stale and (self._errand is None or self._errand.done()):
             self._errand = asyncio.get_running_loop().create_task(self._keep_looking())
 
+    def guards(self, sequence: int) -> bool:
+        """Whether what was stored at a sequence, about nothing that was carried over, can be expected under its scope."""
+        return sequence >= self.whole or sequence < self.kept  # of what is older nothing is expected
+
     def generation_of(self, sequence: int) -> int:
         """Whose a sequence is."""
         if sequence > self.start:

@@ -18,7 +18,7 @@ from cuebook.events.facts import Event
 from cuebook.events.feed import OnMessage
 from cuebook.events.generations import chain_of
 from cuebook.events.log_feed import LogFeed
-from cuebook.events.lookup import StoredMessage, first_match, matches, message_at, sequence_before
+from cuebook.events.lookup import StoredMessage, first_match, last_match, matches, message_at, sequence_before
 from cuebook.events.reading import OpenFeed, Stored, collected, stream_batches
 from cuebook.events.stream import StreamFacts, ensure_stream, verify_stream
 from cuebook.events.subjects import Subjects
@@ -53,7 +53,7 @@ class EventLog:
         self.sees_originals = False
         """The stream holds copies; known once it was verified."""
         self.chain = chain_of(connection, self.subjects)
-        self.appender = Appender(connection, first_after=self._first_after, known=self.chain)
+        self.appender = Appender(connection, first_after=self.first_after, known=self.chain)
 
     async def __aenter__(self) -> Self:
         await self.appender.__aenter__()
@@ -94,6 +94,7 @@ class EventLog:
         causation_id: str = "",
         traceparent: str = "",
         event_type: str = "",
+        event_id: str = "",
         checked: bool = False,
         done: Done,
     ) -> str:
@@ -102,7 +103,7 @@ class EventLog:
         `checked`: see `encode`. Raises at once, before anything is sent: PoisonMessageError when the event cannot be
         encoded, InvalidTokenError for a subject or scope that cannot be sent.
         """
-        event_id = self.ids()
+        event_id = event_id or self.ids()
         body = encode(
             event,
             event_id=event_id,
@@ -185,7 +186,7 @@ class EventLog:
                 members[begin : begin + MAX_BATCH],
                 scope=scope,
                 expected=expected,
-                first_after=self._first_after,
+                first_after=self.first_after,
                 generation=self.chain.generation,
             )
         return expected
@@ -311,6 +312,17 @@ class EventLog:
                 return found
         return await first_match(self.connection, self.chain.stream, scope, max(after, self.chain.start))
 
+    async def last_match(self, subject: str) -> StoredMessage | None:
+        """The last message stored under a subject, as the stream's leader has it."""
+        await self.chain.known()
+        found = await last_match(self.connection, self.chain.stream, subject)
+        if found is not None:
+            return found
+        for past in reversed(await self.chain.pasts()):
+            if older := await past.matches(subject):
+                return older[-1]
+        return None
+
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
         if self.sees_originals:
@@ -409,7 +421,8 @@ class EventLog:
 
         return opened
 
-    async def _first_after(self, scope: str, after: int) -> tuple[int, str] | None:
+    async def first_after(self, scope: str, after: int) -> tuple[int, str] | None:
+        """Sequence and event id of the first message of a filter after a sequence, by the word of the leader."""
         found = await self.first_match(scope, after)
         if found is None:
             return None

@@ -20,7 +20,7 @@ from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import UnavailableError
 from cuebook.events.jetstream import js_request
 
-__all__ = ["StoredMessage", "first_match", "matches", "message_at", "sequence_before"]
+__all__ = ["StoredMessage", "first_match", "last_match", "matches", "message_at", "sequence_before"]
 
 BATCH = 256
 TIMEOUT_S = 5.0
@@ -46,6 +46,11 @@ async def message_at(connection: Connection, stream: str, sequence: int) -> Stor
 async def first_match(connection: Connection, stream: str, subjects: str, after: int = 0) -> StoredMessage | None:
     """The first message under a subject filter after a sequence. Raises UnavailableError, ConfigurationError."""
     return await _leader_get(connection, stream, {"seq": after + 1, "next_by_subj": subjects})
+
+
+async def last_match(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
+    """The last message under a subject. Raises UnavailableError, ConfigurationError."""
+    return await _leader_get(connection, stream, {"last_by_subj": subject})
 
 
 async def matches(connection: Connection, stream: str, subjects: str, after: int = 0) -> list[StoredMessage]:

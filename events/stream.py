@@ -19,9 +19,17 @@ from cuebook.events.jetstream import js_request
 from cuebook.events.past import Generation
 
 __all__ = [
-    "RECORDING", "StreamFacts", "StreamNames", "differences", "ensure_stream", "refuse_recording", "stream_config",
+    "MAX_MESSAGE_BYTES",
+    "MINIMUM_SERVER",
+    "RECORDING",
+    "StreamFacts",
+    "StreamNames",
+    "ensure_stream",
+    "find_differences",
+    "refuse_recording",
+    "stream_config",
     "verify_stream",
-]  # fmt: skip
+]
 
 RECORDING = "cuebook.recording"
 """Key in the metadata of a stream that holds a copy of history, such as a replay or an import. It is set when the
@@ -149,10 +157,10 @@ async def verify_stream(connection: Connection, subjects: StreamNames) -> Stream
     chain = chain_of(connection, subjects)
     info = await chain.look()
     config, state = info["config"], info["state"]
-    wrong = differences(config, subjects)
+    wrong = find_differences(config, subjects)
     if wrong:
         raise ConfigurationError(
-            f"stream {config['name']} could lose events: " + "; ".join(wrong),
+            f"stream {config['name']} could lose events: " + "; ".join(wrong.values()),
             remedy="correct these settings with 'nats stream edit', or use another space",
         )
     if chain.rolling:
@@ -205,8 +213,8 @@ def _check_server(connection: Connection) -> None:
         )
 
 
-def differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
-    """What is wrong with the settings of a stream that all of a space is written to; empty when nothing is."""
+def find_differences(config: dict[str, Any], subjects: StreamNames) -> dict[str, str]:
+    """What is wrong with a stream's configuration, by the name of the setting; empty when it cannot lose events."""
     must = {
         **_MUST,
         **dict.fromkeys(_MUST_NOT),
@@ -220,17 +228,16 @@ def differences(config: dict[str, Any], subjects: StreamNames) -> list[str]:
     copy = not {IMPORT, RECORDING}.isdisjoint(config.get("metadata") or {})
     if copy:  # nobody shall hear of it again, and to one that is complete nothing can be added
         must |= {"republish": None, "sealed": config.get("sealed")}
-    wrong = [
-        f"{name} is {config.get(name)!r}, must be {want!r}"
+    wrong = {
+        name: f"{name} is {config.get(name)!r}, must be {want!r}"
         for name, want in must.items()
         if (config.get(name) or None) != (want or None)  # the server leaves out what is off
-    ]
+    }
     if config.get("persist_mode", "default") not in ("", "default"):
-        wrong.append(f"persist_mode is {config['persist_mode']!r}, must be 'default'")
+        wrong["persist_mode"] = f"persist_mode is {config['persist_mode']!r}, must be 'default'"
     if 0 <= config.get("max_msg_size", -1) < MAX_MESSAGE_BYTES:
-        wrong.append(f"max_msg_size is {config['max_msg_size']}, must be at least {MAX_MESSAGE_BYTES}")
+        wrong["max_msg_size"] = f"max_msg_size is {config['max_msg_size']}, must be at least {MAX_MESSAGE_BYTES}"
     if config.get("duplicate_window", 0) < MIN_DUPLICATE_WINDOW_S * 10**9 and not copy:
-        wrong.append(
-            f"duplicate_window is {config.get('duplicate_window', 0)}, must be at least {MIN_DUPLICATE_WINDOW_S} s"
-        )
+        window = config.get("duplicate_window", 0)
+        wrong["duplicate_window"] = f"duplicate_window is {window}, must be at least {MIN_DUPLICATE_WINDOW_S} s"
     return wrong

@@ -34,6 +34,7 @@ from cuebook.projections.rows import (
     text,
 )
 from cuebook.projections.statements import load_statements
+from cuebook.projections.timeseries import History
 
 __all__ = ["Agents", "fold_instance"]
 
@@ -48,6 +49,12 @@ class Agents(Projection):
     version = 1
     tables = _SQL["tables"]
     session = _SQL["session"]
+    # By agent, as it is asked for; the rows of one agent are few, so all its instances stand together.
+    histories = (
+        History(
+            table="agent_health", time="recorded_at", segment_by="agent", order_by="sequence DESC, recorded_at DESC"
+        ),
+    )
 
     _merge = Merge(_SQL["insert_agents"], _SQL["update_agents"])
 

@@ -50,7 +50,7 @@ CREATE TABLE agent_health (
 CREATE INDEX agent_health_instance ON agent_health (agent, instance, recorded_at);
 CREATE INDEX agent_health_recorded_at ON agent_health USING brin (recorded_at) WITH (autosummarize = on);
 
-COMMENT ON TABLE agent_health IS 'Every change of an instance''s health. Partitioned by month of recorded_at.';
+COMMENT ON TABLE agent_health IS 'Every change of an instance''s health. Partitioned by recorded_at.';
 COMMENT ON COLUMN agent_health.previous IS 'NULL at its first registration.';
 COMMENT ON COLUMN agent_health.source IS 'Who noticed.';
 

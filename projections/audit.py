@@ -14,6 +14,7 @@ from cuebook.projections.database import Transaction
 from cuebook.projections.projection import Batch, Projection
 from cuebook.projections.rows import NULL, copy, exact_json, is_plain, jsonb, moment, text
 from cuebook.projections.statements import load_statements
+from cuebook.projections.timeseries import Aggregate, History
 
 __all__ = ["Audit", "add_months"]
 
@@ -29,6 +30,12 @@ class Audit(Projection):
     name = "audit"
     version = 1
     tables = _SQL["tables"]
+    # By sequence, as it is searched and as a second writing of a row would be found; of both columns of the key each
+    # compressed batch then knows the range. No column has few enough values for standing together to pay.
+    histories = (History(table="audit", time="recorded_at", segment_by="", order_by="sequence DESC, recorded_at DESC"),)
+    aggregates = (
+        Aggregate(name="agent_actions", query=_SQL["agent_actions"], comments=_SQL["agent_actions_comments"]),
+    )
 
     async def apply(self, batch: Batch, tx: Transaction) -> None:
         """Add the batch."""

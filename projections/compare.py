@@ -16,6 +16,7 @@ from cuebook.events.errors import ConfigurationError
 from cuebook.projections.database import Transaction
 from cuebook.projections.generations import Generation
 from cuebook.projections.statements import load_statements
+from cuebook.projections.timeseries import History
 
 __all__ = ["Difference", "TableComparison", "compare"]
 
@@ -62,9 +63,13 @@ class _Columns:
 
 
 async def compare(
-    tx: Transaction, live: Generation, rebuilt: Generation, *, samples: int = 10
+    tx: Transaction, histories: Sequence[History], live: Generation, rebuilt: Generation, *, samples: int = 10
 ) -> list[TableComparison]:
-    """All tables of both, by name, and what each has parked. Raises ConfigurationError for a table without a key."""
+    """All tables of both, by name, and what each has parked. `histories`: those of its tables that forget.
+
+    Raises ConfigurationError for a table without a key.
+    """
+    times = {history.table: history.time for history in histories}
     await tx.execute(_SQL["settings"])
     theirs, ours = await _tables(tx, live), await _tables(tx, rebuilt)
     found = []
@@ -72,7 +77,7 @@ async def compare(
         if table not in theirs or table not in ours:
             found.append(_missing(table))
         else:
-            found.append(await _compare_table(tx, table, live, rebuilt, samples))
+            found.append(await _compare_table(tx, table, times.get(table, ""), live, rebuilt, samples))
     parked = _PARKED_COLUMNS
     sources = [_content(_parked(one), parked[:1], parked) for one in (live, rebuilt)]
     found.append(await _compare(tx, PARKED, sources, parked[:1], (), samples))
@@ -80,7 +85,7 @@ async def compare(
 
 
 async def _compare_table(
-    tx: Transaction, table: str, live: Generation, rebuilt: Generation, samples: int
+    tx: Transaction, table: str, time: str, live: Generation, rebuilt: Generation, samples: int
 ) -> TableComparison:
     theirs, ours = await _columns(tx, live, table), await _columns(tx, rebuilt, table)
     if not ours.keys or ours.keys != theirs.keys:
@@ -94,8 +99,8 @@ async def _compare_table(
     sources = []
     for one in (live, rebuilt):
         source: sql.Composable = sql.SQL("SELECT * FROM {}").format(sql.Identifier(one.tables_in, table))
-        if horizon is not None and (column := await _partition_column(tx, one, table)):
-            source += sql.SQL(" WHERE {} >= {}").format(sql.Identifier(column), sql.Literal(horizon))
+        if horizon is not None and time:
+            source += sql.SQL(" WHERE {} >= {}").format(sql.Identifier(time), sql.Literal(horizon))
         sources.append(_content(source, ours.keys, shared))
     return await _compare(tx, table, sources, ours.keys, uncompared, samples)
 
@@ -177,9 +182,3 @@ async def _columns(tx: Transaction, generation: Generation, table: str) -> _Colu
     rows = await cursor.fetchall()
     keys = sorted((place, name) for name, _, place in rows if place > 0)
     return _Columns({name: kind for name, kind, _ in rows}, tuple(name for _, name in keys))
-
-
-async def _partition_column(tx: Transaction, generation: Generation, table: str) -> str:
-    cursor = await tx.execute(_SQL["partition_column"], [generation.tables_in, table])
-    found = await cursor.fetchone()
-    return "" if found is None else str(found[0])

@@ -18,13 +18,6 @@ LEFT JOIN pg_index AS i ON i.indrelid = t.oid AND i.indisprimary
 WHERE t.relnamespace = to_regnamespace(quote_ident(%s)) AND t.relname = %s
 ORDER BY a.attnum
 
--- name: partition_column
-SELECT a.attname
-FROM pg_class AS t
-JOIN pg_partitioned_table AS p ON p.partrelid = t.oid
-JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = p.partattrs[0]
-WHERE t.relnamespace = to_regnamespace(quote_ident(%s)) AND t.relname = %s
-
 -- name: count
 -- `*<>` looks at the stored bytes: 1.0 and 1.00 differ, and NULL equals NULL.
 SELECT

@@ -105,6 +105,12 @@ class Outage:
         """Somebody could not reach PostgreSQL, or it took no batch."""
         if not self.under_way:
             self.under_way = True
+            if isinstance(error, errors.DiskFull):
+                logger.error(
+                    "PostgreSQL's disk is full; the projections wait and go on by themselves: make room there",
+                    extra={"reason": str(error).strip()},
+                )
+                return
             logger.warning("PostgreSQL is unavailable; the projections wait", extra={"reason": str(error).strip()})
 
     def ended(self) -> None:

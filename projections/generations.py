@@ -26,6 +26,8 @@ from cuebook.events.errors import ConfigurationError
 from cuebook.projections.database import Transaction, schema_name
 from cuebook.projections.projection import Projection
 from cuebook.projections.statements import load_statements
+from cuebook.projections.timescale import make_tables
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = [
     "Generation",
@@ -55,7 +57,8 @@ class Generation:
     """One filling of a projection's tables, as it stood when it was looked up.
 
     `kept_from`: tables partitioned by time hold nothing recorded before. `hidden_at`: since when another one is shown.
-    `claimed`: somebody writes it.
+    `claimed`: somebody writes it. `timeseries`: what its histories are made of, native or timescale, and why; None:
+    it has none.
     """
 
     projection: str
@@ -69,6 +72,8 @@ class Generation:
     kept_from: datetime | None
     made_at: datetime
     hidden_at: datetime | None
+    timeseries: str | None
+    timeseries_why: str | None
     updated_at: datetime
     claimed: bool
 
@@ -102,9 +107,18 @@ def previous_of(generations: Sequence[Generation]) -> Generation | None:
 
 
 async def make_generation(
-    connection: Transaction, space: str, projection: Projection, state: str, *, kept_from: datetime | None = None
+    connection: Transaction,
+    space: str,
+    projection: Projection,
+    state: str,
+    *,
+    timeseries: Timeseries = Timeseries.AUTO,
+    kept_from: datetime | None = None,
 ) -> int:
-    """Make the tables of a new generation, inside the caller's transaction; gives its number."""
+    """Make the tables of a new generation, inside the caller's transaction; gives its number.
+
+    Raises ConfigurationError when hypertables are wanted and cannot be had.
+    """
     cursor = await connection.execute(_SQL["next_number"], [projection.name])
     found = await cursor.fetchone()
     assert found is not None
@@ -113,11 +127,14 @@ async def make_generation(
     await _drop_schema(connection, tables_in)  # tables without a checkpoint: nobody knows how far they are
     await make_schema(connection, tables_in)
     await connection.execute(_SQL["set_path"], [sql.Identifier(tables_in).as_string()])
-    await connection.execute(projection.tables)
+    choice = await make_tables(connection, tables_in, projection, timeseries, at_work=state == "live")
     await connection.execute(_SQL["set_path"], [sql.Identifier(schema_name(space)).as_string()])
-    values = [projection.name, projection.version, number, tables_in, state, kept_from]
+    kind, why = (None, None) if choice is None else (choice.kind.value, choice.why)
+    values = [projection.name, projection.version, number, tables_in, state, kept_from, kind, why]
     await connection.execute(_SQL["register"], values)
     facts = {"projection": projection.name, "version": projection.version, "generation": number}
+    if choice is not None:
+        facts |= {"timeseries": kind, "why": why}
     logger.info("made the tables of a projection", extra=facts)
     return number
 

@@ -3,7 +3,7 @@
 -- name: all
 SELECT
     projection, generation AS number, version, tables_in, sequence, event_id, shown, state, kept_from, made_at, hidden_at,
-    updated_at, is_claimed(projection, generation) AS claimed
+    timeseries, timeseries_why, updated_at, is_claimed(projection, generation) AS claimed
 FROM checkpoints
 WHERE projection = %s
 ORDER BY generation
@@ -18,8 +18,8 @@ SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = %s
 SELECT set_config('search_path', %s, true)
 
 -- name: register
-INSERT INTO checkpoints (projection, version, generation, tables_in, state, kept_from)
-VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO checkpoints (projection, version, generation, tables_in, state, kept_from, timeseries, timeseries_why)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 
 -- name: space_only
 -- The schema of the space is last in every path of ours.

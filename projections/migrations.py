@@ -22,6 +22,8 @@ from cuebook.projections.generations import (
 )
 from cuebook.projections.projection import Projection
 from cuebook.projections.statements import load_statements, migration_files
+from cuebook.projections.timescale import add_missing_views, require_preloaded
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = ["prepare_database"]
 
@@ -31,24 +33,33 @@ _SQL = load_statements("migrations.sql")
 logger = logging.getLogger(__name__)
 
 
-async def prepare_database(connection: Transaction, space: str, projections: Sequence[Projection]) -> None:
+async def prepare_database(
+    connection: Transaction,
+    space: str,
+    projections: Sequence[Projection],
+    *,
+    timeseries: Timeseries = Timeseries.AUTO,
+) -> None:
     """Make what is missing. `connection` looks names up in the schema of the space.
+
+    `timeseries`: what histories are made of, where they have to be made; those that are there stay as they are.
 
     The first generation of a projection is shown to readers at once; one of a later version is filled beside it until
     a rebuild or a rollback shows it. Raises ConfigurationError when the role lacks a right, the database is one of a
-    newer release, or somebody else's tables stand where ours would.
+    newer release, somebody else's tables stand where ours would, or hypertables cannot be had or read.
     """
     schema = schema_name(space)
     try:
         async with connection.transaction():
             await connection.execute(_SQL["lock"], [schema])
             await _require_utf8(connection)
+            await require_preloaded(connection)
             await _require_ours(connection, schema)
             await make_schema(connection, schema)
             await connection.execute(_SQL["table"])
             await _migrate(connection, schema)
             for projection in projections:
-                await _make_tables(connection, space, projection)
+                await _make_tables(connection, space, projection, timeseries)
             await connection.execute(_SQL["let_readers_in"])
     except (errors.InsufficientPrivilege, errors.InvalidSchemaName) as error:
         raise ConfigurationError(
@@ -92,13 +103,16 @@ async def _migrate(connection: Transaction, schema: str) -> None:
             logger.info("migrated the database", extra={"schema": schema, "migration": name})
 
 
-async def _make_tables(connection: Transaction, space: str, projection: Projection) -> None:
+async def _make_tables(connection: Transaction, space: str, projection: Projection, timeseries: Timeseries) -> None:
     name, version = projection.name, projection.version
     found = await generations_of(connection, name)
     shown = shown_of(found)
     if written_by(found, version) is None:
-        await make_generation(connection, space, projection, "live", kept_from=shown.kept_from if shown else None)
+        kept_from = shown.kept_from if shown else None
+        await make_generation(connection, space, projection, "live", timeseries=timeseries, kept_from=kept_from)
         found = await generations_of(connection, name)
+    for number in await add_missing_views(connection, projection):
+        await show_generation(connection, None, next(one for one in found if one.number == number))
     mine = written_by(found, version)
     assert mine is not None
     if shown is None:

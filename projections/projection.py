@@ -9,6 +9,7 @@ from typing import ClassVar, TypeAlias
 from cuebook.events.envelope import Envelope
 from cuebook.events.log import Unreadable
 from cuebook.projections.database import Transaction
+from cuebook.projections.timeseries import Aggregate, History
 
 __all__ = ["Batch", "Item", "Projection"]
 
@@ -30,6 +31,10 @@ class Projection(ABC):
     """Counts up with every change of the tables or of the fold: the new version is filled from the log."""
     tables: ClassVar[bytes]
     """Creates the tables, each with a primary key, in the schema of a generation of this version."""
+    histories: ClassVar[tuple[History, ...]] = ()
+    """Those of its tables that grow with time."""
+    aggregates: ClassVar[tuple[Aggregate, ...]] = ()
+    """What is added up from them."""
     session: ClassVar[bytes] = b""
     """Run on every new connection; for temporary tables."""
 

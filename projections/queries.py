@@ -17,6 +17,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from cuebook.events.errors import ConfigurationError, NotFoundError, UnavailableError
+from cuebook.projections import timescale
 from cuebook.projections.database import Transaction, connect, is_outage, schema_name
 from cuebook.projections.records import (
     AgentRecord,
@@ -29,6 +30,7 @@ from cuebook.projections.records import (
     TaskRecord,
 )
 from cuebook.projections.statements import load_statements
+from cuebook.projections.timeseries import Timeseries
 
 __all__ = [
     "find_run",
@@ -244,8 +246,12 @@ async def list_projections(
     return await _fetch(connection, ProjectionRecord, _SQL["projections"], values, 0, 0)
 
 
-async def list_tables(connection: Transaction, tables_in: str) -> list[TableRecord]:
-    """The tables of one generation."""
+async def list_tables(
+    connection: Transaction, tables_in: str, *, timeseries: str | None = Timeseries.NATIVE
+) -> list[TableRecord]:
+    """The tables of one generation; `timeseries`: what its histories are made of."""
+    if timeseries == Timeseries.TIMESCALE:
+        return await timescale.list_tables(connection, tables_in)
     return await _fetch(connection, TableRecord, _SQL["tables_of"], {"tables_in": tables_in}, 0, 0)
 
 

@@ -110,7 +110,7 @@ SELECT
         SELECT count(*) FROM parked_events AS p
         WHERE p.projection = c.projection AND p.generation = c.generation AND p.skipped_at IS NULL
     ) AS parked,
-    r.keep_months
+    r.keep_months, c.timeseries, c.timeseries_why
 FROM checkpoints AS c
 LEFT JOIN retention AS r USING (projection)
 WHERE (%(projection)s::text IS NULL OR c.projection = %(projection)s)
@@ -133,7 +133,7 @@ SELECT
     t.relname AS name, t.relkind = 'p' AS partitioned,
     coalesce(sum(greatest(part.reltuples, 0)) FILTER (WHERE part.relkind = 'r'), 0)::bigint AS rows,
     sum(pg_total_relation_size(part.oid))::bigint AS bytes,
-    count(*) FILTER (WHERE part.oid <> t.oid) AS partitions
+    count(*) FILTER (WHERE part.oid <> t.oid) AS partitions, 0 AS compressed
 FROM pg_class AS t
 CROSS JOIN LATERAL (
     SELECT t.oid, t.reltuples, t.relkind

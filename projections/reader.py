@@ -46,6 +46,16 @@ class LogReader:
         """Messages that were stored and not taken yet, as far as the server has told."""
         return len(self._waiting) + self._feed.pending
 
+    @property
+    def end(self) -> int:
+        """Sequence of the last message in the log, as far as the server has told."""
+        return self._taken.sequence + self.backlog
+
+    @property
+    def oldest_waiting(self) -> int:
+        """When the first of those was recorded that have come and were not taken, in microseconds since 1970; or 0."""
+        return self._waiting[0].recorded_at if self._waiting else 0
+
     async def next_batch(self) -> list[Item]:
         """The next messages, at least one; waits for it.
 

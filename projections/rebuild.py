@@ -38,6 +38,8 @@ from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Projection
 from cuebook.projections.reader import LogReader
 from cuebook.projections.switch import catch_up, switch
+from cuebook.projections.timescale import settle
+from cuebook.projections.timeseries import Timeseries
 from cuebook.projections.writer import Writer
 
 __all__ = ["REBUILD_BATCH", "Progress", "RebuildReport", "RollbackReport", "rebuild", "rollback"]
@@ -53,7 +55,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a rebuild is. `stage`: reading, comparing, switching or done. Sequences; reading began at `first`."""
+    """Where a rebuild is. `stage`: reading, comparing, compressing, switching or done.
+
+    Sequences; reading began at `first`.
+    """
 
     stage: str
     projection: str
@@ -67,7 +72,8 @@ class RebuildReport:
     """What became of one projection. `resumed_at`: the sequence from which an earlier attempt was gone on with, or 0.
 
     `events`: messages applied. `compared_at`: the sequence at which both were compared, or None, and why in
-    `not_compared`. `before`: the generation that was shown. `dropped`: generations that were of no more use.
+    `not_compared`. `before`: the generation that was shown. `timeseries`: what its histories are made of, and why.
+    `dropped`: generations that were of no more use.
     """
 
     projection: str
@@ -83,6 +89,8 @@ class RebuildReport:
     tables: tuple[TableComparison, ...]
     parked: int
     switched: bool
+    timeseries: str | None
+    timeseries_why: str | None
     dropped: tuple[int, ...]
 
     @property
@@ -122,6 +130,7 @@ async def rebuild(
     dry_run: bool = False,
     trust_log: bool = False,
     everything: bool = False,
+    timeseries: Timeseries = Timeseries.AUTO,
     samples: int = 10,
     batch_size: int = REBUILD_BATCH,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -130,14 +139,14 @@ async def rebuild(
 
     `dry_run`: compare, and drop what was built. `trust_log`: go on where the log is not the one that the live tables
     were read from. `everything`: bring months back that retention has dropped. Differences are reported, at most
-    `samples` rows a table, and hinder nothing.
+    `samples` rows a table, and hinder nothing. `timeseries`: what the histories are made of from now on.
 
     Raises HistoryRegressedError, ConfigurationError when another rebuild is under way or the database is not ours, and
     UnavailableError; run again, it goes on.
     """
     async with _outages(), await connect(database_url, [schema_name(log.subjects.space)]) as control:
-        await prepare_database(control, log.subjects.space, projections)
-        one = _Rebuild(log, database_url, control, batch_size, on_progress)
+        await prepare_database(control, log.subjects.space, projections, timeseries=timeseries)
+        one = _Rebuild(log, database_url, control, batch_size, on_progress, timeseries)
         async with AsyncExitStack() as stack:
             builds = [
                 await one.begin(stack, projection, dry_run=dry_run, trust_log=trust_log, everything=everything)
@@ -180,7 +189,7 @@ async def rollback(
             )
         if not now:
             await log.verify_position(target.position)
-        one = _Rebuild(log, database_url, control, batch_size, on_progress)
+        one = _Rebuild(log, database_url, control, batch_size, on_progress, Timeseries.AUTO)
         writer = Writer(projection, database_url, space, Outage(), generation=target, state=target.state)
         async with writer:
             build = _Build(writer=writer, resumed_at=target.sequence, regressed=False, began=time.monotonic())
@@ -209,10 +218,11 @@ class _Rebuild:
         control: Transaction,
         batch_size: int,
         on_progress: Callable[[Progress], None],
+        timeseries: Timeseries,
     ) -> None:
         self._log, self._url, self._control = log, database_url, control
         self._batch_size, self._on_progress = batch_size, on_progress
-        self._space = log.subjects.space
+        self._space, self._timeseries = log.subjects.space, timeseries
 
     async def begin(
         self, stack: AsyncExitStack, projection: Projection, *, dry_run: bool, trust_log: bool, everything: bool
@@ -238,13 +248,21 @@ class _Rebuild:
             found.version == projection.version
             and found.kept_from == kept_from
             and await self._regression(found.position) is None
+            and (self._timeseries is Timeseries.AUTO or found.timeseries in (None, self._timeseries))
             and not (dry_run and found.sequence > live.sequence)
         ):
             await drop_generation(self._control, found)
             found = None
         if found is None:
             async with self._control.transaction():
-                number = await make_generation(self._control, self._space, projection, "building", kept_from=kept_from)
+                number = await make_generation(
+                    self._control,
+                    self._space,
+                    projection,
+                    "building",
+                    timeseries=self._timeseries,
+                    kept_from=kept_from,
+                )
             found = next(one for one in await generations_of(self._control, projection.name) if one.number == number)
         writer = Writer(projection, self._url, self._space, Outage(), generation=found, state="building")
         await stack.enter_async_context(writer)
@@ -287,6 +305,9 @@ class _Rebuild:
             await writer.__aexit__()
             await drop_generation(self._control, writer.generation)
         else:
+            if writer.generation.timeseries == Timeseries.TIMESCALE:
+                self.tell("compressing", build)
+                await settle(self._control, writer.generation.tables_in, writer.projection)
             await self.fill([build], compared=True)
             self.tell("switching", build)
             live = await switch(self._log, writer, batch_size=self._batch_size, follow=not build.regressed)
@@ -307,6 +328,8 @@ class _Rebuild:
             tables=tuple(tables),
             parked=parked,
             switched=not dry_run,
+            timeseries=writer.generation.timeseries,
+            timeseries_why=writer.generation.timeseries_why,
             dropped=tuple(dropped),
         )
 
@@ -366,7 +389,7 @@ class _Rebuild:
             live = shown_of(found) or live
             mine = next(one for one in found if one.number == writer.generation.number)
             await catch_up(self._log, writer, live.sequence, batch_size=self._batch_size)
-            return live.sequence, "", await compare(tx, live, mine, samples=samples)
+            return live.sequence, "", await compare(tx, writer.projection.histories, live, mine, samples=samples)
 
     async def _analyze(self, generation: Generation) -> None:
         cursor = await self._control.execute(

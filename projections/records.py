@@ -186,7 +186,8 @@ class ProjectionRecord:
 
     `shown`: this is what people read. `written`: a process keeps it up to date at this moment. `lag`: messages it has
     still to apply. `parked`: events that it could not apply and about which nobody has decided. `kept_from`: tables
-    partitioned by time hold nothing older. `keep_months`: what they are to keep; None: everything.
+    partitioned by time hold nothing older. `keep_months`: what they are to keep; None: everything. `timeseries`: what
+    those tables are made of, native or timescale, and why; None: it has none.
     """
 
     projection: str
@@ -205,6 +206,8 @@ class ProjectionRecord:
     lag: int
     parked: int
     keep_months: int | None
+    timeseries: str | None
+    timeseries_why: str | None
 
     @property
     def health(self) -> str:
@@ -227,13 +230,17 @@ class ProjectionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRecord:
-    """One table of a generation; `rows` as PostgreSQL last estimated them, `bytes` with indexes."""
+    """One table of a generation; `rows` as PostgreSQL last estimated them, `bytes` with indexes.
+
+    `partitions`: native ones or chunks; `compressed`: how many of the chunks are.
+    """
 
     name: str
     partitioned: bool
     rows: int
     bytes: int
     partitions: int
+    compressed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

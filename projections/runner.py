@@ -22,18 +22,21 @@ from cuebook.events.log import EventLog
 from cuebook.projections.agents import Agents
 from cuebook.projections.audit import Audit
 from cuebook.projections.checkpoint import ReadAgainError
-from cuebook.projections.database import Backoff, Outage, connect, is_outage, schema_name
+from cuebook.projections.database import Backoff, Outage, Transaction, connect, is_outage, schema_name
+from cuebook.projections.generations import generations_of, written_by
 from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Batch, Projection
 from cuebook.projections.reader import BATCH_SIZE, LogReader
 from cuebook.projections.runs import Runs
+from cuebook.projections.timescale import require_extension
+from cuebook.projections.timeseries import Timeseries
 from cuebook.projections.watch import Watch
 from cuebook.projections.writer import Writer
 
 if TYPE_CHECKING:
     from cuebook.telemetry.pipeline import Tracing
 
-__all__ = ["ALL", "Runner", "RunnerStatus", "give_way"]
+__all__ = ["ALL", "Lag", "Runner", "RunnerStatus", "give_way"]
 
 ALL: Final[tuple[Projection, ...]] = (Audit(), Runs(), Agents())
 """Every projection; the one with the most rows first: PostgreSQL takes them in while the others are folded."""
@@ -61,6 +64,18 @@ class RunnerStatus:
     database_available: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lag:
+    """How far one projection is: `position` is committed, `events` are stored after it, as the server last said.
+
+    `since`: when the first of these was recorded, in microseconds since 1970; 0 when there are none, or none has come.
+    """
+
+    position: int
+    events: int
+    since: int
+
+
 class Runner:
     """One per space and database. `await run()` until `drain()` or `stop` is set."""
 
@@ -73,8 +88,9 @@ class Runner:
         batch_size: int = BATCH_SIZE,
         stop: asyncio.Event | None = None,
         tracing: Tracing | None = None,
+        timeseries: Timeseries = Timeseries.AUTO,
     ) -> None:
-        self._tracing = tracing
+        self._tracing, self._timeseries = tracing, timeseries
         self._log, self._url, self._batch_size = log, database_url, batch_size
         self._stop = stop or asyncio.Event()
         self._outage = Outage()
@@ -84,6 +100,7 @@ class Runner:
         self._reader: LogReader | None = None
         self._watch = Watch(database_url, self._space, projections, self._go_over)
         self._moved = False
+        self._batch: Batch = ()
         self.ready = asyncio.Event()
         """Set once the tables are there and every checkpoint is known."""
 
@@ -99,6 +116,19 @@ class Runner:
             backlog=self._reader.backlog if self._reader is not None else 0,
             database_available=not self._outage.under_way,
         )
+
+    def lags(self) -> dict[str, Lag]:
+        """How far each projection is behind the log, from memory; empty before the first look at it."""
+        reader = self._reader
+        return {writer.projection.name: self._lag(writer, reader) for writer in self._writers} if reader else {}
+
+    def _lag(self, writer: Writer, reader: LogReader) -> Lag:
+        done, batch = writer.position.sequence, self._batch
+        if batch and done < batch[-1].sequence:  # sequences have no gaps
+            since = batch[max(0, done + 1 - batch[0].sequence)].recorded_at
+        else:
+            since = reader.oldest_waiting
+        return Lag(position=done, events=max(0, reader.end - done), since=since)
 
     async def run(self, *, until: int | None = None) -> None:
         """Apply the log to the projections, for ever or up to and including sequence `until`.
@@ -155,7 +185,9 @@ class Runner:
         while True:
             try:
                 async with await connect(self._url, [schema_name(self._space)]) as connection:
-                    await prepare_database(connection, self._space, self._projections)
+                    await prepare_database(connection, self._space, self._projections, timeseries=self._timeseries)
+                    await require_extension(connection, self._projections)
+                    await self._tell_histories(connection)
             except psycopg.Error as error:
                 if not is_outage(error):
                     raise
@@ -163,6 +195,21 @@ class Runner:
                 await backoff.pause()
             else:
                 return
+
+    async def _tell_histories(self, connection: Transaction) -> None:
+        """Say what the histories are made of: for those that stood there already it was decided long ago."""
+        for projection in self._projections:
+            found = written_by(await generations_of(connection, projection.name), projection.version)
+            if found is None or found.timeseries is None:
+                continue
+            facts = {"projection": projection.name, "timeseries": found.timeseries, "why": found.timeseries_why}
+            if self._timeseries in (Timeseries.AUTO, found.timeseries):
+                logger.info("histories", extra=facts)
+            else:
+                logger.warning(
+                    "histories are of another kind than asked for; 'cuebook projection rebuild' makes them anew",
+                    extra={**facts, "wanted": self._timeseries.value},
+                )
 
     async def _follow(self, stopped: asyncio.Future[Any], until: int | None) -> None:
         """Read on from the lowest checkpoint until the end is asked for. Raises ReadAgainError, UnavailableError."""
@@ -191,6 +238,7 @@ class Runner:
 
     async def _apply(self, batch: Batch) -> bool:
         again: list[ReadAgainError] = []
+        self._batch = batch
         began = time.time_ns()
 
         async def apply(writer: Writer) -> None:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +37,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.re import parse_env_headers
 
 from cuebook.events.errors import ConfigurationError
+from cuebook.events.release import release
 from cuebook.telemetry import attributes as names
 from cuebook.telemetry.sampling import Selection
 from cuebook.telemetry.settings import is_on
@@ -121,7 +121,7 @@ class SpanQueue(SpanProcessor):
         self._exporter = exporter
         self._steady = Resource({key: value for key, value in resource.attributes.items() if key not in _OF_A_PROCESS})
         """What our own spans say about where they come from: the same whoever makes them from the log."""
-        self._scope = InstrumentationScope(SCOPE, _version())
+        self._scope = InstrumentationScope(SCOPE, release())
         self._most = max(_number("OTEL_BSP_MAX_QUEUE_SIZE", 2048), 1)
         self._batch = max(min(_number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512), self._most), 1)
         self._delay_s = max(_number("OTEL_BSP_SCHEDULE_DELAY", 5000), 1) / 1000
@@ -243,7 +243,7 @@ class Tracing:
         self.provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         self.queue = SpanQueue(exporter, resource)
         self.provider.add_span_processor(self.queue)
-        self._tracer = self.provider.get_tracer(SCOPE, _version())
+        self._tracer = self.provider.get_tracer(SCOPE, release())
         self.selection = Selection(self.provider.sampler)
         self.skips, self.samples = self.selection.skips, self.selection.samples
 
@@ -293,13 +293,6 @@ _OF_A_PROCESS: Final = frozenset({SERVICE_INSTANCE_ID, "host.name", "process.pid
 
 def _process() -> dict[str, str | int]:
     return {"host.name": os.uname().nodename, "process.pid": os.getpid()}
-
-
-def _version() -> str:
-    try:
-        return metadata.version("cuebook")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _number(variable: str, default: int) -> int:

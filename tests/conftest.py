@@ -7,13 +7,14 @@ starts its own, on its `tmp_path`. A server that cannot start fails the tests th
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 import pytest
@@ -24,7 +25,17 @@ from psycopg import sql
 from cuebook.embedded.nats_server import nats_server
 from cuebook.embedded.postgres import postgres
 from cuebook.events.errors import ConfigurationError
+from cuebook.projections.timeseries import Timeseries
 from tests.commands import Command, started
+
+URL_OF_TIMESCALE: Final = "CUEBOOK_TEST_TIMESCALE_URL"
+PROGRAMS_OF_TIMESCALE: Final = "CUEBOOK_TEST_TIMESCALE_BIN"
+WITH_TIMESCALE: Final = {
+    "shared_preload_libraries": "timescaledb",
+    "timescaledb.telemetry_level": "off",
+    "timescaledb.max_background_workers": "16",
+    "max_worker_processes": "32",
+}
 
 _Server = TypeVar("_Server")
 
@@ -56,8 +67,20 @@ def nats_url(_portal: BlockingPortal, _server_data: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def timeseries() -> Timeseries:
+    """What histories are made of where nobody says it: hypertables on the server of `just test-timescale`."""
+    return Timeseries.TIMESCALE if {URL_OF_TIMESCALE, PROGRAMS_OF_TIMESCALE} & os.environ.keys() else Timeseries.NATIVE
+
+
+@pytest.fixture(scope="session")
 def _postgres_url(_portal: BlockingPortal, _server_data: Path) -> Iterator[str]:
-    with _running(_portal, postgres(_server_data, durable=False)) as server:
+    if url := os.environ.get(URL_OF_TIMESCALE):
+        yield url
+        return
+    options: dict[str, Any] = {}
+    if programs := os.environ.get(PROGRAMS_OF_TIMESCALE):
+        options = {"programs": Path(programs), "settings": WITH_TIMESCALE}
+    with _running(_portal, postgres(_server_data, durable=False, **options)) as server:
         yield server.url
 
 

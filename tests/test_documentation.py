@@ -35,3 +35,17 @@ def leads_somewhere(document: Path, target: str) -> bool:
 def anchor_of(heading: str) -> str:
     """The name GitHub gives a heading: lower case, spaces as dashes, punctuation dropped."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_tests_that_the_documents_name_are_there() -> None:
+    named = {
+        found
+        for document in documents()
+        for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / document).read_text())
+    }
+    assert named
+    assert [f"{file}::{test}" for file, test in sorted(named) if f"def {test}(" not in text_of(ROOT / file)] == []
+
+
+def text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""

@@ -14,6 +14,7 @@ from typing import Any
 from cuebook.actors.attempt import raise_from_a_person, text_of
 from cuebook.actors.orchestrator.openings import find_input_error
 from cuebook.actors.orchestrator.port import Port
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.sagas import Drift, Execution, Raised, Returned, drift_of, error_of
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 class Conductor:
     """Decides about the runs of all sagas."""
 
-    def __init__(self, world: World, port: Port, timers: Timers, sagas: Mapping[str, Saga[Any, Any]]) -> None:
+    def __init__(self, world: World, port: Port, timers: Timers, sagas: Repertoire) -> None:
         self.world, self._port, self._timers, self._sagas = world, port, timers, sagas
         self._executions: dict[str, Execution] = {}
         self._requesting: dict[str, set[int]] = {}
@@ -81,20 +82,30 @@ class Conductor:
             self._post(run, "cancelled", RunCancelled(reason=run.cancel_reason))
         elif not run.complete:
             return  # the rest of what it shares with its origin is on the way
+        elif run.forked is not None and (older := self._version_for_fork(run)) is not None:
+            self._start(run, older)
         elif wrong := find_input_error(saga, run.input):
             remedy = "send input that fits the saga's model"
             self._post(run, "rejected", RunRejected(reason=f"saga {saga.name}: {wrong}", remedy=remedy))
         elif run.forked is not None and (drift := drift_of(saga, run)) is not None:
             self._post(run, "rejected", _refuse_fork(run.forked, drift))
         else:
-            started = RunStarted(
-                saga=saga.name,
-                version=saga.version,
-                input=run.input,
-                trigger=run.opened_sequence,
-                retry_of=run.retry_of,
-            )
-            self._post(run, "started", started)
+            self._start(run, saga)
+
+    def _start(self, run: RunState, saga: Saga[Any, Any]) -> None:
+        started = RunStarted(
+            saga=saga.name,
+            version=saga.version,
+            input=run.input,
+            trigger=run.opened_sequence,
+            retry_of=run.retry_of,
+        )
+        self._post(run, "started", started)
+
+    def _version_for_fork(self, run: RunState) -> Saga[Any, Any] | None:
+        """The newest version whose code would have come where a fork begins; None when there is none."""
+        fitting = (one for one in reversed(self._sagas.versions(run.saga)) if not find_input_error(one, run.input))
+        return next((one for one in fitting if drift_of(one, run) is None), None)
 
     # --- driving ---
 
@@ -176,13 +187,18 @@ class Conductor:
         self._executions.clear()
         self._requesting.clear()
 
-    def serves(self, saga: str) -> bool:
-        """Whether this orchestrator has the saga's code."""
-        return saga in self._sagas
+    def why_not(self, run: RunState) -> str:
+        """Why a run does not go on, although nothing of it has failed: its code is not here. Empty as a rule."""
+        if not run.saga or run.closed:
+            return ""
+        return self._sagas.why_not(run.saga, run.version if run.started_sequence else "")
 
-    def served(self) -> list[dict[str, str]]:
-        """The sagas this orchestrator has the code of."""
-        return [_facts(one) for one in self._sagas.values()]
+    def served(self) -> list[dict[str, Any]]:
+        """The sagas this orchestrator has the code of: the newest version of each, and which versions there are."""
+        return [
+            {**_facts(one), "versions": [version.version for version in self._sagas.versions(one.name)]}
+            for one in self._sagas.values()
+        ]
 
     def describe(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
         """More about the saga that a question names, with its input as JSON Schema; None for one that is not served.
@@ -201,9 +217,9 @@ class Conductor:
         if run.cancel_reason is not None:
             self._wind_down(run, run.cancel_reason, None)
             return
-        saga = self._sagas.get(run.saga)
+        saga = self._sagas.find(run.saga, run.version)
         if saga is None:
-            return
+            return  # it waits for an orchestrator that has the code
         execution = self._executions.get(run.run_id)
         if execution is None:
             try:

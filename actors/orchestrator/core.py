@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from cuebook.actors.orchestrator.conductor import Conductor
@@ -17,10 +17,10 @@ from cuebook.actors.orchestrator.liveness import Liveness
 from cuebook.actors.orchestrator.openings import Openings
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import Touched, Unchecked, World
-from cuebook.actors.saga import Saga
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import RunStarted
 from cuebook.events.log import Unreadable
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Orchestrator:
     """Folds and decides; all effects go through the port. No I/O and no waiting in here."""
 
-    def __init__(self, subjects: Subjects, sagas: Mapping[str, Saga[Any, Any]], port: Port) -> None:
+    def __init__(self, subjects: Subjects, sagas: Repertoire, port: Port) -> None:
         self.world = World(subjects, sagas)
         self.timers = Timers()
         self.dispatcher = Dispatcher(self.world, port, self.timers)
@@ -46,8 +46,8 @@ class Orchestrator:
         self._port = port
         self.active = False
 
-    def receive(self, item: Envelope | Unreadable, *, guarded: bool = True) -> None:
-        """Fold the next message of the log and, when active, decide what follows."""
+    def receive(self, item: Envelope | Unreadable, *, guarded: bool = True) -> Touched:
+        """Fold the next message of the log and, when active, decide what follows. Returns what it was about."""
         touched = self.world.fold(item, guarded=guarded)
         if isinstance(item, Envelope):
             _clear_pending(item.id, touched)
@@ -55,6 +55,7 @@ class Orchestrator:
             self._try(self._react, item, touched)
         elif self.world.owed:
             self.world.owed.clear()
+        return touched
 
     def activate(self) -> None:
         """Begin to decide: catch up on everything that is open. See Liveness for who was silent."""

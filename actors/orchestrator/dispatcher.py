@@ -13,7 +13,7 @@ from typing import Any
 
 from cuebook.actors.orchestrator import retry
 from cuebook.actors.orchestrator.admission import Admission, admit, find_objection, only
-from cuebook.actors.orchestrator.placement import Choice, Queue, why
+from cuebook.actors.orchestrator.placement import Choice, Queue, fits, why
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import TIMEOUT, RunState, TaskState, span_us
@@ -40,7 +40,8 @@ __all__ = ["Dispatcher"]
 UNKNOWN_AGENT_GRACE_S = 30.0
 """How long a task may name an agent that never registered; it may be starting."""
 ANSWER_GRACE_S = 2.0
-"""After a task's timeout the agent says so itself; this much later the orchestrator does."""
+"""After a task's timeout the agent says so itself; this much later the orchestrator does. One that may be offline has
+so much longer, since it may have the task and the answer and nobody hears it."""
 CANCEL_GRACE_S = 10.0
 MAX_REASON = 2_000
 """Characters of what is said about a refusal."""
@@ -95,7 +96,7 @@ class Dispatcher:
             decision = retry.after_loss(task)
             self._post(task, "retried" if isinstance(decision, TaskRetried) else "escalated", decision)
             return
-        due = task.assigned_at + span_us((task.timeout_s or 0.0) + ANSWER_GRACE_S)
+        due = task.assigned_at + span_us((task.timeout_s or 0.0) + ANSWER_GRACE_S + instance.offline_for_s)
         if (reason := self._cancelled(run, task)) is not None:
             attempt = [task.run_id, task.n, task.assigned_sequence]
             self._port.signal(*key, {"cancel": attempt, "reason": reason[:MAX_REASON]})
@@ -269,14 +270,23 @@ class Dispatcher:
             return ""
         if task.status == "backoff" and task.free_at > self._port.now():
             return f"the next attempt is in {(task.free_at - self._port.now()) / 1e6:.1f} s"
-        registry = self.world.registry
-        instances = registry.by_agent.get(task.agent, {}).values()
         ahead = max(len(self._queues.get(task.agent, ())) - 1, 0)
+        instances, only_these = self._able(task)
+        return why(task, instances, ahead, only_these)
+
+    def is_stranded(self, task: TaskState) -> bool:
+        """Whether no instance that is there could take a task, even with all its slots free."""
+        return not any(fits(task, one) for one in self._able(task)[0])
+
+    def _able(self, task: TaskState) -> tuple[list[InstanceState], str]:
+        """The instances whose handlers can take a task; where these are not all of its agent, who they are."""
+        registry = self.world.registry
+        instances = list(registry.by_agent.get(task.agent, {}).values())
         team = registry.teams.get(task.agent)
         if team is None or admit(task, team, self._port.now()).takers is None:
-            return why(task, instances, ahead)
+            return instances, ""
         text, able = only(task, team)
-        return why(task, [one for one in instances if one.variant in able], ahead, text)
+        return [one for one in instances if one.variant in able], text
 
     def depths(self) -> dict[str, int]:
         """How many tasks wait for each agent."""

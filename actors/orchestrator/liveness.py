@@ -1,7 +1,8 @@
 """Who is heard and who is not. Heartbeats are not events; a change of health is.
 
 Silence counts from the last heartbeat by this process's monotonic clock. It only decides when to try somebody else;
-what guarantees that a task has one outcome is the expected sequence.
+what guarantees that a task has one outcome is the expected sequence. An instance that may be offline for a while is
+suspect for as long: nothing new is placed there, and what it has stays with it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Liveness:
                 self._behind_since.pop(key, None)
                 continue
             silent_s, beat_s = now - last, max(instance.heartbeat_s, MINIMUM_BEAT_S)
-            if instance.health != "lost" and silent_s > beat_s * LOST_AFTER_BEATS:
+            lost_after_s = max(beat_s * LOST_AFTER_BEATS, instance.offline_for_s)
+            if instance.health != "lost" and silent_s > lost_after_s:
                 self._post(instance, "lost", AgentLost(silent_s=round(silent_s, 1)))
             elif instance.health in ("healthy", "draining") and silent_s > beat_s * SUSPECT_AFTER_BEATS:
                 self._post(instance, "suspected", AgentSuspected(silent_s=round(silent_s, 1)))

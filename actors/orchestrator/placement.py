@@ -15,7 +15,7 @@ from cuebook.actors.orchestrator.registry import PLACEABLE, InstanceState
 from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.orchestrator.variants import Variant
 
-__all__ = ["Choice", "Placement", "Queue", "why"]
+__all__ = ["Choice", "Placement", "Queue", "fits", "why"]
 
 REMEMBERED_AFFINITIES = 100_000
 
@@ -101,7 +101,7 @@ class Placement:
         for one in instances:
             if one.health != PLACEABLE or one.slots <= len(one.tasks):
                 continue
-            if task.labels and not task.labels.items() <= one.labels.items():
+            if task.labels and not one.has(task.labels):
                 continue
             candidates += 1
             load = len(one.tasks) / one.slots
@@ -137,6 +137,11 @@ class Placement:
         self._preferred = OrderedDict(((agent, key), instance) for agent, key, instance in data)
 
 
+def fits(task: TaskState, instance: InstanceState) -> bool:
+    """Whether an instance is healthy and has the labels that a task requires."""
+    return instance.health == PLACEABLE and (not task.labels or task.labels.items() <= instance.labels.items())
+
+
 def why(task: TaskState, instances: Iterable[InstanceState], ahead: int, only: str = "") -> str:
     """Why a task waits, for people. `only`: `instances` are those of the variants that alone can take it."""
     known = [one for one in instances if one.health not in ("stopped", "unregistered")]
@@ -151,7 +156,7 @@ def why(task: TaskState, instances: Iterable[InstanceState], ahead: int, only: s
     whose = f"{only}, and " if only else ""
     of = "of that" if only else f"of {task.agent!r}"
     if task.labels:
-        fitting = [one for one in healthy if task.labels.items() <= one.labels.items()]
+        fitting = [one for one in healthy if one.has(task.labels)]
         if not fitting:
             wanted = ", ".join(f"{key}={value}" for key, value in task.labels.items())
             return f"{whose}none of the {len(healthy)} healthy instances {of} has the labels {wanted}"

@@ -8,16 +8,19 @@ from itertools import islice
 from typing import Any
 
 from cuebook.actors.orchestrator.core import Orchestrator
-from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.overview import instance_facts
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 
 __all__ = ["answer_query", "open_escalations", "pack_answer"]
 
 _MOST_RUNS = 200
+_NOUNS = ["agents", "escalations", "orchestrators", "overview", "runs", "sagas", "status", "waiting"]
 
 
 def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any]:
     """Answer agents, escalations, runs, sagas, status or waiting; anything else names what there is.
+
+    The service itself answers overview, and every orchestrator, standing by or not, answers orchestrators.
 
     waiting is about one run, `{"run": id}`. sagas may name one to hear more of, and an input to check for it:
     `{"saga": name, "input": data}`.
@@ -30,7 +33,7 @@ def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any
         question = {}
     match noun:
         case "agents":
-            return {"agents": [_instance(one) for one in core.world.registry.instances.values()]}
+            return {"agents": [instance_facts(one) for one in core.world.registry.instances.values()]}
         case "waiting":
             return {"waiting": _waiting(core, str(question.get("run", "")))}
         case "escalations":
@@ -41,7 +44,7 @@ def answer_query(core: Orchestrator, noun: str, payload: bytes) -> dict[str, Any
             return _sagas(core, question)
         case "status":
             return _status(core)
-    return {"error": f"no question {noun!r}", "known": ["agents", "escalations", "runs", "sagas", "status", "waiting"]}
+    return {"error": f"no question {noun!r}", "known": _NOUNS}
 
 
 def _sagas(core: Orchestrator, question: dict[str, Any]) -> dict[str, Any]:
@@ -65,25 +68,8 @@ def pack_answer(answer: dict[str, Any], most: int) -> bytes:
     return packed
 
 
-def _instance(one: InstanceState) -> dict[str, Any]:
-    return {
-        "agent": one.agent,
-        "instance": one.instance,
-        "health": one.health,
-        "version": one.version,
-        "labels": one.labels,
-        "slots": one.slots,
-        "in_flight": len(one.tasks),
-        "registered_at": one.registered_at,
-        "changed_at": one.changed_at,
-        "host": one.host,
-        "pid": one.pid,
-        "reason": one.reason,
-    }
-
-
 def _waiting(core: Orchestrator, run_id: str) -> dict[str, str]:
-    """Why each task of a run waits, by its number."""
+    """Why each task of a run waits, by its number, and under `run` why the whole does."""
     run = core.world.runs.get(run_id)
     if run is None:
         return {}
@@ -92,8 +78,7 @@ def _waiting(core: Orchestrator, run_id: str) -> dict[str, str]:
         for n, item in run.items.items()
         if isinstance(item, TaskState) and not item.closed
     }
-    if run.saga and not core.conductor.serves(run.saga):
-        reasons["run"] = f"no orchestrator serves saga {run.saga!r}"
+    reasons["run"] = core.conductor.why_not(run)
     return {n: reason for n, reason in reasons.items() if reason}
 
 

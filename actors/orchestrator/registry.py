@@ -1,11 +1,12 @@
 """The agents as folded from the log: who registered, what they can do, how healthy they are. Pure and total.
 
 An instance's life: registered (healthy) -> suspect -> lost -> healthy again when it is heard; draining; stopped for
-good.
+good. One at the edge may register again under its name, when its process goes on after a restart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cuebook.actors.orchestrator.variants import Team, Variant, dump_team, load_team
@@ -20,9 +21,10 @@ from cuebook.events.facts import (
     DrainRequested,
 )
 
-__all__ = ["InstanceState", "Registry", "dump_registry", "load_registry"]
+__all__ = ["PLACEABLE", "InstanceState", "Registry", "dump_registry", "load_registry"]
 
 PLACEABLE: Final = "healthy"
+VERSION_LABEL: Final = "version"
 _REMEMBERED_GONE = 200
 """Stopped and lost instances kept for `agent list`; the log has them all."""
 
@@ -44,6 +46,7 @@ class InstanceState:
         "labels",
         "last_sequence",
         "newest",
+        "offline_for_s",
         "pending",
         "pid",
         "reason",
@@ -63,7 +66,7 @@ class InstanceState:
         self.version = self.host = self.reason = ""
         self.labels: dict[str, str] = {}
         self.slots = self.pid = self.recycle_after = 0
-        self.heartbeat_s = 1.0
+        self.heartbeat_s, self.offline_for_s = 1.0, 0.0
         self.registered_at = self.changed_at = self.last_sequence = self.registered_sequence = self.newest = 0
         self.wants_drain = False
         self.tasks: set[tuple[str, int]] = set()
@@ -74,6 +77,11 @@ class InstanceState:
     def free(self) -> int:
         """Slots that nobody has."""
         return self.slots - len(self.tasks)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether it has all these labels. Its version counts as the label `version`, unless it has one of its own."""
+        own = {VERSION_LABEL: self.version, **self.labels}
+        return labels.items() <= own.items()
 
     def apply(self, envelope: Envelope) -> None:  # noqa: C901 - one branch a fact
         """Fold one event of this instance's life."""
@@ -86,8 +94,9 @@ class InstanceState:
                 self.health = "healthy"
                 self.version, self.labels, self.slots = event.version, event.labels, event.slots
                 self.host, self.pid, self.recycle_after = event.host, event.pid, event.recycle_after
-                self.heartbeat_s = event.heartbeat_s
-                self.registered_at, self.registered_sequence = envelope.recorded_at, envelope.sequence
+                self.heartbeat_s, self.offline_for_s = event.heartbeat_s, event.offline_for_s
+                if not self.registered_sequence:  # again when it goes on after a restart: its inbox began before
+                    self.registered_at, self.registered_sequence = envelope.recorded_at, envelope.sequence
             case AgentSuspected():
                 if self.health in ("healthy", "draining"):
                     self.health = "suspect"

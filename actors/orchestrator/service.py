@@ -21,7 +21,9 @@ from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
 from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.lookback import LookBack
+from cuebook.actors.orchestrator.overview import Overview
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
@@ -32,9 +34,11 @@ from cuebook.events.facts import Event, RunCompleted, RunStarted, RunStuck, Step
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog, Unreadable
 from cuebook.events.log_feed import LogFeed
+from cuebook.events.release import release
 from cuebook.events.stream import refuse_recording
 
 if TYPE_CHECKING:
+    from cuebook.actors.orchestrator.tallies import Tallies
     from cuebook.telemetry.pipeline import Tracing
 
 __all__ = ["OrchestratorService"]
@@ -67,12 +71,13 @@ class OrchestratorService:
         replicas: int = 1,
         age_s: float = 0.0,
         tracing: Tracing | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
         self.name = f"orchestrator-{os.uname().nodename.split('.')[0].lower()[:30]}-{os.getpid()}"
         self._connection, self._replicas = connection, replicas
         self.log = EventLog(connection, space, source="orchestrator")
-        self._sagas = _by_name(sagas)
-        self.core = Orchestrator(self.log.subjects, self._sagas, self)
+        self.sagas = Repertoire(sagas)
+        self.core = Orchestrator(self.log.subjects, self.sagas, self)
         self.caught_up = asyncio.Event()
         self.deciding = asyncio.Event()
         """It decides, and the log says from when the events of its sagas count."""
@@ -83,11 +88,15 @@ class OrchestratorService:
         self._target = 0
         self._snapshots = SnapshotStore(connection, self.log.subjects, replicas=replicas)
         self._snapshot_at = 0
+        self._lease: Lease | None = None
+        self._overview = Overview()
         self._inboxes = Inboxes(connection, self.log.subjects)
         self._errands: set[asyncio.Task[None]] = set()
         self._look_back = LookBack(self.log, self._errand)
         self._clock_us = self._clock_error_us = 0
         self._age_s, self._made_s = age_s, time.monotonic()
+        self._tallies = tallies
+        """Told of every event that is folded while this one decides: others count what others decide about."""
         self._tracer = None
         if tracing is not None:  # the import too is only for those who want traces
             from cuebook.actors.orchestrator.tracing import RunTracer
@@ -158,7 +167,7 @@ class OrchestratorService:
     async def _take_part(self, failure: asyncio.Future[None]) -> None:
         """Decide whenever the lease is held, until told to stop."""
         questions = await self._connection.listen(f"query.{self.log.subjects.space}.*", self._on_query)
-        lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
+        self._lease = lease = Lease(self._connection, self.log.subjects, self.name, replicas=self._replicas)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -189,7 +198,7 @@ class OrchestratorService:
 
     def _forget(self, began: int) -> None:
         """Begin with nothing, as without a snapshot."""
-        self.core = Orchestrator(self.log.subjects, self._sagas, self)
+        self.core = Orchestrator(self.log.subjects, self.sagas, self)
         self.core.world.listening.process_began = began
         self._snapshot_at = 0
         self.caught_up.clear()
@@ -216,12 +225,16 @@ class OrchestratorService:
         if own is not None and own[0].encode() in body:  # else a server came back without what it had acknowledged
             envelope = self._own_envelope(*own, subject, sequence, recorded_at)
             first = type(own[1]) is RunStarted and self.log.chain.generation > 1
-            self.core.receive(envelope, guarded=not first or self._is_guarded(envelope, headers))
+            touched = self.core.receive(envelope, guarded=not first or self._is_guarded(envelope, headers))
+            if self._tallies is not None and self.core.active:
+                self._tallies.saw(envelope, touched)
             if self._tracer is not None:
                 self._tracer.saw(envelope, self.core.world)
             return
         item = self.log.decode(subject, body, sequence, recorded_at, headers)
-        self.core.receive(item, guarded=self._is_guarded(item, headers))
+        touched = self.core.receive(item, guarded=self._is_guarded(item, headers))
+        if self._tallies is not None and self.core.active and isinstance(item, Envelope):
+            self._tallies.saw(item, touched)
         if self._tracer is not None and self.caught_up.is_set() and isinstance(item, Envelope):
             self._tracer.saw(item, self.core.world)
         if not self.caught_up.is_set() and sequence >= self._target:
@@ -344,10 +357,35 @@ class OrchestratorService:
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
     def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        if reply and self.deciding.is_set():  # a standby leaves the answer to the one that decides
-            noun = subject.decode("utf-8", "replace").rpartition(".")[2]
+        noun = subject.decode("utf-8", "replace").rpartition(".")[2]
+        if not reply:
+            return
+        if noun == "orchestrators":
+            answer = self._about_itself()
+        elif not self.deciding.is_set():
+            return  # a standby leaves the answer to the one that decides
+        elif noun == "overview":
+            answer = self._overview.get(self.core, self.now())
+        else:
             answer = answer_query(self.core, noun, payload)
-            self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
+        self._connection.post(reply.decode(), pack_answer(answer, self._connection.max_payload))
+
+    def _about_itself(self) -> dict[str, Any]:
+        """What every orchestrator says about itself. `time`: its own clock, microseconds since 1970."""
+        return {
+            "name": self.name,
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "release": release(),
+            "deciding": self.deciding.is_set(),
+            "holds_lease": self._lease is not None and self._lease.held.is_set(),
+            "sequence": self.core.world.position.sequence,
+            "lag": self.lag,
+            "snapshot_sequence": self._snapshot_at,
+            "open_runs": len(self.core.world.runs),
+            "sagas": sorted(self.sagas),
+            "time": time.time_ns() // 1000,
+        }
 
     # --- the port ---
 
@@ -421,7 +459,7 @@ class OrchestratorService:
 
     def is_guard(self, sequence: int) -> bool:
         """See Port."""
-        return sequence >= self.log.chain.whole or sequence < self.log.chain.kept  # then nothing is expected
+        return self.log.chain.guards(sequence)
 
     def ready(self) -> None:
         """See Port."""
@@ -456,16 +494,6 @@ class OrchestratorService:
         self._errands.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an errand of the orchestrator failed", exc_info=error)
-
-
-def _by_name(sagas: Sequence[Saga[Any, Any]]) -> dict[str, Saga[Any, Any]]:
-    found: dict[str, Saga[Any, Any]] = {}
-    for saga in sagas:
-        if saga.name in found and found[saga.name] is not saga:
-            raise ConfigurationError(f"two sagas are called {saga.name!r}", remedy="give one of them another name=")
-        saga.input_type  # noqa: B018 - a saga that cannot work is refused before anything starts
-        found[saga.name] = saga
-    return found
 
 
 async def _raise_when_done(future: asyncio.Future[None]) -> None:

@@ -20,7 +20,7 @@ from cuebook.events.subjects import Subjects
 
 __all__ = ["SnapshotStore"]
 
-FORMAT = 5
+FORMAT = 6
 """Grows when the fold changes its shape; a snapshot of another format is not used."""
 _NAME = "orchestrator"
 

@@ -55,7 +55,17 @@ from cuebook.events.facts import (
 )
 from cuebook.events.log import Unreadable
 
-__all__ = ["TIMEOUT", "RunState", "StepState", "TaskState", "fold_run", "place_of", "span_us"]
+__all__ = [
+    "RUN_CLOSED",
+    "TASK_CLOSED",
+    "TIMEOUT",
+    "RunState",
+    "StepState",
+    "TaskState",
+    "fold_run",
+    "place_of",
+    "span_us",
+]
 
 RUN_CLOSED: Final = frozenset({"completed", "failed", "compensated", "cancelled", "rejected"})
 TASK_CLOSED: Final = frozenset({"completed", "cancelled", "aborted", "rejected"})

@@ -150,6 +150,12 @@ class Desk:
         filters = [log.subjects.everything_of(run_id)] if run_id else []
         return [item async for item in log.read(filters=filters) if isinstance(item, Envelope)]
 
+    async def events_on(self, topic: str) -> list[Envelope]:
+        """The outside events on a topic, in order."""
+        log = self.client.log
+        filters = [log.subjects.event(topic)]
+        return [item async for item in log.read(filters=filters) if isinstance(item, Envelope)]
+
     async def saw(self, run_id: str, fact: str, times: int = 1) -> list[Any]:
         """Wait until the run has a fact, so many times; gives the events."""
 

@@ -21,6 +21,13 @@ from roles import *
 class Quick(Bank):
     name = "bank"
     heartbeat_s = 0.2
+
+class Counter(Bank):
+    name = "counter"
+    concurrency = 2
+    ahead = 20
+    offline_for_s = 600
+    heartbeat_s = 0.2
 """
 """The same, with an agent whose death is soon noticed."""
 
@@ -89,14 +96,24 @@ class Cast:
         """Start a host of agents; it is not waited for."""
         return await self._serve("agents", *agents)
 
-    async def _serve(self, kind: str, *names: str) -> Service:
+    async def projections(self, database_url: str) -> Service:
+        """Start the projections; they are not waited for."""
+        return await self._serve("projections", CUEBOOK_DATABASE_URL=database_url)
+
+    async def edge(self, name: str, keeper_url: str, uplink_url: str, *agents: str) -> Service:
+        """Start what `cuebook serve edge` does; it is not waited for."""
+        return await self._serve(
+            "edge", *agents, words=(name,), CUEBOOK_EDGE_URL=keeper_url, CUEBOOK_NATS_URL=uplink_url
+        )
+
+    async def _serve(self, kind: str, *names: str, words: tuple[str, ...] = (), **env: str) -> Service:
         errors = self._folder / f"{kind}-{len(self._services)}.txt"
         program = "from cuebook.cli.main import main; main()"
         with errors.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-c", program, "serve", kind, *(f"players:{name}" for name in names)),
+                *(sys.executable, "-P", "-c", program, "serve", kind, *words, *(f"players:{name}" for name in names)),
                 cwd=self._folder,
-                env=self._env,
+                env={**self._env, **env},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=file,

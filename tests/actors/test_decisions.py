@@ -13,6 +13,7 @@ from pydantic import BaseModel, field_validator
 from cuebook.actors import Agent, Run, Saga, Task, handler, saga
 from cuebook.actors.orchestrator.dispatcher import UNKNOWN_AGENT_GRACE_S
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import TaskState
 from cuebook.events.errors import PoisonMessageError
 from cuebook.events.facts import (
@@ -351,7 +352,7 @@ def test_a_run_whose_code_has_changed_is_stuck_however_large_the_difference() ->
     play.request("listener", "r", {"text": "x" * 200_000})
     settle(play, director)
     play.fire(director)
-    play.sagas = {"listener": changed}
+    play.sagas = Repertoire([changed])
     director = play.hire()
     settle(play, director)
     stuck = last(play, "r", "stuck")
@@ -609,7 +610,7 @@ def test_a_retry_of_a_run_that_is_not_stuck_is_not_kept_for_later() -> None:
     play.book.write("play.run.r.retry_requested", RunRetryRequested(by="ann"))
     settle(play, director)
     play.fire(director)
-    play.sagas = {"listener": changed}
+    play.sagas = Repertoire([changed])
     director = play.hire()
     settle(play, director)
     assert play.book.run("r").status == "stuck"
@@ -633,7 +634,7 @@ def test_new_code_that_drifts_asks_for_nothing_more() -> None:
     play.request("listener", "r", {"text": "x"})
     settle(play, director)
     play.fire(director)
-    play.sagas = {"listener": changed}
+    play.sagas = Repertoire([changed])
     settle(play, play.hire())
     assert play.book.run("r").status == "stuck"
     assert [fact for fact in play.book.facts("r") if "requested" in fact] == [
@@ -652,7 +653,7 @@ def test_new_code_that_raises_before_it_asks_for_what_was_done_undoes_nothing() 
     play.request("failing", "r", {"text": "x"})
     settle(play, director)
     play.fire(director)
-    play.sagas = {"failing": broken}
+    play.sagas = Repertoire([broken])
     settle(play, play.hire())
     assert play.book.run("r").status == "stuck"
 

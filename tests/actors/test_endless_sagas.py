@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from cuebook.actors import Agent, Run, Saga, handler, saga
 from cuebook.actors.orchestrator import sagas, watchdog
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.watchdog import watched
 from cuebook.actors.saga import EndlessSagaError
 from cuebook.events.facts import RunCancelRequested, RunRetryRequested
@@ -130,7 +131,7 @@ def test_a_run_that_was_stuck_for_its_endless_code_goes_on_with_better_code_or_i
     play.play(until=lambda: play.open_runs() == ["r"])
     assert (play.book.run("t").status, play.troupe.undone) == ("compensated", ["t/0"])
     play.fire(director)
-    play.sagas["spins"] = mended
+    play.sagas = Repertoire([mended])
     play.hire()
     play.book.write("play.run.r.retry_requested", RunRetryRequested())
     play.play(until=play.owes_nothing)

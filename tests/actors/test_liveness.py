@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 
 from cuebook.actors import Agent, Retry, Task, handler
 from cuebook.actors.instance import Instance
-from cuebook.actors.orchestrator import core, liveness
+from cuebook.actors.orchestrator import core, dispatcher, liveness
+from cuebook.actors.orchestrator.dispatcher import Dispatcher
 from cuebook.actors.orchestrator.liveness import Liveness
 from cuebook.actors.orchestrator.registry import InstanceState
+from cuebook.actors.orchestrator.repertoire import Repertoire
+from cuebook.actors.orchestrator.state import RunState, TaskState
+from cuebook.actors.orchestrator.timers import Timers
 from cuebook.actors.orchestrator.world import World
 from cuebook.events.append import Done
 from cuebook.events.envelope import Envelope
@@ -299,13 +303,13 @@ class Notes:
 class Ward:
     """One instance that beats once a second, and who watches it."""
 
-    def __init__(self) -> None:
+    def __init__(self, offline_for_s: float = 0.0) -> None:
         self.notes = Notes()
         self.world = World(Subjects("ward"), {})
         self.liveness = Liveness(self.world, self.notes)
         self.liveness.start(0.0)
         self.sequence = 0
-        self.tell(AgentRegistered(slots=1, handlers={}), "registered")
+        self.tell(AgentRegistered(slots=1, handlers={}, offline_for_s=offline_for_s), "registered")
         self.liveness.expect(self.instance, 0.0)
 
     @property
@@ -363,6 +367,21 @@ def test_silence_makes_suspect_then_lost_and_a_heartbeat_recovers() -> None:
     ward.liveness.heard("nurse", "i1", 0, 60.0, active=True)
     assert ward.says() == ["recovered"]
     assert ward.instance.health == "healthy"
+
+
+def test_one_that_may_be_offline_is_suspect_but_not_lost_until_then() -> None:
+    ward = Ward(offline_for_s=60.0)
+    ward.look(60.0, 0.0)
+    assert ward.says() == ["suspected"]
+    ward.look(60.2, 60.0)
+    assert ward.says() == ["lost"]
+
+
+def test_one_that_registers_again_keeps_the_place_where_its_inbox_begins() -> None:
+    ward = Ward()
+    ward.tell(AgentSuspected(), "suspected")
+    ward.tell(AgentRegistered(slots=3, handlers={}), "registered")
+    assert (ward.instance.health, ward.instance.slots, ward.instance.registered_sequence) == ("healthy", 3, 1)
 
 
 def test_heartbeats_keep_it_healthy_and_a_standby_says_nothing() -> None:
@@ -482,7 +501,7 @@ def test_who_takes_over_after_hours_as_a_standby_notices_silence_as_soon_as_ever
     clock = [1000.0]
     monkeypatch.setattr(core, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     play = Theatre([], [Adder], {})
-    standby = Director(play.book, {}, play.troupe)
+    standby = Director(play.book, Repertoire(), play.troupe)
     standby.settle()
     standby.core.liveness.heard("adder", "i0", 0, clock[0], active=False)
     clock[0] += 3600
@@ -548,3 +567,13 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
         taken[sequence] += instance._is_new(sequence, number)
     assert taken == Counter(stream)
     assert not stream or instance._received == stream[-1]
+
+
+@pytest.mark.parametrize(("offline_for_s", "due_s"), [(0.0, 5 + dispatcher.ANSWER_GRACE_S), (60.0, 65 + 2.0)])
+def test_the_time_of_a_task_runs_out_later_for_one_that_may_be_offline(offline_for_s: float, due_s: float) -> None:
+    ward, timers = Ward(offline_for_s), Timers()
+    task = TaskState("r", 0)
+    task.status, task.agent, task.instance, task.timeout_s = "assigned", "nurse", "i1", 5.0
+    Dispatcher(ward.world, ward.notes, timers).decide(RunState("r"), task)
+    assert list(timers.expired(int(due_s * 1e6) - 1)) == []
+    assert list(timers.expired(int(due_s * 1e6))) == [("deadline", "r", 0)]

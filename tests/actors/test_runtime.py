@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, field_validator
 
-from cuebook.actors import Agent, PermanentError, Retry, Task, handler, instance
+from cuebook.actors import Agent, PermanentError, Retry, Task, handler, instance, progress
 from cuebook.actors.orchestrator import dispatcher
 from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import CommandRejectedError, NotFoundError
@@ -383,7 +383,7 @@ async def told(desk: Desk) -> list[Any]:
 async def test_of_progress_within_a_period_the_last_wins(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(instance, "PROGRESS_EVERY_S", 0.2)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.2)
     Chatty.gate = threading.Event()
     async with Desk(nats_url, space, agents=[Chatty]) as desk:
         run_id = await desk.client.submit_task("chatty", {"n": 1}, handler=name)
@@ -403,7 +403,7 @@ async def test_of_progress_within_a_period_the_last_wins(
 async def test_progress_is_stored_at_most_once_a_period(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(instance, "PROGRESS_EVERY_S", 3600.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 3600.0)
     Chatty.gate = threading.Event()
     Chatty.gate.set()
     async with Desk(nats_url, space, agents=[Chatty]) as desk:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuebook.actors.orchestrator.dumps import dump_run, load_run
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import RUN_CLOSED, TASK_CLOSED, RunState, TaskState, fold_run
 from cuebook.actors.orchestrator.world import World
 from cuebook.events.codec import encode
@@ -114,7 +115,7 @@ def _encode(event: Any) -> bytes:
 
 def director() -> Director:
     book = Book()
-    return Director(book, SAGAS, Troupe(book, [Bank], {}))
+    return Director(book, Repertoire(SAGAS.values()), Troupe(book, [Bank], {}))
 
 
 def fold_all(world: World, book: Book, first: int = 1) -> None:

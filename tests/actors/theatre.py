@@ -20,6 +20,7 @@ from cuebook.actors import Agent, Saga
 from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.matching import matches
+from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.state import RunState, fold_run
 from cuebook.actors.orchestrator.world import World
 from cuebook.events.append import Done
@@ -155,7 +156,7 @@ class _Strict(Orchestrator):
 class Director:
     """An orchestrator with a port to the book. Nothing happens by itself: each `*_one` is one step of its machine."""
 
-    def __init__(self, book: Book, sagas: Mapping[str, Saga[Any, Any]], troupe: Troupe, snapshot: bytes = b"") -> None:
+    def __init__(self, book: Book, sagas: Repertoire, troupe: Troupe, snapshot: bytes = b"") -> None:
         self.book, self.sagas, self._troupe = book, sagas, troupe
         self._began = len(book)
         self._begin()
@@ -444,7 +445,7 @@ class Theatre:
     ) -> None:
         self.chance = random.Random(seed)
         self.book = Book()
-        self.sagas = {saga.name: saga for saga in sagas}
+        self.sagas = Repertoire(sagas)
         self.troupe = Troupe(self.book, agents, handlers, self.chance)
         self.directors: list[Director] = []
         for number, cls in enumerate(agents):
@@ -461,7 +462,7 @@ class Theatre:
 
     def engage(self, snapshot: bytes = b"", sagas: Sequence[Saga[Any, Any]] = ()) -> Director:
         """Another orchestrator, whose process begins now, with other sagas if wanted. It stands by."""
-        known = {saga.name: saga for saga in sagas} or self.sagas
+        known = Repertoire(sagas) if sagas else self.sagas
         director = Director(self.book, known, self.troupe, snapshot)
         self.directors.append(director)
         return director

@@ -12,7 +12,15 @@ TEXT = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text()
 SECTION = re.compile(r"^### `cuebook ([^`\n]+)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]+|-[a-z])\b")
 EVERYWHERE = {"--nats-url", "--nats-creds", "--space", "--database-url", "--output", "-o", "--by", "--help", "-h"}
-OF_SERVICES = {"--drain-s", "--wait-s", "--log-format", "--log-level", "--nats-monitor-url", "--settings-files"}
+OF_SERVICES = {
+    "--drain-s",
+    "--wait-s",
+    "--log-format",
+    "--log-level",
+    "--nats-monitor-url",
+    "--settings-files",
+    "--metrics",
+}
 
 
 def flags() -> dict[str, set[str]]:

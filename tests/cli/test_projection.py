@@ -20,6 +20,7 @@ from cuebook.events.log import EventLog
 from cuebook.projections.database import connect as connect_database
 from cuebook.projections.database import schema_name
 from cuebook.projections.runner import ALL, Runner
+from cuebook.projections.timeseries import Timeseries
 from tests.cli.conftest import Cli, Program, Start
 from tests.commands import started
 from tests.projections.tables import Tables
@@ -86,6 +87,33 @@ async def test_position_lag_version_and_health_of_each(
         ("runs", False), ("tasks", False),
     ]  # fmt: skip
     assert "PARTITIONS" in await cli.ok("projection", "show", "audit")
+
+
+async def test_what_histories_are_made_of_is_shown_with_the_reason(
+    cli: Cli, filled: int, timeseries: Timeseries
+) -> None:
+    rows = await cli.json("projection", "list")
+    assert [row["timeseries"] for row in rows] == [timeseries.value, timeseries.value, None]
+    assert timeseries.value in await cli.ok("projection", "list")
+    why = rows[1]["timeseries_why"]
+    assert "TimescaleDB" in why
+    text = await cli.ok("projection", "show", "audit")
+    kind = "hypertables" if timeseries is Timeseries.TIMESCALE else "native partitions"
+    assert f"generation 1: its histories are {kind}: {why}" in text
+    shown = await cli.json("projection", "show", "audit")
+    assert [(one["name"], one["partitioned"], one["partitions"]) for one in shown["generations"][0]["tables"]] == [
+        ("audit", True, 1)
+    ]
+    (report,) = await cli.json("projection", "rebuild", "audit", "--timeseries", "native")
+    assert (report["timeseries"], report["timeseries_why"], report["differences"]) == ("native", "as asked for", 0)
+
+
+@pytest.mark.native
+async def test_hypertables_that_cannot_be_had_are_refused_with_what_is_missing(cli: Cli, filled: int) -> None:
+    text = await cli.fails(1, "projection", "rebuild", "audit", "--timeseries", "timescale")
+    assert "error: hypertables are wanted, but TimescaleDB is not installed on the server" in text
+    assert "fix: install TimescaleDB 2.18 or later" in text
+    assert len(await cli.json("projection", "list")) == 3
 
 
 async def test_a_rebuild_says_what_it_compared_and_where_people_read_now(cli: Cli, filled: int, tables: Tables) -> None:

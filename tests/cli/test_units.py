@@ -48,7 +48,12 @@ def test_the_standby_is_an_orchestrator_like_the_first() -> None:
         {line for line in render(unit, PROGRAM, user=False).splitlines() if not line.startswith("#")}
         for unit in ("cuebook-orchestrator.service", "cuebook-orchestrator@.service")
     )
-    assert {line.partition("=")[0] for line in first ^ standby} == {"Description", "DefaultInstance"}
+    assert {line.partition("=")[0] for line in first ^ standby} == {
+        "Description",
+        "DefaultInstance",
+        "Environment",
+        "EnvironmentFile",
+    }
 
 
 def test_install_writes_units_settings_and_places_for_secrets(root: Path) -> None:
@@ -81,6 +86,41 @@ def test_an_edited_unit_is_replaced_only_by_force(root: Path) -> None:
     assert "LimitNOFILE=100" in unit.read_text()
     install(root, "--force")
     assert "LimitNOFILE=100" not in unit.read_text()
+
+
+CLUSTER = "a=10.0.0.1,b=10.0.0.2,c=10.0.0.3"
+
+
+def test_a_node_of_a_cluster_takes_the_place_of_a_server_that_was_alone(root: Path) -> None:
+    install(root)
+    config, env = root / "etc/cuebook/nats.conf", root / "etc/cuebook/nats.env"
+    assert not env.exists()
+    said = install(root, "--nats-cluster", CLUSTER, "--nats-node", "b")
+    assert f"wrote {config}" in said
+    assert "unique_tag" in config.read_text()
+    assert {"CUEBOOK_NATS_NAME=b", "CUEBOOK_NATS_CLUSTER='\"10.0.0.2:6222\"'"} <= set(env.read_text().splitlines())
+    env.write_text(env.read_text() + "CUEBOOK_NATS_DISK=1TB\n")
+    assert "nats" not in install(root, "--nats-cluster", CLUSTER, "--nats-node", "b").replace("cuebook-nats", "")
+    config.write_text("port: 4222\n")
+    said = install(root, "--nats-cluster", CLUSTER, "--nats-node", "b", status=1)
+    assert "has been edited, and is not that of a cluster's node" in said
+
+
+@pytest.mark.parametrize(
+    ("cluster", "node", "reason"),
+    [
+        ("a=10.0.0.1,b=10.0.0.2", "a", "is no cluster"),
+        (f"{CLUSTER},d=10.0.0.4", "a", "is no cluster"),
+        ("a=1,b,c=3", "a", "is no cluster"),
+        (CLUSTER, "d", "'d' is none of the nodes"),
+        (CLUSTER, "", "'' is none of the nodes"),
+        ("", "a", "is no cluster"),
+        ("A=1,b=2,c=3", "b", "name of a node"),
+    ],
+)
+def test_what_is_no_cluster_is_refused(root: Path, cluster: str, node: str, reason: str) -> None:
+    assert reason in install(root, "--nats-cluster", cluster, "--nats-node", node, status=2)
+    assert not root.exists()
 
 
 def test_remove_takes_the_units_and_leaves_the_settings(root: Path) -> None:

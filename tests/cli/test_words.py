@@ -137,8 +137,8 @@ VALUES = {
     "error": facts.Error(type="ValueError", message="no"), "saga": "order", "reason": "because", "handler": "add",
     "attempt": 1, "timeout_s": 1.0, "seconds": 1.0, "topic": "order.paid", "sequence": 1, "question": "really?",
     "action": "retry", "slots": 1, "handlers": {}, "subject": "cue.event.a", "on": "order.placed",
-    "fork_of": "r0", "at": 9, "copied": 1, "started_at": 1, "started_sequence": 1, "kind": "ask",
-    "generation": 2, "stream": "CUE", "into": "CUE@2",
+    "run_id": "r1", "n": 0, "fork_of": "r0", "at": 9, "copied": 1, "started_at": 1, "started_sequence": 1,
+    "kind": "ask", "generation": 2, "stream": "CUE", "into": "CUE@2",
     "origin": facts.Origin(run_id="r0", n=0, sequence=3, recorded_at=1), "status": "cancelled",
 }  # fmt: skip
 

@@ -137,7 +137,7 @@ async def test_more_than_the_window_are_all_stored_in_order(log: EventLog) -> No
 
 async def test_a_window_of_one_still_lets_all_through(connection: Connection, log: EventLog) -> None:
     outcomes = Outcomes()
-    async with Appender(connection, first_after=log._first_after, window=1) as appender:
+    async with Appender(connection, first_after=log.first_after, window=1) as appender:
         for key in range(50):
             body = encode(OutsideEvent(), event_id=f"e{key}", source="tests")
             appender.post(log.subjects.event("a"), body, event_id=f"e{key}", done=outcomes.done(key))
@@ -250,7 +250,7 @@ async def test_what_the_server_can_never_take_is_a_rejected_command(log: EventLo
 
 async def test_without_a_stream_the_append_is_tried_until_it_is_given_up(connection: Connection, space: str) -> None:
     log = EventLog(connection, space, source="tests")
-    async with Appender(connection, first_after=log._first_after, give_up_s=0.5) as appender:
+    async with Appender(connection, first_after=log.first_after, give_up_s=0.5) as appender:
         with pytest.raises(UnavailableError, match="no stream listens"):
             await appender.append(log.subjects.event("a"), b"{}", event_id="a")
 
@@ -269,7 +269,7 @@ async def test_a_full_disk_is_waited_for_and_said(tmp_path: Path) -> None:
         connection = await connect(url, name="tests")
         async with EventLog(connection, "cue", source="tests") as log:
             await log.ensure()
-            async with Appender(connection, first_after=log._first_after, give_up_s=0.5) as appender:
+            async with Appender(connection, first_after=log.first_after, give_up_s=0.5) as appender:
 
                 async def fill() -> None:
                     for number in range(20):
@@ -461,7 +461,7 @@ async def test_leaving_ends_every_append_exactly_once(server: NatsServer, space:
 
 async def test_an_append_after_the_end_ends_too(log: EventLog, connection: Connection) -> None:
     outcomes = Outcomes()
-    appender = Appender(connection, first_after=log._first_after)
+    appender = Appender(connection, first_after=log.first_after)
     async with appender:
         pass
     appender.post(log.subjects.event("a"), b"{}", event_id="a", done=outcomes.done(0))
@@ -475,7 +475,7 @@ async def test_an_append_after_the_end_ends_too(log: EventLog, connection: Conne
 async def test_a_connection_that_is_closed_gives_its_appends_up(server: NatsServer, space: str) -> None:
     connection = await connect(server.url, name="tests")
     log = EventLog(connection, space, source="tests")
-    async with Appender(connection, first_after=log._first_after, give_up_s=0.5) as appender:
+    async with Appender(connection, first_after=log.first_after, give_up_s=0.5) as appender:
         await connection.close()
         with pytest.raises(UnavailableError, match="unknown"):
             await appender.append(log.subjects.event("a"), b"{}", event_id="a")
@@ -485,7 +485,7 @@ async def test_what_never_gets_its_turn_is_given_up_as_not_sent(server: NatsServ
     connection = await connect(server.url, name="tests")
     outcomes = Outcomes()
     log = EventLog(connection, space, source="tests")
-    async with Appender(connection, first_after=log._first_after, window=1, give_up_s=0.5) as appender:
+    async with Appender(connection, first_after=log.first_after, window=1, give_up_s=0.5) as appender:
         await server.kill()
         for key in range(3):
             appender.post(log.subjects.event("a"), b"{}", event_id=f"e{key}", done=outcomes.done(key))

@@ -73,7 +73,7 @@ async def test_a_batch_whose_answer_was_lost_is_stored_once(
 
     monkeypatch.setattr(type(log.connection), "request", forgetful)
     scope = log.subjects.everything_of("r1")
-    last = await append_batch(log.connection, members(log, 5), scope=scope, expected=0, first_after=log._first_after)
+    last = await append_batch(log.connection, members(log, 5), scope=scope, expected=0, first_after=log.first_after)
     assert (last, len(asked)) == (5, 1)
     assert await stored(log) == [str(n) for n in range(5)]
 
@@ -93,7 +93,7 @@ async def test_a_batch_that_never_arrived_is_sent_again(log: EventLog, monkeypat
         members(log, 4),
         scope=log.subjects.everything_of("r1"),
         expected=0,
-        first_after=log._first_after,
+        first_after=log.first_after,
     )
     assert last == 4
     assert await stored(log) == [str(n) for n in range(4)]
@@ -106,7 +106,7 @@ async def test_what_the_server_does_not_take_is_refused(log: EventLog) -> None:
     other = f"{log.subjects.space}-other"
     strange = [Member(f"{other}.a", b"{}", "e1"), Member(f"{other}.b", b"{}", "e2")]
     with pytest.raises(CommandRejectedError, match="the server refused 2 events"):
-        await append_batch(log.connection, strange, scope=f"{other}.>", expected=0, first_after=log._first_after)
+        await append_batch(log.connection, strange, scope=f"{other}.>", expected=0, first_after=log.first_after)
 
 
 async def test_without_an_answer_the_outcome_is_unknown(

@@ -14,11 +14,13 @@ from unittest.mock import patch
 from cuebook.actors import Agent, Retry, Run, Saga, Task, handler, saga
 from cuebook.actors.orchestrator import dispatcher
 from cuebook.actors.rolling import Roller
+from cuebook.embedded.nats_edge import nats_edge
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import connect
 from cuebook.events.log import EventLog
 from tests.actors.cast import Bank, Number, approved, awaited, chain, fan, first_steps
 from tests.actors.desk import Crew, Desk
+from tests.actors.site import Site
 from tests.commands import started
 from tests.waiting import eventually
 
@@ -256,5 +258,48 @@ async def support_desk() -> AsyncIterator[EventLog]:
         await asyncio.to_thread(demo.end)
 
 
-SCENES: dict[str, Scene] = {"every_event": every_event, "support_desk": support_desk}
+class Till(Agent):
+    """At the edge, where it cannot always be heard."""
+
+    name = "till"
+    offline_for_s = 1.0
+    heartbeat_s = 0.2
+
+    gate: asyncio.Event
+
+    async def start(self) -> None:
+        """Close the gate."""
+        Till.gate = asyncio.Event()
+
+    @handler(timeout_s=20)
+    async def count(self, number: Number) -> Number:
+        await Till.gate.wait()
+        return number
+
+    @count.compensation
+    async def recount(self, number: Number, counted: Number) -> None: ...
+
+
+@contextlib.asynccontextmanager
+async def edge() -> AsyncIterator[EventLog]:
+    """An edge whose link is cut: an answer that is dropped and undone, and events that come later."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with nats_edge(Path(folder)) as servers, Desk(servers.hub.url, SPACE) as desk:
+            async with Site(servers, SPACE, Till) as site:
+                await desk.client.submit_task("till", {"n": 1}, run_id="counted")
+                await eventually(lambda: site.host.instances[0].in_flight == 1)
+                servers.link.cut()
+                await desk.client.cancel("counted")
+                await desk.sees(lambda: desk.health(site.host.instances[0].id) == "lost")
+                await desk.client.wait("counted", timeout_s=20)
+                Till.gate.set()
+                sensor = await connect(servers.url, name="sensor")
+                await sensor.request(f"{SPACE}.event.door.opened", b'{"n": 1}')
+                await sensor.close()
+                servers.link.mend()
+                await eventually(lambda: site.kept == 0 and site.forwarder.forwarded == 1, within_s=30)
+            yield desk.client.log
+
+
+SCENES: dict[str, Scene] = {"every_event": every_event, "support_desk": support_desk, "edge": edge}
 """By the name of the history."""

@@ -14,6 +14,7 @@ from cuebook.projections.database import Outage, connect, schema_name
 from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Item, Projection
 from cuebook.projections.runner import ALL
+from cuebook.projections.timeseries import Timeseries
 from cuebook.projections.writer import Writer
 
 __all__ = ["Tables", "cut"]
@@ -28,13 +29,20 @@ def cut(items: Sequence[Item], at: Iterable[int]) -> list[Sequence[Item]]:
 class Tables:
     """What the projections of a space make of items."""
 
-    def __init__(self, database_url: str, space: str, projections: Sequence[Projection] = ALL) -> None:
-        self.url, self.space, self.projections = database_url, space, projections
+    def __init__(
+        self,
+        database_url: str,
+        space: str,
+        projections: Sequence[Projection] = ALL,
+        *,
+        timeseries: Timeseries = Timeseries.AUTO,
+    ) -> None:
+        self.url, self.space, self.projections, self.timeseries = database_url, space, projections, timeseries
 
     async def prepare(self) -> None:
         """Make the tables."""
         async with await connect(self.url, [schema_name(self.space)]) as connection:
-            await prepare_database(connection, self.space, self.projections)
+            await prepare_database(connection, self.space, self.projections, timeseries=self.timeseries)
 
     async def apply(self, *batches: Sequence[Item]) -> list[Writer]:
         """Make the tables if need be and write the batches; each of `writers` is new, as after a restart."""
@@ -62,9 +70,10 @@ class Tables:
 
     async def dump(self) -> dict[str, str]:
         """Everything that readers see and a rebuild must give again, byte for byte."""
-        names = ["agents", "agent_health", "audit", "runs", "tasks"]
+        await self.add_up()
+        names = ["agent_actions", "agents", "agent_health", "audit", "runs", "tasks"]
         queries: dict[str, sql.Composable] = {
-            name: sql.SQL("SELECT * FROM {} ORDER BY 1, 2").format(sql.Identifier(name)) for name in names
+            name: sql.SQL("SELECT * FROM {} ORDER BY 1, 2, 3, 4").format(sql.Identifier(name)) for name in names
         }
         queries["checkpoints"] = sql.SQL(
             "SELECT projection, version, sequence, event_id FROM checkpoints WHERE shown ORDER BY 1"
@@ -75,6 +84,17 @@ class Tables:
         )
         async with await connect(self.url, [schema_name(self.space)]) as connection:
             return {name: await _copied(connection, query) for name, query in queries.items()}
+
+    async def add_up(self) -> None:
+        """What hypertables do every half an hour: a continuous aggregate lacks rows from long ago that just came."""
+        async with await connect(self.url, [schema_name(self.space)]) as connection:
+            cursor = await connection.execute(
+                "SELECT tables_in FROM checkpoints WHERE projection = 'audit' AND timeseries = 'timescale' AND shown"
+            )
+            for (schema,) in await cursor.fetchall():
+                view = sql.Literal(sql.Identifier(schema, "agent_actions").as_string())
+                statement = sql.SQL("CALL public.refresh_continuous_aggregate({}::regclass, NULL, NULL)").format(view)
+                await connection.execute(statement)
 
     async def drop(self) -> None:
         """Forget everything, as if PostgreSQL had been lost."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from cuebook.events.facts import MessageRejected, OutsideEvent, SagaServed, TaskProgressed
 from tests.projections.story import START, Story
 from tests.projections.tables import Tables
@@ -74,6 +76,7 @@ async def test_data_that_jsonb_cannot_hold_is_shown_and_kept_exactly(tables: Tab
     ]
 
 
+@pytest.mark.native
 async def test_each_month_has_its_partition_whatever_the_clock_does(tables: Tables) -> None:
     story = Story()
     moments = [

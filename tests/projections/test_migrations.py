@@ -30,7 +30,7 @@ async def test_any_number_may_set_a_database_up_at_once(tables: Tables) -> None:
     assert await tables.rows("SELECT projection, version, shown FROM checkpoints ORDER BY 1") == [
         ("agents", 1, True), ("audit", 1, True), ("runs", Runs.version, True),
     ]  # fmt: skip
-    files = [(f"bookkeeping_{number:04d}.sql",) for number in (1, 2)]
+    files = [(f"bookkeeping_{number:04d}.sql",) for number in (1, 2, 3)]
     assert await tables.rows("SELECT name FROM migrations ORDER BY 1") == files
 
 
@@ -86,7 +86,9 @@ async def test_tables_and_columns_are_described(tables: Tables) -> None:
         "FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident(%s)) AND c.relkind = 'v' ORDER BY 1",
         schema,
     )
-    assert described == [(name, True, True) for name in ("agent_health", "agents", "audit", "runs", "tasks")]
+    assert described == [
+        (name, True, True) for name in ("agent_actions", "agent_health", "agents", "audit", "runs", "tasks")
+    ]
 
 
 async def test_readers_read_and_change_nothing(tables: Tables) -> None:
@@ -95,7 +97,16 @@ async def test_readers_read_and_change_nothing(tables: Tables) -> None:
     await tables.apply(story.items)
     async with await connect(tables.url, [schema_name(tables.space)]) as connection:
         await connection.execute("SET ROLE cuebook_reader")
-        for table in ("runs", "tasks", "agents", "agent_health", "audit", "checkpoints", "parked_events"):
+        for table in (
+            "runs",
+            "tasks",
+            "agents",
+            "agent_actions",
+            "agent_health",
+            "audit",
+            "checkpoints",
+            "parked_events",
+        ):
             await connection.execute(f"SELECT * FROM {table}".encode())
         assert len(await queries.list_projections(connection, last_sequence=1)) == 3
         listed = await queries.list_tables(connection, f"cuebook_{tables.space}@runs_v{Runs.version}_g1")
@@ -141,7 +152,7 @@ async def test_a_database_of_the_release_before_is_taken_over_with_its_rows(tabl
     await tables.apply(story.items)
     live, schema = await tables.dump(), schema_name(tables.space)
     await tables.drop()
-    first, _ = migration_files()
+    first, *_ = migration_files()
     async with await connect(tables.url, [schema]) as connection:
         await connection.execute(f'CREATE SCHEMA "{schema}"'.encode())
         await connection.execute(load_statements("migrations.sql")["table"])

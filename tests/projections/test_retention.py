@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from cuebook.events.facts import AgentRegistered, AgentSuspected, OutsideEvent
 from cuebook.projections import queries
-from cuebook.projections.agents import Agents
-from cuebook.projections.audit import Audit
 from cuebook.projections.retention import keep_months, retire
+from cuebook.projections.runner import ALL
+from cuebook.projections.timeseries import Timeseries
 from tests.projections.story import Story
 from tests.projections.tables import Tables
 
@@ -23,8 +25,20 @@ def months_ago(months: int) -> int:
     return int(datetime(number // 12, number % 12 + 1, 15, tzinfo=UTC).timestamp()) * 1_000_000
 
 
-def partition(months: int, table: str = "audit") -> str:
-    return f"{table}_{datetime.fromtimestamp(months_ago(months) / 1e6, UTC):%Y_%m}"
+Named = Callable[..., str]
+
+
+@pytest.fixture
+def partition(timeseries: Timeseries) -> Named:
+    """The partition of a month, or the chunk with its middle: chunks begin on a Thursday, as 1970 did."""
+
+    def named(months: int, table: str = "audit") -> str:
+        middle = datetime.fromtimestamp(months_ago(months) / 1e6, UTC)
+        if timeseries is Timeseries.NATIVE:
+            return f"{table}_{middle:%Y_%m}"
+        return f"{table}_{middle - timedelta(days=(middle.weekday() - 3) % 7):%Y_%m_%d}"
+
+    return named
 
 
 def told() -> Story:
@@ -40,6 +54,13 @@ def told() -> Story:
 
 
 async def partitions(tables: Tables, parent: str = "audit") -> list[str]:
+    if await tables.rows("SELECT 1 FROM checkpoints WHERE timeseries = 'timescale'"):
+        rows = await tables.rows(
+            "SELECT hypertable_name || to_char(range_start, '_YYYY_MM_DD') FROM timescaledb_information.chunks "
+            "JOIN checkpoints ON tables_in = hypertable_schema WHERE shown AND hypertable_name = %s ORDER BY 1",
+            parent,
+        )
+        return [name for (name,) in rows]
     rows = await tables.rows(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
         "JOIN checkpoints p ON p.tables_in = n.nspname "
@@ -49,7 +70,7 @@ async def partitions(tables: Tables, parent: str = "audit") -> list[str]:
     return [name for (name,) in rows]
 
 
-async def test_months_that_are_over_are_dropped_whole(tables: Tables) -> None:
+async def test_months_that_are_over_are_dropped_whole(tables: Tables, partition: Named) -> None:
     await tables.apply(told().items)
     assert await partitions(tables) == [partition(months) for months in (4, 3, 2, 1, 0)]
     async with queries.writing(tables.url, tables.space) as connection:
@@ -68,7 +89,9 @@ async def test_months_that_are_over_are_dropped_whole(tables: Tables) -> None:
     assert found["agents"].keep_months is None
 
 
-async def test_a_dropped_month_does_not_come_back_with_a_late_event_or_a_later_batch(tables: Tables) -> None:
+async def test_a_dropped_month_does_not_come_back_with_a_late_event_or_a_later_batch(
+    tables: Tables, partition: Named
+) -> None:
     story = told()
     await tables.apply(story.items)
     async with queries.writing(tables.url, tables.space) as connection:
@@ -88,8 +111,10 @@ async def test_a_dropped_month_does_not_come_back_with_a_late_event_or_a_later_b
     assert await tables.rows("SELECT DISTINCT instance FROM agent_health") == [("i1",)]
 
 
-@pytest.mark.parametrize("interrupted", ["detached", "announced"])
-async def test_what_an_interruption_left_is_dropped_the_next_time(tables: Tables, interrupted: str) -> None:
+@pytest.mark.parametrize("interrupted", [pytest.param("detached", marks=pytest.mark.native), "announced"])
+async def test_what_an_interruption_left_is_dropped_the_next_time(
+    tables: Tables, partition: Named, interrupted: str
+) -> None:
     await tables.apply(told().items)
     async with queries.writing(tables.url, tables.space) as connection:
         await keep_months(connection, "audit", 2, by="ann")
@@ -98,7 +123,9 @@ async def test_what_an_interruption_left_is_dropped_the_next_time(tables: Tables
             name = f'"{schema}"'
             await connection.execute(f"ALTER TABLE {name}.audit DETACH PARTITION {name}.{partition(4)}".encode())
         else:
-            await connection.execute("UPDATE checkpoints SET kept_from = now() - interval '60 days'")
+            await connection.execute(
+                "UPDATE checkpoints SET kept_from = date_trunc('month', now(), 'UTC') - interval '2 months'"
+            )
         assert sorted(await retire(connection, "audit")) == [partition(4), partition(3)]
     assert await partitions(tables) == [partition(months) for months in (2, 1, 0)]
 
@@ -122,7 +149,8 @@ async def test_a_reader_of_the_month_delays_its_end_and_nothing_else(
         assert len(await retire(connection, "audit")) == 2
 
 
-async def test_both_histories_have_a_brin_index_in_every_month(tables: Tables) -> None:
+@pytest.mark.native
+async def test_both_histories_have_a_brin_index_in_every_month(tables: Tables, partition: Named) -> None:
     await tables.apply(told().items)
     rows = await tables.rows(
         "SELECT tablename FROM pg_indexes WHERE schemaname LIKE %s AND indexdef LIKE '%%USING brin%%' "
@@ -134,4 +162,6 @@ async def test_both_histories_have_a_brin_index_in_every_month(tables: Tables) -
 
 
 def test_only_histories_are_partitioned() -> None:
-    assert {one.name for one in (Audit(), Agents()) if b"PARTITION BY RANGE" in one.tables} == {"audit", "agents"}
+    for projection in ALL:
+        partitioned = re.findall(rb"CREATE TABLE (\w+) \([^;]*\) PARTITION BY RANGE \((\w+)\);", projection.tables)
+        assert partitioned == [(one.table.encode(), one.time.encode()) for one in projection.histories]

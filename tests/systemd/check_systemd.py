@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ UNITS = (
     "cuebook-sealer",
 )
 DESK = ("classifier", "orders", "refunds", "escalations", "feedback")
-ODD = ("blocker", "clinger", "idler", "laster")
+ODD = ("blocker", "clinger", "crew", "idler", "laster")
 AGENTS = tuple(f"cuebook-agent@{name}" for name in (*DESK, *ODD))
 ALL = (*UNITS, *AGENTS)
 MOST_EXPOSED = 1.5
@@ -34,6 +34,8 @@ TRACES = (
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318\nOTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\n"
     "OTEL_BSP_SCHEDULE_DELAY=200\n"
 )
+METRICS = {"orchestrator": 9464, "orchestrator@standby": 9465, "projections": 9466, "sealer": 9467}
+LOOK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
 TICKETS = [one for one in DEMONSTRATIONS if one.ends in ("refunded", "answered", "thanked")][:5]
 
 
@@ -51,17 +53,22 @@ def machine() -> Iterator[Machine]:
         machine.write("/etc/cuebook/credentials/otlp-headers", f"authorization={TOKEN}\n")
         machine.write("/etc/cuebook/cuebook.env", f"PYTHONPATH=/opt/files\n{TRACES}")
         machine.write("/etc/cuebook/orchestrator.env", "CUEBOOK_SAGAS=cuebook.examples.support.sagas:support\n")
+        for name, port in METRICS.items():
+            line = f"CUEBOOK_METRICS=127.0.0.1:{port}\n"
+            machine.run("tee", "--append", f"/etc/cuebook/{name}.env", stdin=line)
         for name in DESK:
             agent = f"cuebook.examples.support.{name}:{name.title()}"
             machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS={agent}\n{settings}")
         for name in ODD:
-            machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS=oddities:{name.title()}\n")
+            at = "CUEBOOK_METRICS=127.0.0.1:9470\n" if name == "idler" else ""
+            machine.write(f"/etc/cuebook/agents/{name}.env", f"CUEBOOK_AGENTS=oddities:{name.title()}\n{at}")
+        machine.write("/etc/cuebook/agents/crew.env", "CUEBOOK_AGENTS=oddities:Crew\nCUEBOOK_PROCESSES=2\n")
         machine.write(
             "/etc/systemd/system/cuebook-agent@.service.d/database.conf",
             "[Service]\nLoadCredential=database-url:/etc/cuebook/credentials/database-url\n"
             "Environment=CUEBOOK_DATABASE_URL=@%d/database-url\n",
         )
-        for name in ("blocker", "clinger", "idler"):
+        for name in ("blocker", "clinger", "crew", "idler"):
             where = f"/etc/systemd/system/cuebook-agent@{name}.service.d/watchdog.conf"
             machine.write(where, f"[Service]\nWatchdogSec={WATCHDOG_S}\n")
         machine.systemctl("daemon-reload")
@@ -88,6 +95,18 @@ def test_ready_means_registered_and_consuming(machine: Machine) -> None:
     assert agents_known(machine) >= {"classifier", "orders", *ODD}
     status = machine.property("cuebook-agent@laster", "StatusText")
     assert re.fullmatch(r"slots 4, in flight 0, lag 0, done \d+", status)
+
+
+def test_each_unit_tells_prometheus_how_it_is(machine: Machine) -> None:
+    told = {
+        port: machine.run("/opt/cuebook/bin/python", "-c", LOOK, f"http://127.0.0.1:{port}/metrics")
+        for port in (*METRICS.values(), 9470)
+    }
+    assert all('cuebook_ready{space="cue"} 1.0' in text for text in told.values())
+    assert all("process_resident_memory_bytes" in text for text in told.values())  # whatever the sandbox hides
+    leading = [f'cuebook_orchestrator_leading{{space="cue"}} {n}.0' in told[port] for port, n in ((9464, 1), (9465, 0))]
+    swapped = [f'cuebook_orchestrator_leading{{space="cue"}} {n}.0' in told[port] for port, n in ((9464, 0), (9465, 1))]
+    assert all(leading) or all(swapped)
 
 
 def test_secrets_are_only_in_credentials(machine: Machine) -> None:
@@ -205,6 +224,40 @@ def test_reload_takes_on_what_can_be_and_names_the_rest(machine: Machine) -> Non
     machine.until(lambda: is_up(machine, unit), unit=unit)
 
 
+def test_several_processes_are_one_unit(machine: Machine) -> None:
+    unit, settings = "cuebook-agent@crew", "/etc/cuebook/agents/crew.env"
+    supervisor, first = pid(machine, unit), crew(machine, 2)
+    assert machine.property(unit, "StatusText").startswith("processes 2 of 2, slots 2, in flight 0")
+    machine.run("kill", "-KILL", first[0])
+    second = crew(machine, 2, without=[first[0]])
+    assert submit(machine, "crew", '"done"') == "done at attempt 2"  # one of them hung
+    third = crew(machine, 2)
+    assert len({*second, *third}) == 3
+    assert "a process hangs and is killed" in machine.log(unit)
+    machine.write(settings, f"{machine.run('cat', settings)}CUEBOOK_PROCESSES=3\n")
+    machine.systemctl("reload", unit)
+    crew(machine, 3, without=third)
+    machine.until(lambda: is_up(machine, unit), unit=unit)
+    assert (pid(machine, unit), machine.property(unit, "NRestarts")) == (supervisor, "0")
+    machine.systemctl("stop", unit)
+    assert machine.property(unit, "Result") == "success"
+    machine.systemctl("start", unit)
+    assert len(crew(machine, 3)) == 3
+    kill(machine, unit)  # and the others with it
+    crew(machine, 3)
+
+
+def crew(machine: Machine, count: int, *, without: Sequence[str] = ()) -> list[str]:
+    """The processes of the crew's instances, once so many are healthy, and none of `without`."""
+
+    def healthy() -> list[str]:
+        rows = json.loads(machine.cuebook("agent", "list", "crew", "-o", "json"))
+        found = [str(row["pid"]) for row in rows if row["health"] == "healthy"]
+        return found if len(found) == count and not {*found} & {*without} else []
+
+    return machine.until(healthy, unit="cuebook-agent@crew")
+
+
 def test_stop_finishes_what_is_in_flight(machine: Machine) -> None:
     unit = "cuebook-agent@laster"
     machine.cuebook("run", "submit", "--agent", "laster", "2.5", "--id", "slow")
@@ -251,6 +304,30 @@ def test_the_standby_takes_over(machine: Machine) -> None:
     machine.until(lambda: machine.property(other, "StatusText").startswith("deciding"), unit=other)
     assert submit(machine, "laster", "0.01") == "1"
     machine.systemctl("start", deciding)
+
+
+def test_a_full_disk_stops_the_log_until_there_is_room_and_loses_nothing(machine: Machine) -> None:
+    unit, store = "cuebook-nats", "/var/lib/private/cuebook-nats"
+    machine.systemctl("stop", unit)
+    machine.run("mv", store, f"{store}-kept")
+    machine.run("mkdir", store)
+    machine.run("mount", "-t", "tmpfs", "-o", "size=64m", "small", store)
+    machine.run("cp", "--archive", f"{store}-kept/.", store)
+    machine.systemctl("start", unit)
+    machine.until(lambda: agents_known(machine) >= {"laster"}, unit=unit)
+    machine.until(lambda: machine.property("cuebook-agent@laster", "StatusText").startswith("slots"), unit=unit)
+    machine.cuebook("run", "submit", "--agent", "laster", "4", "--id", "squeezed")
+    machine.until(lambda: "in flight 1," in machine.property("cuebook-agent@laster", "StatusText"), unit=unit)
+    machine.run("dd", "if=/dev/zero", f"of={store}/ballast", "bs=64k", status=None)
+    machine.until(lambda: "cannot write, make room in" in machine.property(unit, "StatusText"), unit=unit)
+    assert "nothing more is stored, nothing stored is lost: make room in" in machine.log(unit)
+    restarts = int(machine.property(unit, "NRestarts"))
+    machine.run("rm", f"{store}/ballast")
+    machine.until(lambda: int(machine.property(unit, "NRestarts")) == restarts + 1, unit=unit)
+    machine.until(lambda: machine.property(unit, "StatusText").startswith("connections"), unit=unit)
+    assert "the server starts anew" in machine.log(unit)
+    machine.until(lambda: outcome(machine, "squeezed") == 1, unit=unit)
+    assert ends(machine, "a") == {one.ticket.id: ["completed", one.ends] for one in TICKETS}
 
 
 def test_all_of_it_stops_and_starts_again(machine: Machine) -> None:

@@ -158,7 +158,7 @@ def _build(within: list[str], scratch: Path, files: Path) -> None:
             mount -t proc proc {root}/proc
             {into} venv --quiet --python {PYTHON} /opt/cuebook
             {into} pip install --quiet --python /opt/cuebook/bin/python --constraint /opt/dist/constraints \
-                'cuebook[support,otlp] @ file:///opt/dist/{wheel.name}'
+                'cuebook[metrics,otlp,support] @ file:///opt/dist/{wheel.name}'
             umount {root}/dev {root}/proc
         """
         subprocess.run([*within, "bash", "-euc", script], check=True)

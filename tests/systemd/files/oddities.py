@@ -18,6 +18,12 @@ class Blocker(Agent):
         return f"{text} at attempt {task.attempt}"
 
 
+class Crew(Blocker):
+    """The same, in several processes."""
+
+    name = "crew"
+
+
 class Clinger(Agent):
     name = "clinger"
 

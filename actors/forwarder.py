@@ -1,0 +1,210 @@
+"""Events that were published at the edge, brought to the log: in order, each once, however often the link is cut.
+
+They are stored in a stream of the edge under the subjects they will have. A batch of them goes to the log together
+with a fact that says up to where the edge's stream has been forwarded, `event.cuebook.edge.<edge>`; the server takes
+all of a batch or nothing, and only behind the last such fact that we have read. So a batch whose acknowledgement was
+lost is never stored twice, whatever time has passed. Source: JetStream ADR-50.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from cuebook.events.batch import Member, append_batch
+from cuebook.events.codec import encode, parse_headers
+from cuebook.events.connection import Connection
+from cuebook.events.envelope import Envelope
+from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
+from cuebook.events.facts import OutsideEvent
+from cuebook.events.feed import Feed
+from cuebook.events.jetstream import js_request
+from cuebook.events.log import EventLog
+from cuebook.events.stream import MAX_MESSAGE_BYTES
+from cuebook.events.subjects import check_token
+
+__all__ = ["Forwarder"]
+
+BATCH = 100
+READ_AHEAD = 1_000
+RETRY_S = 1.0
+DUPLICATE_WINDOW_S = 120
+HEADERS_ADDED = 1_024
+"""Room that a forwarded message needs beyond what the edge's stream takes."""
+_NAME_IN_USE = 10058
+_DUPLICATE = "10201"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    subject: str
+    body: bytes
+    sequence: int
+    headers: bytes | None
+
+
+class Forwarder:
+    """Forwards what is published under `<space>.event.>` on the connection `local` to `log`. `run` without end.
+
+    `forwarded` counts events since the start, `waiting` those that are stored here and not on the log yet.
+    """
+
+    def __init__(self, local: Connection, log: EventLog, edge: str) -> None:
+        self.forwarded = 0
+        self.ready = asyncio.Event()
+        """What is published here is stored."""
+        self._local, self._log, self._edge = local, log, check_token(edge, "edge")
+        self._stream = f"{log.subjects.stream}_EVENTS"
+        self._mark = log.subjects.event(f"cuebook.edge.{edge}")
+        self._queue: list[_Event] = []
+        self._news = asyncio.Event()
+        self._feed: Feed | None = None
+        self._created = ""
+        self._marked = self._through = 0
+        """Where the last mark stands in the log, and what it says."""
+
+    @property
+    def waiting(self) -> int:
+        """Events that are stored here and not on the log yet."""
+        return len(self._queue) + (self._feed.pending if self._feed is not None else 0)
+
+    async def run(self) -> None:
+        """Forward until cancelled. Raises ConfigurationError when a stream is not as it must be."""
+        while True:
+            try:
+                await self._ensure_stream()
+                break
+            except UnavailableError as error:
+                logger.warning("waiting for the edge's JetStream: %s", error)
+                await asyncio.sleep(RETRY_S)
+        self.ready.set()
+        await self._read_mark()
+        async with Feed(
+            self._local,
+            self._stream,
+            filters=[f"{self._log.subjects.space}.event.>"],
+            start=self._through + 1,
+            on_message=self._receive,
+            held=lambda: len(self._queue) > READ_AHEAD,
+        ) as feed:
+            self._feed = feed
+            feed.failure.add_done_callback(lambda _: self._news.set())
+            while True:
+                while self._queue:
+                    await self._forward(self._queue[:BATCH])
+                    feed.resume()
+                if feed.failure.done():
+                    feed.failure.result()
+                self._news.clear()
+                await self._news.wait()
+
+    async def _ensure_stream(self) -> None:
+        space = self._log.subjects.space
+        config = {
+            "name": self._stream,
+            "description": f"cuebook space {space}: events of edge {self._edge} on their way to the log",
+            "subjects": [f"{space}.event.>"],
+            "retention": "limits",
+            "discard": "new",
+            "storage": "file",
+            "max_msg_size": MAX_MESSAGE_BYTES - HEADERS_ADDED,
+            "duplicate_window": DUPLICATE_WINDOW_S * 10**9,
+            "allow_direct": True,
+            "num_replicas": 1,
+        }
+        await js_request(self._local, f"STREAM.CREATE.{self._stream}", config, none_for={_NAME_IN_USE})
+        info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {})
+        self._created = info["created"]
+
+    async def _read_mark(self) -> None:
+        """Up to where the log says that it has our events, however long it takes until it answers."""
+        while True:
+            try:
+                found = await self._log.last_match(self._mark)
+            except UnavailableError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            item = self._log.decode(*found) if found is not None else None
+            self._marked, self._through = found.sequence if found is not None else 0, 0
+            event = item.event if isinstance(item, Envelope) else None
+            told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
+            if told.get("stream") == self._created:  # else it says how far another one had come
+                self._through = int(told.get("through", 0))
+            return
+
+    def _receive(self, subject: str, body: bytes, sequence: int, _recorded_at: int, headers: bytes | None) -> None:
+        self._queue.append(_Event(subject, body, sequence, headers))
+        self._news.set()
+
+    async def _forward(self, events: list[_Event]) -> None:
+        try:
+            await self._append(events)
+        except ConcurrencyConflictError:
+            await self._read_mark()  # an attempt of ours had succeeded after all
+        except UnavailableError as error:
+            logger.debug("events wait at the edge: %s", error)
+            await asyncio.sleep(RETRY_S)
+            await self._read_mark()
+        except CommandRejectedError as error:
+            before = self._through
+            await self._read_mark()
+            if self._through == before:
+                await self._forward_apart(events, error)
+        self._drop_forwarded()
+
+    async def _forward_apart(self, events: list[_Event], error: CommandRejectedError) -> None:
+        """The log refuses the batch for one of them: forward the halves, and of one alone only that it was refused."""
+        if len(events) > 1:
+            half = len(events) // 2
+            await self._forward(events[:half])
+            if self._through >= events[half - 1].sequence:
+                await self._forward(events[half:])
+            return
+        [event] = events
+        known = _DUPLICATE in str(error)
+        logger.log(
+            logging.INFO if known else logging.ERROR,
+            "the log has an event of the edge already" if known else "the log refuses an event of the edge; it is lost",
+            extra={"edge": self._edge, "subject": event.subject, "sequence": event.sequence, "error": str(error)},
+        )
+        await self._append([], through=event.sequence)
+
+    async def _append(self, events: list[_Event], *, through: int = 0) -> None:
+        through = through or events[-1].sequence
+        event_id = self._log.ids()
+        data = {"edge": self._edge, "stream": self._created, "through": through, "events": len(events)}
+        mark = encode(OutsideEvent(data=data), event_id=event_id, source=f"edge-{self._edge}", event_type="event")
+        members = [Member(self._mark, mark, event_id), *(self._member(event) for event in events)]
+        last = await append_batch(
+            self._log.connection,
+            members,
+            scope=self._mark,
+            expected=self._marked if self._marked >= self._log.chain.whole else 0,  # no mark is carried over by a roll
+            first_after=self._log.first_after,
+        )
+        self._marked, self._through = last - len(events), through
+        self.forwarded += len(events)
+
+    def _member(self, event: _Event) -> Member:
+        """The event as it was, under an id: its author's, or one made of its place in the edge's stream."""
+        told = parse_headers(event.headers)
+        headers = {name: value for name, value in told.items() if not name.startswith("nats-")}
+        epoch = "".join(digit for digit in self._created[:19] if digit.isdigit())
+        event_id = told.get("nats-msg-id") or f"{self._edge}-{epoch}-{event.sequence}"
+        return Member(event.subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
+
+    def _drop_forwarded(self) -> None:
+        self._queue = [event for event in self._queue if event.sequence > self._through]
+        purge: dict[str, Any] = {"seq": self._through + 1}
+        if not self._queue and self._through:
+            self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
+
+    async def _purge(self, request: dict[str, Any]) -> None:
+        try:
+            await js_request(self._local, f"STREAM.PURGE.{self._stream}", request)
+        except UnavailableError as error:
+            logger.debug("removed later: %s", error)  # with the next batch

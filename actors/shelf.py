@@ -1,0 +1,211 @@
+"""What an agent at the edge was given and has answered, on the edge's own JetStream until the log has decided about it.
+
+One message for each assignment, replaced when it is answered and removed when the log has the answer or has refused it;
+and one that says under which name the instance goes on after a restart, and up to where its assignments have come.
+Everything here can be written twice. The log itself stays the only truth: what is kept here is on its way there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgpack
+import nats.errors
+
+from cuebook.events.codec import MAX_BYTES
+from cuebook.events.connection import Connection, Listener, ended
+from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.jetstream import js_request
+from cuebook.events.lookup import matches
+from cuebook.events.subjects import Subjects, check_token
+
+__all__ = ["KeptTask", "Shelf", "open_shelf"]
+
+RETRY_S = 1.0
+ANSWER_S = 5.0
+ASK_S = 0.5
+_NAME_IN_USE = 10058
+_FORMAT = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptTask:
+    """One assignment as the log has it, and the answer once there is one: the fact and its encoded event."""
+
+    subject: str
+    body: bytes
+    sequence: int
+    recorded_at: int
+    fact: str = ""
+    answer: bytes = b""
+
+
+class Shelf:
+    """The shelf of one agent at one edge; `open_shelf` is the way to get one.
+
+    `instance`: the name under which it was served last, empty when it was not, or has left in good order. `received`:
+    up to which sequence its assignments had come. `tasks`: those without an outcome, in the order of the log.
+    """
+
+    def __init__(self, connection: Connection, space: str, edge: str, agent: str) -> None:
+        self.instance, self.received = "", 0
+        self.tasks: list[KeptTask] = []
+        self._connection, self._stream = connection, f"{space.upper()}_EDGE"
+        self._scope = f"edge.{space}.{edge}.{agent}"
+        self._who = f"who.{space}.{edge}.{agent}"
+        self._title = f"agent {agent!r} of edge {edge!r}"
+        self._kept: dict[int, KeptTask] = {}
+        self._settled: set[int] = set()
+        self._news = asyncio.Event()
+        self._listener: Listener | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Answers that the log does not have yet."""
+        return sum(bool(one.fact) for sequence, one in self._kept.items() if sequence not in self._settled)
+
+    async def open(self) -> None:
+        """Read what is there, and see to it that nobody else has this shelf. Raises as `open_shelf`."""
+        try:
+            await self._connection.request(self._who, b"", timeout=ASK_S)
+        except (nats.errors.NoRespondersError, TimeoutError):
+            pass
+        else:
+            raise ConfigurationError(
+                f"{self._title} is served by another process already",
+                remedy="raise its slots, or serve it under another name of the edge",
+            )
+        self._listener = await self._connection.listen(self._who, self._answer)
+        for message in await matches(self._connection, self._stream, f"{self._scope}.>"):
+            told = msgpack.unpackb(message.body)
+            if message.subject.endswith(".instance"):
+                self.instance, self.received = told["instance"], told["received"]
+            else:
+                task = KeptTask(**told)
+                self._kept[task.sequence] = task
+        self.tasks = [self._kept[sequence] for sequence in sorted(self._kept)]
+        self._cleaner = asyncio.get_running_loop().create_task(self._clean())
+
+    async def close(self) -> None:
+        """Leave everything where it is, for the next process."""
+        await ended(self._cleaner)
+        if self._listener is not None:
+            await self._listener.close()
+
+    async def claim(self, instance: str) -> None:
+        """From now on it is served under this name."""
+        self.instance = instance
+        await self._persist(f"{self._scope}.instance", {"instance": instance, "received": self.received})
+
+    async def forget(self) -> None:
+        """The instance leaves in good order and has nothing left: the next one takes another name."""
+        self.instance = ""
+        await ended(self._cleaner)
+        try:
+            await self._purge(f"{self._scope}.>")
+        except UnavailableError as error:
+            logger.warning("the shelf could not be emptied: %s", error)
+
+    async def keep(self, task: KeptTask) -> None:
+        """Store an assignment. Returns when it is stored, however long that takes."""
+        self._kept[task.sequence] = task
+        await self._write(task)
+
+    async def answer(self, sequence: int, fact: str, body: bytes) -> None:
+        """Store the answer to an assignment. Returns when it is stored, however long that takes."""
+        task = self._kept[sequence] = replace(self._kept[sequence], fact=fact, answer=body)
+        await self._write(task)
+
+    def settle(self, sequence: int, received: int) -> None:
+        """The log has decided. `received`: up to where all assignments are stored here."""
+        self._settled.add(sequence)
+        self.received = max(self.received, received)
+        self._news.set()
+
+    def note(self, received: int) -> None:
+        """Up to here all assignments are stored here."""
+        if received > self.received:
+            self.received = received
+            if self._settled:
+                self._news.set()
+
+    async def _clean(self) -> None:
+        """Remove what is settled, but first say that it had come: else it would come again after a restart."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            done = {sequence for sequence in self._settled if sequence <= self.received}
+            if not done:
+                continue
+            await self.claim(self.instance)
+            for sequence in sorted(done):
+                try:
+                    await self._purge(f"{self._scope}.task.{sequence}")
+                except UnavailableError as error:
+                    logger.info("removed later: %s", error)
+                    self._news.set()
+                    await asyncio.sleep(RETRY_S)
+                    break
+                self._kept.pop(sequence, None)
+                self._settled.discard(sequence)
+
+    async def _write(self, task: KeptTask) -> None:
+        record = {name: getattr(task, name) for name in KeptTask.__slots__}
+        await self._persist(f"{self._scope}.task.{task.sequence}", record)
+
+    async def _persist(self, subject: str, record: dict[str, Any]) -> None:
+        level, body = logging.ERROR, msgpack.packb(record)
+        while True:
+            try:
+                answer = await self._connection.request(subject, body, timeout=ANSWER_S)
+                told = json.loads(answer.data)
+                if "error" not in told:
+                    return
+                error = str(told["error"].get("description"))
+            except (nats.errors.Error, TimeoutError, ValueError) as failure:
+                error = str(failure) or type(failure).__name__
+            logger.log(
+                level,
+                "the edge's JetStream does not take what is to be kept; work waits, give it room or start it",
+                extra={"stream": self._stream, "error": error},
+            )
+            level = logging.DEBUG  # once is enough
+            await asyncio.sleep(RETRY_S)
+
+    async def _purge(self, subject: str) -> None:
+        await js_request(self._connection, f"STREAM.PURGE.{self._stream}", {"filter": subject})
+
+    def _answer(self, _subject: bytes, reply: bytes, _payload: bytes, _headers: bytes | None) -> None:
+        if reply:
+            self._connection.post(reply.decode(), b"here")
+
+
+async def open_shelf(connection: Connection, space: str, edge: str, agent: str) -> Shelf:
+    """The shelf of an agent, on the JetStream that `connection` leads to. The stream is made if it is missing.
+
+    Raises ConfigurationError when another process has it, UnavailableError when JetStream does not answer.
+    """
+    subjects = Subjects(space)
+    stream = f"{subjects.stream}_EDGE"
+    config = {
+        "name": stream,
+        "description": f"cuebook space {space}: work at the edge on its way to the log",
+        "subjects": [f"edge.{space}.>"],
+        "retention": "limits",
+        "discard": "new",
+        "storage": "file",
+        "max_msgs_per_subject": 1,
+        "max_msg_size": 3 * MAX_BYTES,
+        "allow_direct": True,
+        "num_replicas": 1,
+    }
+    await js_request(connection, f"STREAM.CREATE.{stream}", config, none_for={_NAME_IN_USE})
+    shelf = Shelf(connection, space, check_token(edge, "edge"), check_token(agent, "agent"))
+    await shelf.open()
+    return shelf

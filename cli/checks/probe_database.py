@@ -1,0 +1,50 @@
+"""What PostgreSQL tells about itself and about the projections of a space."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+
+from cuebook.cli.checks.facts import Clock, DatabaseFacts, Facts
+from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.projections import queries
+from cuebook.projections.database import connect, schema_name
+
+__all__ = ["ask_database"]
+
+_ITSELF = """
+SELECT current_setting('server_version'), extract(epoch FROM clock_timestamp())::double precision,
+       coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
+       inet_server_addr() IS NULL OR inet_server_addr() << '127.0.0.0/8' OR inet_server_addr() = '::1'
+"""
+_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s) ORDER BY 1"
+
+
+async def ask_database(facts: Facts, url: str) -> None:
+    """Fill in `facts.database`. Raises UnavailableError, ConfigurationError."""
+    try:
+        connection = await connect(url, [schema_name(facts.space)])
+    except psycopg.Error as error:
+        raise UnavailableError(" ".join(str(error).split())) from error
+    async with connection:
+        clock, latency_s, told = Clock(0.0, float("inf")), float("inf"), ("", 0.0, False, False)
+        for _ in range(3):
+            wall, began = time.time(), time.perf_counter()
+            cursor = await connection.execute(_ITSELF)
+            told = await cursor.fetchone() or told
+            took = time.perf_counter() - began
+            latency_s = min(latency_s, took)
+            clock = min(clock, Clock(told[1] - wall - took / 2, took / 2), key=lambda one: one.error_s)
+        database = DatabaseFacts(version=told[0], tls=told[2], local=told[3], latency_s=latency_s, clock=clock)
+        cursor = await connection.execute(_SCHEMAS, [schema_name(facts.space) + "@"])
+        schemas = [str(name) for (name,) in await cursor.fetchall()]
+    try:
+        async with queries.reading(url, facts.space) as reading:
+            database.projections = await queries.list_projections(reading, last_sequence=0)
+    except (ConfigurationError, UnavailableError) as error:
+        database.why_not = str(error)
+    known = {one.tables_in for one in database.projections or []}
+    if database.projections is not None:
+        database.orphans = [name for name in schemas if name not in known]
+    facts.database = database

@@ -1,0 +1,431 @@
+"""Several processes that do the same, kept running: one dies, hangs or is spent, and the others never notice.
+
+Each has a *place*. Who ends without having been asked is started again in it, after pauses that grow. Who is to be
+replaced, because it is spent or we were told to reload, works on until a fresh process in its place is registered and
+ready; this goes one place after another. A place whose agents a person has drained stays empty.
+
+The processes end with us: asked to, when we are; and however we end, since their line to us closes (see supervised.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cuebook.cli.children import Restarts
+from cuebook.cli.exits import Exit
+from cuebook.cli.serving import END_WITHIN_S, STOP_GRACE_S
+from cuebook.cli.supervised import VARIABLE, encode_place
+from cuebook.embedded.process import dies_with_this_thread, how_it_ended
+
+__all__ = ["PATIENCE_S", "Group", "Plan", "environment_of", "this_program"]
+
+PATIENCE_S: Final = 15.0
+"""So long may a process say nothing, or say that it hangs, where systemd sets no limit (`WatchdogSec=`)."""
+LAST_WORDS_S: Final = 2.0
+"""What a process that hangs gets to write down where its threads stand (SIGABRT), before SIGKILL."""
+LOOK_EVERY_S: Final = 1.0
+_OF_THE_MANAGER: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What systemd tells us, and us alone."""
+_ADDED_UP: Final = ("slots", "in_flight", "lag", "done")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What to run: `processes` of `argv`, with `env`. All may change; what runs already is not touched by that.
+
+    `drain_s`: how long they take at most to finish what they have. `patience_s`: how long one may hang.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    processes: int
+    drain_s: float
+    patience_s: float = PATIENCE_S
+
+
+class _Process:
+    """One process. `number` is free again when it has ended; `report` what it said last."""
+
+    def __init__(self, number: int, without: frozenset[str], running: asyncio.subprocess.Process) -> None:
+        self.number, self.without, self._running = number, without, running
+        self.pid = running.pid
+        self.report: dict[str, Any] = {}
+        self.ready, self.ended = asyncio.Event(), asyncio.Event()
+        self.status = 0
+        self.leaving = self.condemned = False
+        self.began = self.well_at = asyncio.get_running_loop().time()
+
+    @property
+    def was_drained(self) -> bool:
+        """It has ended because a person has drained its agents."""
+        return self.ended.is_set() and self.status == 0 and bool(self.report.get("over"))
+
+    @property
+    def ended_well(self) -> bool:
+        """It has ended as it should; before it serves, it knows no better way than to die of our signal."""
+        return self.status == 0 or (self.status == -signal.SIGTERM and self.leaving and not self.ready.is_set())
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the process; SIGKILL also to what it has started itself."""
+        if self.ended.is_set():
+            return
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            if number is signal.SIGKILL:
+                os.killpg(self.pid, number)
+            else:
+                os.kill(self.pid, number)
+
+    async def follow(self, line: socket.socket, heard: Callable[[_Process], None]) -> None:
+        """Take in what it says until it has ended."""
+        reader, writer = await asyncio.open_unix_connection(sock=line)
+        listening = asyncio.ensure_future(self._listen(reader, heard))
+        self.status = await self._running.wait()
+        await asyncio.wait([listening], timeout=LOOK_EVERY_S)  # its last words are on the line already
+        listening.cancel()
+        writer.close()
+        self.ended.set()
+
+    async def _listen(self, reader: asyncio.StreamReader, heard: Callable[[_Process], None]) -> None:
+        with contextlib.suppress(ConnectionError):
+            while (text := await reader.readline()).endswith(b"\n"):  # else it was killed in the middle of a word
+                self.report = json.loads(text)
+                if not self.report.get("stuck"):
+                    self.well_at = asyncio.get_running_loop().time()
+                if self.report.get("ready"):
+                    self.ready.set()
+                heard(self)
+
+
+class _Place:
+    """Where one process after another stands. `fresh` is the one that is to take over; `without` whom nobody serves."""
+
+    def __init__(self) -> None:
+        self.current: _Process | None = None
+        self.fresh: _Process | None = None
+        self.without: frozenset[str] = frozenset()
+        self.closed = False
+        self.removed = False
+        self.restarts = Restarts(give_up=False)
+
+
+class Group:
+    """The processes of a plan. `run` until `stop`, until a person has drained all, or until none can be started."""
+
+    def __init__(self, plan: Plan, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called when `ready` is set, and when a reload has ended."""
+        self.plan = plan
+        self.ready = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.reloading = False
+        self.status: int = Exit.OK
+        self._changed = changed
+        self._places = [_Place() for _ in range(plan.processes)]
+        self._live: list[_Process] = []
+        self._due: dict[_Place, str] = {}
+        self._due_changed = asyncio.Event()
+        self._loaded = asyncio.Event()
+        """One process has found its agents, and so will the others."""
+        self._tasks: asyncio.TaskGroup
+
+    async def run(self) -> int:
+        """Keep them running; returns the exit status of the whole."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for place in self._places:
+                    self._tasks.create_task(self._keep(place))
+                self._tasks.create_task(self._roll())
+                watching = self._tasks.create_task(self._watch())
+                await self.stopping.wait()
+                self._due_changed.set()
+                for process in self._live:
+                    self._send_away(process)
+                while self._live:
+                    await self._live[0].ended.wait()
+                watching.cancel()
+        finally:
+            self.kill()
+        return self.status
+
+    def stop(self) -> None:
+        """Let all finish what they have, and end."""
+        self.stopping.set()
+
+    def kill(self) -> None:
+        """End all at once; tasks in flight go to others."""
+        for process in self._live:
+            process.signal(signal.SIGKILL)
+
+    def reload(self, plan: Plan) -> None:
+        """From now on this plan counts: each process is replaced by a fresh one, and there are so many places."""
+        self.plan = plan
+        kept = [place for place in self._places if not place.removed]
+        for place in kept[plan.processes :]:
+            place.removed = True
+        for place in kept:
+            self._due[place] = "removed" if place.removed else "reload"
+        for _ in range(len(kept), plan.processes):
+            place = _Place()
+            self._places.append(place)
+            self._tasks.create_task(self._keep(place))
+        self.reloading = True
+        self._due_changed.set()
+
+    def status_line(self) -> str:
+        """How it goes, in words."""
+        current = [place.current for place in self._places if place.current is not None and not place.closed]
+        serving = [one for one in current if one.ready.is_set() and not one.ended.is_set()]
+        figures = {name: sum(one.report.get(name, 0) for one in self._live) for name in _ADDED_UP}
+        text = f"processes {len(serving)} of {self.plan.processes}"
+        if serving:
+            text += ", slots {slots}, in flight {in_flight}, lag {lag}, done {done}".format(**figures)
+        waiting = next((one.report["state"] for one in current if not one.ready.is_set() and one.report), "")
+        return text + (f", {waiting}" if waiting else "") + (", reloading" if self.reloading else "")
+
+    def hanging(self) -> str:
+        """Processes that hang although they were killed, which is more than we can mend. Empty as a rule."""
+        latest = asyncio.get_running_loop().time() - self.plan.patience_s - 2 * LAST_WORDS_S
+        return ", ".join(f"process {one.pid}" for one in self._live if one.condemned and one.well_at < latest)
+
+    # --- one place ---
+
+    async def _keep(self, place: _Place) -> None:
+        """Have a process in a place until the place is closed or we are to end."""
+        if place is not self._places[0]:  # what is written wrong shows with the first
+            await _first(self._loaded.wait(), self.stopping.wait())
+        while (process := await self._start(place)) is not None:
+            place.current = process
+            while process is not None:
+                await process.ended.wait()
+                process = self._successor(place, process)
+            pause_s = self._judge(place)
+            if pause_s:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopping.wait(), pause_s)
+
+    def _successor(self, place: _Place, ended: _Process) -> _Process | None:
+        """Who stands in the place of one that has ended, where somebody does."""
+        if place.current is not ended:
+            return place.current
+        if place.fresh is not None and not place.fresh.ended.is_set() and not ended.was_drained:
+            place.current, place.fresh = place.fresh, None
+            return place.current
+        return None
+
+    def _judge(self, place: _Place) -> float:
+        """What comes after the end of the process in a place: a pause, after which the next one starts."""
+        process = place.current
+        assert process is not None
+        if self.stopping.is_set() or place.closed:
+            return 0.0
+        facts = {"child": process.number, "pid": process.pid, "ended": how_it_ended(process.status)}
+        if process.was_drained:
+            logger.info("a process ended, for its agents were drained; its place stays empty", extra=facts)
+            self._close(place)
+            return 0.0
+        if process.status == Exit.RECYCLED:
+            logger.info("a process has done its share: a fresh one starts", extra=facts)
+            return 0.0
+        if process.status > 0 and not any(one.ready.is_set() for one in self._live) and not self.ready.is_set():
+            if not self.stopping.is_set():
+                logger.error("the first process did not start: the others would not either", extra=facts)
+            self.status = process.status
+            self.stop()
+            return 0.0
+        pause_s = place.restarts.pause_s(asyncio.get_running_loop().time() - process.began) or 0.0
+        logger.warning("a process ended by itself; a fresh one starts", extra={**facts, "pause_s": pause_s})
+        return pause_s
+
+    def _close(self, place: _Place) -> None:
+        place.closed = True
+        if place.fresh is not None:
+            self._send_away(place.fresh)
+        if all(one.closed for one in self._places):
+            logger.info("no place is left to serve")
+            self.stop()
+        self._look()
+
+    # --- replacing ---
+
+    async def _roll(self) -> None:
+        """Replace what is due, one after another."""
+        while not self.stopping.is_set():
+            await self._due_changed.wait()
+            while self._due and not self.stopping.is_set():
+                place = next(iter(self._due))
+                reason = self._due[place]
+                well = await self._replace(place, reason)
+                if self._due.get(place) == reason:
+                    del self._due[place]
+                if not well and reason == "reload":
+                    logger.error("reloading has ended: the other processes stay as they are")
+                    self._due = {one: why for one, why in self._due.items() if why != "reload"}
+            self._due_changed.clear()
+            if self.reloading:
+                self.reloading = False
+                self._changed()
+
+    async def _replace(self, place: _Place, reason: str) -> bool:
+        """Put a fresh process in the place of its present one. False: none could be had, and that one goes on."""
+        old = place.current
+        if place.closed or old is None:
+            return True
+        if reason == "removed":
+            self._close(place)
+            self._send_away(old)
+            await old.ended.wait()
+            return True
+        if old.ended.is_set():
+            return True  # a fresh one is on its way already
+        logger.info("a fresh process is to take over", extra={"child": old.number, "pid": old.pid, "reason": reason})
+        while True:
+            fresh = place.fresh = await self._start(place)
+            if fresh is None:
+                return True
+            await _first(fresh.ready.wait(), fresh.ended.wait(), old.ended.wait(), self.stopping.wait())
+            if place.fresh is fresh and fresh.without == place.without:
+                break
+            if place.fresh is not fresh or place.closed:  # it stands in the place already, or nobody does any more
+                await _first(fresh.ready.wait(), fresh.ended.wait(), self.stopping.wait())
+                return True
+            self._send_away(fresh)  # a person has drained one of its agents meanwhile
+        return await self._take_over(place, old, fresh)
+
+    async def _take_over(self, place: _Place, old: _Process, fresh: _Process) -> bool:
+        if not fresh.ended.is_set() and not fresh.ready.is_set():
+            await _first(fresh.ready.wait(), fresh.ended.wait(), self.stopping.wait())  # the old one has just ended
+        place.fresh = None if place.fresh is fresh else place.fresh
+        if self.stopping.is_set() or place.current is fresh or place.closed:
+            return True
+        if old.was_drained:
+            place.current, place.fresh = fresh, fresh
+            self._close(place)
+            return True
+        if fresh.ended.is_set():
+            facts = {"child": fresh.number, "pid": fresh.pid, "ended": how_it_ended(fresh.status)}
+            logger.error("the fresh process did not get ready: the old one goes on", extra={**facts, "old": old.pid})
+            pause_s = place.restarts.pause_s(0.0) or 0.0
+            await _first(self.stopping.wait(), asyncio.sleep(pause_s))
+            return False
+        place.current = fresh
+        self._send_away(old)
+        await old.ended.wait()
+        return True
+
+    # --- one process ---
+
+    async def _start(self, place: _Place) -> _Process | None:
+        """Start a process for a place; None when we are to end."""
+        if self.stopping.is_set() or place.closed:
+            return None
+        taken = {one.number for one in self._live}
+        number = next(free for free in itertools.count() if free not in taken)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            running = await asyncio.create_subprocess_exec(
+                *self.plan.argv,
+                env=environment_of(self.plan.env, number=number, fd=theirs.fileno(), without=place.without),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C in a terminal is for us
+                preexec_fn=dies_with_this_thread(signal.SIGTERM),
+            )
+        process = _Process(number, place.without, running)
+        self._live.append(process)
+        self._tasks.create_task(self._follow(process, ours, place))
+        if self.stopping.is_set():
+            self._send_away(process)
+        return process
+
+    async def _follow(self, process: _Process, line: socket.socket, place: _Place) -> None:
+        await process.follow(line, lambda one: self._heard(one, place))
+        self._live.remove(process)
+        if self.stopping.is_set() and self.status == Exit.OK and not process.ended_well:
+            self.status = process.status if process.status > 0 else Exit.FAILURE
+
+    def _heard(self, process: _Process, place: _Place) -> None:
+        report = process.report
+        self._loaded.set()
+        if process is place.current:
+            place.without |= frozenset(report.get("drained", ()))
+            if report.get("spent") and not process.leaving and place not in self._due:
+                self._due[place] = str(report["spent"])
+                self._due_changed.set()
+        self._look()
+
+    def _look(self) -> None:
+        if not self.ready.is_set() and all(
+            place.closed or (place.current is not None and place.current.ready.is_set()) for place in self._places
+        ):
+            self.ready.set()
+            self._changed()
+
+    def _send_away(self, process: _Process) -> None:
+        """Let a process finish what it has; kill it when it has not after its time."""
+        if not process.leaving:
+            process.leaving = True
+            process.signal(signal.SIGTERM)
+            self._tasks.create_task(self._see_off(process))
+
+    async def _see_off(self, process: _Process) -> None:
+        limit_s = self.plan.drain_s + STOP_GRACE_S + END_WITHIN_S
+        await _first(process.ended.wait(), asyncio.sleep(limit_s))
+        if not process.ended.is_set():
+            facts = {"child": process.number, "pid": process.pid, "after_s": limit_s}
+            logger.error("a process did not end in time and is killed; its tasks go to others", extra=facts)
+            process.signal(signal.SIGKILL)
+
+    async def _watch(self) -> None:
+        """Put down who hangs: its event loop stands still, or its handlers are over their time and do not let go."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(min(LOOK_EVERY_S, self.plan.patience_s / 4))
+            for process in self._live:
+                silent_s = clock() - process.well_at
+                if not process.ready.is_set() or process.leaving or process.condemned:
+                    continue  # whoever starts may take its time, and whoever ends has a deadline of its own
+                if silent_s > self.plan.patience_s:
+                    process.condemned = True
+                    why = process.report.get("stuck") or "it says nothing"
+                    facts = {"child": process.number, "pid": process.pid, "stuck": why, "for_s": round(silent_s, 1)}
+                    logger.error("a process hangs and is killed; its tasks go to others", extra=facts)
+                    self._tasks.create_task(self._put_down(process))
+
+    async def _put_down(self, process: _Process) -> None:
+        process.signal(signal.SIGABRT)
+        await _first(process.ended.wait(), asyncio.sleep(LAST_WORDS_S))
+        process.signal(signal.SIGKILL)
+
+
+def environment_of(env: Mapping[str, str], *, number: int, fd: int, without: frozenset[str]) -> dict[str, str]:
+    """The environment of one process."""
+    own = {name: value for name, value in env.items() if name not in _OF_THE_MANAGER}
+    own[VARIABLE] = encode_place(fd=fd, number=number, without=without)
+    return own
+
+
+def this_program() -> list[str]:
+    """How this very command is started again."""
+    return [sys.executable, "-P", "-c", "from cuebook.cli.main import main; main()", *sys.argv[1:]]
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Return when one of them does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,287 @@
+"""The link between the edge and the log is cut: work goes on there, and all is told, once, when the link is back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+import nats.errors
+import pytest
+
+from cuebook.actors import Retry, Task, handler
+from cuebook.actors.agent import Agent
+from cuebook.actors.orchestrator import dispatcher, liveness
+from cuebook.embedded.nats_edge import NatsEdge, nats_edge
+from cuebook.events.errors import ConfigurationError
+from tests.actors.cast import Number, lines, note
+from tests.actors.desk import Desk
+from tests.actors.processes import Cast, Service
+from tests.actors.site import Site
+from tests.waiting import eventually
+
+TASKS = 12
+OFFLINE_S = 600.0
+
+
+class Till(Agent):
+    """Adds one, and can take it back. Two at once, ten more in advance."""
+
+    name = "till"
+    concurrency = 2
+    ahead = 10
+    offline_for_s = OFFLINE_S
+    heartbeat_s = 0.1
+    gate = asyncio.Event()
+
+    @handler(timeout_s=20, retry=Retry(attempts=1))
+    async def add(self, number: Number, task: Task) -> Number:
+        await type(self).gate.wait()
+        note("add", task)
+        return Number(n=number.n + 1)
+
+    @add.compensation
+    async def take(self, number: Number, result: Number, task: Task) -> None:
+        note("take", task)
+
+
+@pytest.fixture(autouse=True)
+def _gate() -> None:
+    Till.gate = asyncio.Event()
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[NatsEdge]:
+    async with nats_edge(tmp_path / "servers") as running:
+        yield running
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CAST_LEDGER", str(tmp_path / "ledger"))
+    return tmp_path / "ledger"
+
+
+async def give(desk: Desk, count: int = TASKS) -> list[str]:
+    names = [f"count-{n}" for n in range(count)]
+    return [await desk.client.submit_task("till", {"n": n}, run_id=name) for n, name in enumerate(names)]
+
+
+async def test_what_was_given_is_done_while_the_link_is_cut_and_told_once_it_is_back(
+    servers: NatsEdge, space: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "ANSWER_GRACE_S", 0.0)
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space, Till) as site:
+        [instance] = site.host.instances
+        run_ids = await give(desk)
+        await eventually(lambda: instance.in_flight == TASKS)
+        servers.link.cut()
+        await desk.sees(lambda: desk.health(instance.id) == "suspect")
+        assert lines(ledger) == []
+        Till.gate.set()
+        await eventually(lambda: site.kept == TASKS)
+        await eventually(lambda: site.edge.linked is False)
+        assert site.edge.status.startswith("cut off from the log for ")
+        assert site.edge.status.endswith(f", {TASKS} answers kept")
+        assert not [fact for fact in await desk.facts() if fact.endswith("completed")]
+        servers.link.mend()
+        outcomes = [await desk.client.wait(run_id, timeout_s=20) for run_id in run_ids]
+        assert [(one.status, one.result) for one in outcomes] == [("completed", {"n": n + 1}) for n in range(TASKS)]
+        await desk.sees(lambda: desk.health(instance.id) == "healthy")
+        await eventually(lambda: site.kept == 0 and site.edge.linked)
+        facts = Counter(item.address.fact for item in await desk.log())
+    assert [key for _, key, *_ in lines(ledger)] == sorted({f"{one}/0" for one in run_ids}, key=run_order)
+    assert (facts["assigned"], facts["completed"], facts["lost"], facts["retried"]) == (TASKS, TASKS, 0, 0)
+    assert await left_behind(servers, space) == 0
+
+
+def run_order(key: str) -> int:
+    return int(key.removeprefix("count-").removesuffix("/0"))
+
+
+async def left_behind(servers: NatsEdge, space: str) -> int:
+    """Messages that a site that has left in good order has still on its shelf."""
+    connection = await nats.connect(servers.keeper_url)
+    info = await connection.jetstream().stream_info(f"{space.upper()}_EDGE")
+    await connection.close()
+    return int(info.state.messages)
+
+
+async def test_wherever_in_a_message_the_link_breaks_each_task_has_one_outcome(
+    servers: NatsEdge, space: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "INBOX_STALLED_S", 0.3)
+    Till.gate.set()
+    chance = random.Random(7)
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space, Till) as site:
+        run_ids: list[str] = []
+        for turn in range(5):
+            servers.link.cut_after(chance.randrange(1, 4_000))
+            names = [f"turn-{turn}-{n}" for n in range(8)]
+            run_ids += [await desk.client.submit_task("till", {"n": 1}, run_id=name) for name in names]
+            await eventually(lambda: servers.link.is_cut)
+            servers.link.mend()
+        for run_id in run_ids:
+            assert (await desk.client.wait(run_id, timeout_s=30)).status == "completed"
+        log = await desk.log()
+        await eventually(lambda: site.kept == 0)
+    completed = Counter(item.address.run_id for item in log if item.address.fact == "completed")
+    assert completed == dict.fromkeys(run_ids, 1)
+    assert Counter(key for _, key, *_ in lines(ledger)) == {f"{run_id}/0": 1 for run_id in run_ids}
+
+
+async def test_a_task_that_others_have_done_meanwhile_is_refused_and_that_is_on_record(
+    servers: NatsEdge, space: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Till, "offline_for_s", 1.0)
+
+    class Indoors(Till):
+        name = "till"
+        gate = asyncio.Event()
+        offline_for_s = 0.0
+        ahead = 0
+
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space, Till) as site:
+        [instance] = site.host.instances
+        run_ids = await give(desk, 2)
+        await eventually(lambda: instance.in_flight == 2)
+        servers.link.cut()
+        await desk.hire(Indoors)
+        await desk.client.cancel(run_ids[1])
+        await desk.sees(lambda: desk.health(instance.id) == "lost")
+        Indoors.gate.set()
+        outcome = await desk.client.wait(run_ids[0], timeout_s=10)
+        assert (outcome.status, outcome.result) == ("completed", {"n": 1})
+        assert (await desk.client.wait(run_ids[1], timeout_s=10)).status == "cancelled"
+        Till.gate.set()
+        await eventually(lambda: site.kept == 2)
+        servers.link.mend()
+        await eventually(lambda: site.kept == 0, within_s=20)
+        log = await desk.log()
+        dropped = [item.event for item in log if item.address.fact == "dropped"]
+        assert {(one.run_id, one.fact) for one in dropped} == {(run_id, "completed") for run_id in run_ids}  # type: ignore[attr-defined]
+        [reverted] = await desk.events(run_ids[1], "reverted")
+        assert (reverted.output, reverted.error) == ({"n": 2}, None)
+        assert await desk.events(run_ids[0], "reverted") == []
+    assert [(what, key) for what, key, *_ in lines(ledger) if what == "take"] == [("take", f"{run_ids[1]}/0/reverted")]
+
+
+# --- a process of its own ---
+
+
+async def serve(cast: Cast, servers: NatsEdge) -> Service:
+    return await cast.edge("shop-7", servers.keeper_url, servers.uplink_url, "Counter")
+
+
+async def test_a_process_that_is_killed_while_the_link_is_cut_goes_on_where_it_was(
+    servers: NatsEdge, space: str, tmp_path: Path
+) -> None:
+    async with Desk(servers.hub.url, space) as desk, Cast(servers.hub.url, space, tmp_path) as cast:
+        first = await serve(cast, servers)
+        await first.says("ready")
+        run_ids = [await give_slow(desk, n) for n in range(10)]
+        await eventually(lambda: len(lines(cast.ledger)) >= 2)
+        servers.link.cut()
+        await eventually(lambda: done(cast) >= 4)
+        await first.kill()
+        answered = done(cast)
+        assert answered < 10
+        second = await serve(cast, servers)
+        await second.says("goes on with")
+        await second.says("the link to the log is cut")
+        await eventually(lambda: done(cast) >= 10)
+        assert await second.stop() == 0
+        third = await serve(cast, servers)
+        await third.says("ready")
+        servers.link.mend()
+        for run_id in run_ids:
+            assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+        log = await desk.log()
+        assert await third.stop() == 0
+    completed = Counter(item.address.run_id for item in log if item.address.fact == "completed")
+    assert completed == dict.fromkeys(run_ids, 1)
+    assert {item.address.instance for item in log if item.address.fact == "registered"} == {
+        item.address.instance for item in log if item.address.fact == "assigned"
+    }
+    begun = Counter(key for what, key, *_ in lines(cast.ledger) if what == "slowly")
+    assert sum(begun.values()) - 10 <= 2, "again are only those that were under way at the kill"
+
+
+async def give_slow(desk: Desk, n: int) -> str:
+    return await desk.client.submit_task("counter", {"n": 200}, handler="slowly", run_id=f"slow-{n}")
+
+
+def done(cast: Cast) -> int:
+    return sum(what == "slowly-done" for what, *_ in lines(cast.ledger))
+
+
+async def test_only_one_process_serves_an_agent_of_an_edge(servers: NatsEdge, space: str) -> None:
+    async with Desk(servers.hub.url, space), Site(servers, space, Till):
+        with pytest.raises(ConfigurationError, match="is served by another process already"):
+            async with Site(servers, space, Till):
+                pass
+        async with Site(servers, space, Till, name="shop-8"):
+            pass
+
+
+# --- events ---
+
+
+async def test_events_of_the_edge_come_to_the_log_in_order_and_once_wherever_the_link_breaks(
+    servers: NatsEdge, space: str
+) -> None:
+    chance, total = random.Random(11), 400
+    sensor = await nats.connect(servers.url)
+    async with Desk(servers.hub.url, space) as desk:
+        sent = 0
+        for turn in range(5):
+            async with Site(servers, space) as site:
+                servers.link.cut_after(chance.randrange(1, 6_000))
+                for _ in range(total // 5):
+                    headers = {"ce-specversion": "1.0", "ce-id": f"e{sent}", "ce-source": "s", "ce-type": "read"}
+                    answer = await sensor.request(
+                        f"{space}.event.meter.read",
+                        json.dumps({"n": sent}).encode(),
+                        headers=headers if sent % 2 else None,
+                    )
+                    assert "error" not in json.loads(answer.data)
+                    sent += 1
+                await eventually(lambda: servers.link.is_cut or site.forwarder.waiting == 0)
+                if turn % 2:  # with the link cut the process ends, with it the next one begins
+                    servers.link.mend()
+                else:
+                    servers.link.cut()
+        servers.link.mend()
+        async with Site(servers, space) as site:
+            await eventually(lambda: site.forwarder.waiting == 0, within_s=20)
+
+            async def all_of_it() -> bool:
+                return len(await desk.events_on("meter.read")) >= total
+
+            await eventually(all_of_it)
+        events = await desk.events_on("meter.read")
+        assert [one.event.data["n"] for one in events] == list(range(total))  # type: ignore[attr-defined]
+        assert [one.id for one in events if one.id.startswith("e")] == [f"e{n}" for n in range(1, total, 2)]
+        assert len({one.id for one in events}) == total
+    await sensor.close()
+
+
+async def test_a_sensor_may_publish_events_and_nothing_else(servers: NatsEdge, space: str) -> None:
+    refused: list[str] = []
+
+    async def on_error(error: Exception) -> None:
+        refused.append(str(error).lower())
+
+    async with Desk(servers.hub.url, space), Site(servers, space):
+        sensor = await nats.connect(servers.url, error_cb=on_error)
+        answer = await sensor.request(f"{space}.event.door.opened", b"{}")
+        assert json.loads(answer.data)["stream"] == f"{space.upper()}_EVENTS"
+        for subject in (f"edge.{space}.shop-7.till.task.1", f"$JS.API.STREAM.PURGE.{space.upper()}_EVENTS"):
+            with pytest.raises((TimeoutError, nats.errors.Error)):
+                await sensor.request(subject, b"{}", timeout=0.2)
+        assert sum("permissions violation" in one for one in refused) == 2
+        await sensor.close()

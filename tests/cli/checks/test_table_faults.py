@@ -1,0 +1,127 @@
+"""Faults of PostgreSQL, its tables and the seals, each made to happen on real servers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from cuebook.cli.checks.finding import Level
+from cuebook.events.facts import OutsideEvent
+from cuebook.events.jetstream import js_request
+from cuebook.ledger.notes import PrivateKey
+from cuebook.projections.agents import Agents
+from cuebook.projections.audit import Audit
+from cuebook.projections.database import schema_name
+from cuebook.projections.rebuild import rebuild
+from cuebook.projections.runner import ALL, Runner
+from cuebook.projections.runs import Runs
+from tests.cli.checks.conftest import Doctor, System, wrong
+from tests.ledger.test_sealer import sealing
+from tests.projections.test_parked import refusing
+from tests.projections.test_runner import append_tasks
+from tests.waiting import eventually
+
+TABLES = ("projections",)
+DAY_US = 86_400 * 10**6
+
+
+@pytest.fixture(autouse=True)
+def _database(doctor: Doctor, database_url: str) -> None:
+    doctor.database_url = database_url
+
+
+async def test_postgresql_that_is_away_and_the_log_is_still_looked_at(system: System, doctor: Doctor) -> None:
+    doctor.database_url = "postgresql://postgres@127.0.0.1:1/x"
+    assert wrong(await doctor.finds("log", "clocks", *TABLES)) == ["projections.unreachable"]
+
+
+async def test_a_database_without_tables(system: System, doctor: Doctor) -> None:
+    assert wrong(await doctor.finds(*TABLES)) == ["projections.none"]
+
+
+async def test_tables_that_nobody_writes(system: System, doctor: Doctor) -> None:
+    last = await append_tasks(system.log, 5)
+    await Runner(system.log, doctor.database_url).run(until=last)
+    facts = await doctor.facts(*TABLES)
+    found = doctor.findings(facts, *TABLES)
+    assert {one.code for one in found} == {"projections.stopped"}
+    assert {one.about for one in found} == {one.name for one in ALL}
+    await system.projections(doctor.database_url)
+    assert wrong(await doctor.finds(*TABLES)) == []
+
+
+async def test_events_that_are_parked(system: System, doctor: Doctor) -> None:
+    last = await append_tasks(system.log, 4)
+    runner = await system.projections(doctor.database_url, projections=[Audit(), refusing(Runs, 1, 5), Agents()])
+    await eventually(lambda: min(one.sequence for one in runner.status().positions.values()) >= last)
+    found = await doctor.finds(*TABLES)
+    assert wrong(found) == ["projections.parked"]
+    assert found["projections.parked"].message.startswith("2 events are parked in projection runs")
+    assert "cuebook projection parked runs" in found["projections.parked"].remedy
+
+
+async def test_tables_that_are_behind_or_slow_or_across_a_network(system: System, doctor: Doctor) -> None:
+    await system.projections(doctor.database_url)
+    facts = await doctor.facts(*TABLES)
+    assert doctor.findings(facts, *TABLES) == []
+    assert facts.log_info is not None
+    assert facts.database is not None
+    facts.log_info["state"]["last_seq"] += 5_000
+    assert {one.code for one in doctor.findings(facts, *TABLES)} == {"projections.behind"}
+    facts = await doctor.facts(*TABLES)
+    assert facts.database is not None
+    facts.database = replace(facts.database, latency_s=3.0, local=False)
+    found = {one.code: one.level for one in doctor.findings(facts, *TABLES)}
+    assert found == {"projections.slow": Level.CRITICAL, "projections.plaintext": Level.WARNING}
+
+
+async def test_tables_that_have_read_what_the_log_does_not_hold(system: System, doctor: Doctor) -> None:
+    last = await append_tasks(system.log, 5)
+    runner = await system.projections(doctor.database_url)
+    await eventually(lambda: min(one.sequence for one in runner.status().positions.values()) >= last)
+    runner.drain()
+    await js_request(system.log.connection, f"STREAM.DELETE.{doctor.space.upper()}", {})
+    await system.log.ensure()
+    found = await doctor.finds(*TABLES)
+    assert wrong(found) == ["projections.regressed", "projections.stopped"]
+    assert found["projections.regressed"].level is Level.CRITICAL
+
+
+async def test_what_stands_there_unused(system: System, doctor: Doctor) -> None:
+    last = await append_tasks(system.log, 5)
+    await Runner(system.log, doctor.database_url).run(until=last)
+    await rebuild(system.log, doctor.database_url, [Runs()])
+    await system.projections(doctor.database_url)
+    facts = await doctor.facts(*TABLES)
+    assert doctor.findings(facts, *TABLES) == []
+    facts.now += 8 * DAY_US
+    [found] = doctor.findings(facts, *TABLES)
+    assert (found.code, found.remedy) == ("projections.old_generation", "cuebook projection prune runs")
+    schema = f"{schema_name(doctor.space)}@runs_v1_g99"
+    with psycopg.connect(doctor.database_url, autocommit=True) as connection:
+        connection.execute(f'CREATE SCHEMA "{schema}"')
+        connection.execute(
+            f'INSERT INTO "{schema_name(doctor.space)}".checkpoints '
+            "(projection, version, generation, state, tables_in, sequence, event_id) "
+            "VALUES ('runs', 1, 98, 'building', 'elsewhere', 3, '')"
+        )
+    found_ = await doctor.finds(*TABLES)
+    assert wrong(found_) == ["projections.abandoned", "projections.orphan"]
+    assert schema in found_["projections.orphan"].remedy
+
+
+async def test_a_sealer_that_has_stopped(system: System, doctor: Doctor, tmp_path: Path) -> None:
+    assert wrong(await doctor.finds("seals")) == []
+    await system.log.append(system.log.subjects.event("a"), OutsideEvent(data=1))
+    async with sealing(system.log, PrivateKey.generate("tests/behind"), tmp_path / "seals", every=1) as sealer:
+        await eventually(lambda: sealer.sealed == 1)
+        assert wrong(await doctor.finds("seals")) == []
+    await system.log.append(system.log.subjects.event("a"), OutsideEvent(data=2))
+    facts = await doctor.facts("seals")
+    assert doctor.findings(facts, "seals") == []
+    facts.now += 600 * 10**6
+    [found] = doctor.findings(facts, "seals")
+    assert (found.code, "1 events are sealed" in found.message) == ("seals.behind", True)
