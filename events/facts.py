@@ -661,16 +661,9 @@ class SagaServed(Event):
     after: int = 0
 
 
-# --- the space --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceRolled(Event):
-    """The last message of a generation of the log: what comes after it is in stream `into`, as generation `generation`.
-
-    `stream` is the one that it ends. A roll that was given up leaves this behind, and the log goes on where it was; so
-    what holds is what the streams say of themselves.
-    """
+    """The last message in `stream`: the log goes on in stream `into`, unless the roll was undone; the streams say so."""
 
     event_type: ClassVar[str] = "space.rolled.v1"
     generation: int

@@ -142,7 +142,7 @@ class Chain:
             self._errand = asyncio.get_running_loop().create_task(self._keep_looking())
 
     def guards(self, sequence: int) -> bool:
-        """Whether what was stored at a sequence, about nothing that was carried over, can be expected under its scope."""
+        """Whether what was stored at a sequence, about nothing that was open, can be expected under its scope."""
         return sequence >= self.whole or sequence < self.kept  # of what is older nothing is expected
 
     def generation_of(self, sequence: int) -> int:
