@@ -663,7 +663,7 @@ class SagaServed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceRolled(Event):
-    """The last message in `stream`: the log goes on in stream `into`, unless the roll was undone; the streams say so."""
+    """The last message in `stream`: the log goes on in `into`, unless the roll was undone; the streams say so."""
 
     event_type: ClassVar[str] = "space.rolled.v1"
     generation: int
