@@ -646,7 +646,7 @@ class AgentStopped(Event):
     handled: int = 0
 
 
-# --- sagas as such ---------------------------------------------------------------------------------------------------
+# --- sagas as such, the space, others ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -670,9 +670,6 @@ class SpaceRolled(Event):
     stream: str
     into: str
     by: str = ""
-
-
-# --- others -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
