@@ -13,6 +13,7 @@ import tempfile
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,8 @@ BUCKET: Final = "bucket "
 _CHUNK: Final = 128 * 1024
 _INDEX_CHUNK: Final = 16 * 1024
 """Of an index only small parts are read."""
+TORN_AFTER_S = 3600.0
+"""Chunks whose object is not there after this never get one."""
 _AT_ONCE: Final = 64
 """Requests under way."""
 _NO_STREAM: Final = 10059
@@ -200,13 +203,18 @@ class BucketStore:
         return True
 
     async def _remove_torn(self) -> None:
-        """Chunks without an object: whoever wrote them was killed."""
+        """Chunks without an object that are old: whoever wrote them was killed, or else is still at it."""
         subjects = await self._subjects(f"$O.{self._bucket}.>")
         metas = [subject for subject in subjects if subject.startswith(f"$O.{self._bucket}.M.")]
         known = {info["nuid"] for subject in metas if (info := await self._meta(subject)) is not None}
         for subject in subjects:
             _, _, nuid = subject.rpartition(".")
-            if subject.startswith(f"$O.{self._bucket}.C.") and nuid not in known:
+            if not subject.startswith(f"$O.{self._bucket}.C.") or nuid in known:
+                continue
+            newest = await js_request(
+                self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, none_for={_NO_MESSAGE}
+            )
+            if newest is not None and _age_s(newest["message"]["time"]) > TORN_AFTER_S:
                 await js_request(self._connection, f"STREAM.PURGE.{self._stream}", {"filter": subject})
 
     async def _subjects(self, which: str) -> list[str]:
@@ -228,6 +236,11 @@ class BucketStore:
         except NotFoundError:
             config = api.ObjectStoreConfig(description="segments of the log", replicas=self._replicas)
             return await js.create_object_store(self._bucket, config)
+
+
+def _age_s(stamp: str) -> float:
+    """How long ago the server's time was."""
+    return (datetime.now(UTC) - datetime.fromisoformat(f"{stamp[:19]}+00:00")).total_seconds()
 
 
 def _refused(text: str, error: APIError) -> ConfigurationError | UnavailableError:

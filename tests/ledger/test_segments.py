@@ -21,6 +21,7 @@ from cuebook.ledger.errors import ExportError, SegmentsMissingError, TamperedErr
 from cuebook.ledger.notes import PrivateKey
 from cuebook.ledger.sealer import Sealer
 from cuebook.ledger.seals import Seals
+from cuebook.ledger.segments import bucket
 from cuebook.ledger.segments.archive import Archive, Archived
 from cuebook.ledger.segments.bucket import BucketStore
 from cuebook.ledger.segments.cache import Cache
@@ -349,15 +350,19 @@ async def test_two_never_write_to_a_directory_at_once(folder: DirectoryStore) ->
                 pass
 
 
-async def test_a_killed_put_leaves_nothing_in_the_bucket(connection: Connection, space: str) -> None:
+async def test_what_a_killed_put_left_in_the_bucket_is_removed_unless_it_may_still_be_at_work(
+    connection: Connection, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = BucketStore(connection, f"{space}_segments")
     await store.put("000000000001-000000000002.gz", b"x" * 300_000)
     js = connection.jetstream()
     await js.publish(f"$O.{space}_segments.C.torn", b"y" * 1000)
     before = (await js.stream_info(f"OBJ_{space}_segments")).state.messages
     async with store.writing():
-        pass
-    assert (await js.stream_info(f"OBJ_{space}_segments")).state.messages == before - 1
+        assert (await js.stream_info(f"OBJ_{space}_segments")).state.messages == before
+    monkeypatch.setattr(bucket, "TORN_AFTER_S", -10)
+    async with store.writing():
+        assert (await js.stream_info(f"OBJ_{space}_segments")).state.messages == before - 1
     assert await store.read("000000000001-000000000002.gz", 131_000, 200) == b"x" * 200
 
 
