@@ -93,6 +93,7 @@ bench-failover *arguments:
 bench-replay *arguments:
     uv run python -m benchmarks.replay {{ arguments }}
     uv run python -m benchmarks.rebuild {{ arguments }}
+    uv run python -m benchmarks.segments {{ arguments }}
 
 # Make the wheel and the source distribution in dist/
 build:

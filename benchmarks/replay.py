@@ -77,8 +77,8 @@ async def fill_space(target: Target, file: str) -> None:
 
 
 @asynccontextmanager
-async def written(folder: Path, events: int, console: Console) -> AsyncIterator[tuple[str, EventLog]]:
-    """A server with a log of so many events."""
+async def written(folder: Path, events: int, console: Console) -> AsyncIterator[tuple[str, EventLog, int]]:
+    """A server with a log of so many events, and its process id."""
     async with nats_server(folder / "nats") as server:
         connection = await connect(server.url, name="bench replay")
         async with connection, EventLog(connection, SPACE, source="bench") as log:
@@ -92,7 +92,7 @@ async def written(folder: Path, events: int, console: Console) -> AsyncIterator[
                 f"{facts.bytes / 1e6:,.0f} MB, {facts.bytes / events:,.0f} bytes an event; the server's memory grew "
                 f"from {before:,} to {resident_mib(server.pid):,} MiB for {facts.subjects:,} subjects"
             )
-            yield server.url, log
+            yield server.url, log, server.pid
 
 
 def resident_mib(pid: int) -> int:
@@ -108,7 +108,7 @@ async def measure(events: int, console: Console) -> Table:
         key = PrivateKey.generate("example.com/bench")
         public, checkpoints = key.save(folder / "key"), folder / "checkpoints"
         files = {name: folder / f"all.{name}" for name in FORMATS}
-        async with written(folder, events, console) as (url, log):
+        async with written(folder, events, console) as (url, log, _):
             target = Target(nats_url=url, space=SPACE)
             with figures.row("read, undecoded"):
                 await read(log, events)

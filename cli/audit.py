@@ -103,7 +103,11 @@ def key(
 @app.command()
 def verify(
     export: Annotated[
-        str, typer.Argument(metavar="EXPORT", help="A file that 'cuebook events export' made; - is stdin.")
+        str,
+        typer.Argument(
+            metavar="EXPORT|DIR",
+            help="A file of 'cuebook events export', - is stdin; or segments: DIR or one of their files.",
+        ),
     ],
     public_key: PublicKeyOption = "",
     checkpoint: Checkpoints = None,

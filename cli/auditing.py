@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from cuebook.ledger.exports import open_export
 from cuebook.ledger.notes import Checkpoint, PrivateKey, PublicKey
 from cuebook.ledger.proofs import check_proof
 from cuebook.ledger.record import Record, view_of
+from cuebook.ledger.segments.manifest import MANIFEST, range_of
 from cuebook.ledger.verify import Report, read_checkpoints, verify
 
 __all__ = ["check", "default_name", "make_key", "public_key", "verify_export"]
@@ -55,6 +57,11 @@ def public_key(text: str) -> PublicKey:
 
 def verify_export(path: str, key: str, files: Sequence[Path], output: Output) -> None:
     """Verify an export and print what was found. Raises TamperedError when anything is wrong with it."""
+    if _is_of_segments(path):
+        from cuebook.cli.segments import verify_directory
+
+        asyncio.run(verify_directory(path, key, files, output))
+        return
     if files and not key:
         public_key(key)
     if key and not files:
@@ -83,6 +90,11 @@ def verify_export(path: str, key: str, files: Sequence[Path], output: Output) ->
             f"{path} is unaltered by its own sums, but could not be held against a checkpoint: {why}",
             remedy="prove single events with 'cuebook audit prove', or export everything up to a checkpoint",
         )
+
+
+def _is_of_segments(path: str) -> bool:
+    place = Path(path)
+    return place.is_dir() or range_of(f"{place.name.partition('.')[0]}{MANIFEST}") is not None
 
 
 def _print_report(path: str, report: Report, checkpoints: Sequence[Checkpoint]) -> None:

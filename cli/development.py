@@ -22,6 +22,7 @@ from cuebook.cli.metrics import following
 from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import NATS_URL, Servers, exports, servers
+from cuebook.cli.session import reading_segments
 from cuebook.cli.support_desk import AGENTS, SAGA, support_desk
 from cuebook.cli.upkeep import kept_up
 from cuebook.events.connection import Connection, connect
@@ -122,7 +123,7 @@ class Development:
 
     async def _connect(self, found: Servers) -> Connection:
         try:
-            return await connect(found.nats_url, name="cuebook dev", **self._target.client_options)
+            return reading_segments(await connect(found.nats_url, name="cuebook dev", **self._target.client_options))
         except UnavailableError as error:
             if self._target.nats_url:
                 error.remedy = f"start that server, or unset {NATS_URL}: then one is started here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -50,8 +51,21 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    segments: Annotated[
+        str,
+        typer.Option(
+            "--segments",
+            envvar="CUEBOOK_SEGMENTS",
+            metavar="DIR",
+            help="Where segments of old history are looked for first.",
+        ),
+    ] = "",
 ) -> None:
+    if segments:  # for whatever reads the log from here on, programs that are started included
+        ctx.call_on_close(functools.partial(os.environ.update, CUEBOOK_SEGMENTS=os.environ.get("CUEBOOK_SEGMENTS", "")))
+        os.environ["CUEBOOK_SEGMENTS"] = segments
     if version:
         from importlib import metadata
 

@@ -30,6 +30,7 @@ __all__ = [
     "Output",
     "OutputOption",
     "RunId",
+    "Segments",
     "Since",
     "Space",
     "Target",
@@ -147,6 +148,15 @@ Creds = Annotated[
 Space = Annotated[
     str,
     flag("--space", envvar="CUEBOOK_SPACE", metavar="NAME", callback=check_space, help="The space to work in."),
+]
+Segments = Annotated[
+    str,
+    flag(
+        "--segments",
+        envvar="CUEBOOK_SEGMENTS",
+        metavar="DIR",
+        help="Segments of old history; default: the object store.",
+    ),
 ]
 DatabaseUrl = Annotated[
     str,

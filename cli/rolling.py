@@ -83,15 +83,15 @@ async def show_space(target: Target, output: Output) -> None:
 
 
 async def _generations(start: int, facts: StreamFacts, log: Any) -> list[dict[str, Any]]:
-    pasts = {past.generation: past for past in await log.chain.pasts()}
     rows = [
         {
-            "generation": one.generation, "stream": pasts[one.generation].name, "first": one.first, "last": one.last,
-            "messages": one.messages, "subjects": one.subjects, "bytes": one.bytes, "state": "ended",
+            "generation": one.generation, "stream": one.segments or one.stream, "first": one.first, "last": one.last,
+            "messages": one.messages, "subjects": one.subjects, "bytes": one.bytes,
+            "state": "in segments" if one.segments else "ended",
         }
         for one in facts.earlier
     ]  # fmt: skip
-    ended = sum(one.bytes for one in facts.earlier)
+    ended = sum(one.bytes for one in facts.earlier if not one.segments)
     info = await log.chain.look()
     rows.append(
         {

@@ -23,7 +23,7 @@ from cuebook.cli.moments import clock, span
 from cuebook.cli.options import Output, Target, login_name
 from cuebook.cli.output import line, note, show_one
 from cuebook.cli.pace import Pace, parse_speed
-from cuebook.cli.session import session
+from cuebook.cli.session import reading_segments, session
 from cuebook.cli.slices import Choice, Message, Slice, make_slice
 from cuebook.events.connection import connect
 from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, CuebookError, StreamMissingError
@@ -130,7 +130,7 @@ async def _open_destination(
     connection = part.log.connection
     if where.server:
         theirs = Target(nats_url=where.server, creds=order.creds, space=where.space)
-        connection = await connect(theirs.nats_url, name="cuebook replay", **theirs.client_options)
+        connection = reading_segments(await connect(theirs.nats_url, name="cuebook replay", **theirs.client_options))
         stack.push_async_callback(connection.close)
     log = EventLog(connection, where.space, source=login_name())
     await _refuse_itself(part, log, live_effects=order.live_effects)

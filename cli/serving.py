@@ -28,6 +28,7 @@ from cuebook.cli.exits import Exit, reported_errors
 from cuebook.cli.logs import LogFormat, LogLevel, configure_logs
 from cuebook.cli.metrics import following, measured, watch_readiness
 from cuebook.cli.options import DEFAULT_DRAIN_S, Target
+from cuebook.cli.session import reading_segments
 from cuebook.cli.settings_files import SettingsFiles
 from cuebook.cli.supervised import Supervised
 from cuebook.cli.systemd import keep_posted, notify
@@ -129,7 +130,7 @@ class Serving:
         found: Connection | None = await self._persist(
             "waiting for NATS", lambda: connect(url or target.nats_url, name=f"cuebook {name}", **options)
         )
-        return found
+        return reading_segments(found) if found is not None else None
 
     async def stream(self, log: EventLog, *, replicas: int | None = None) -> bool:
         """Whether the stream is there, made with `replicas` or waited for; False when we are to stop."""

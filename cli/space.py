@@ -20,6 +20,7 @@ from cuebook.cli.options import (
     Target,
     flag,
 )
+from cuebook.cli.space_history import archive, drop, segments_app
 
 __all__ = ["app"]
 
@@ -72,3 +73,8 @@ def roll(
 
         target = Target(nats_url=nats_url, creds=creds, space=space)
         run_command(rolling.roll(target, by, output, dry_run=dry_run, abort=abort))
+
+
+app.command()(archive)
+app.add_typer(segments_app, name="segments")
+app.command()(drop)

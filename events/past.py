@@ -24,6 +24,7 @@ class Generation:
 
     Its own sequences are `first` to `last`. `stream`: where they were written; `created`: when that was made, by the
     server's clock. `bytes`, `messages` and `subjects` are the stream's when it ended, with what it had carried over.
+    `segments`: where it is since its stream was dropped, and `digest` what those segments are; empty before that.
     """
 
     generation: int
@@ -34,6 +35,8 @@ class Generation:
     bytes: int = 0
     messages: int = 0
     subjects: int = 0
+    segments: str = ""
+    digest: str = ""
 
     @classmethod
     def from_data(cls, data: Any) -> Generation:

@@ -74,8 +74,8 @@ _MUST_NOT = (
 class StreamFacts:
     """What the server says about a log: of all its generations where it was rolled, and else of its one stream.
 
-    Sequences are 0 when it is empty; `bytes` is what it takes on disk. `name`, `consumers` and `subjects` are those of
-    the current stream.
+    Sequences are 0 when it is empty; `bytes` is what its streams take on disk. `name`, `consumers` and `subjects` are
+    those of the current stream.
     """
 
     name: str
@@ -174,7 +174,7 @@ async def verify_stream(connection: Connection, subjects: StreamNames) -> Stream
         first_sequence=first,
         last_sequence=state["last_seq"],
         messages=sum(one.last - one.first + 1 for one in chain.earlier) + own,
-        bytes=sum(one.bytes for one in chain.earlier) + state["bytes"],
+        bytes=sum(one.bytes for one in chain.earlier if not one.segments) + state["bytes"],
         consumers=state["consumer_count"],
         subjects=state.get("num_subjects", 0),
         replicas=config.get("num_replicas", 1),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-__all__ = ["Record", "leaf_data", "leaf_of", "parse_leaf_data", "view_of"]
+__all__ = ["DOMAIN", "Record", "leaf_data", "leaf_of", "parse_leaf_data", "view_of"]
 
 DOMAIN = b"cuebook-leaf-v1\n"
 _FIXED = struct.Struct(">QQIII")

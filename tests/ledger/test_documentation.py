@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cuebook.ledger.merkle import Frontier, RangeRoots, inclusion_ranges
 from cuebook.ledger.notes import PrivateKey, PublicKey
 from cuebook.ledger.proofs import InclusionProof
 from cuebook.ledger.record import Record, leaf_data, leaf_of
+from cuebook.ledger.segments.blocks import SegmentWriter
 from tests.documents import ROOT, block
 from tests.ledger.files import history
 
@@ -73,3 +75,25 @@ def test_the_program_checks_a_proof_and_refuses_an_altered_one(tmp_path: Path, i
     (tmp_path / "proof").write_text(other.text)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "this proves nothing\n")
+
+
+def test_the_program_verifies_a_segment_and_refuses_an_altered_one(tmp_path: Path) -> None:
+    program = block("docs/audit.md", "python", "# segment.py")
+    before, messages = Frontier(), history(1_300)
+    for one in messages[:300]:
+        before.add(leaf_of(one))
+    with (tmp_path / "data").open("wb") as file:
+        writer = SegmentWriter(file, before)
+        for one in messages[300:]:
+            writer.add(one)
+        segment, _ = writer.finish("cue", 1)
+    data, manifest = tmp_path / f"{segment.name}.gz", tmp_path / f"{segment.name}.json"
+    (tmp_path / "data").rename(data)
+    manifest.write_bytes(segment.text)
+    words = [sys.executable, "-c", program, str(manifest)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "sequences 301 to 1300: a tree of 1300 messages\n", done.stderr
+    plain = gzip.decompress(data.read_bytes())
+    data.write_bytes(gzip.compress(plain.replace(b'{"order": 777}', b'{"order": 778}')))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "other messages than the manifest says" in done.stderr
