@@ -1,0 +1,126 @@
+"""The event types of the log.
+
+Each class is the newest version of its type. A stored version is never edited: a change of meaning or of a required
+field is the next number, and a step in catalogue.UPCASTERS that reads the older one; `cuebook events schema check`
+watches over that. Fields unknown to this release are ignored when reading, so adding an optional field is
+not a new version. `data` of an event is exactly the fields below. Spans of time count in seconds from when the event
+was recorded, by the server's clock; no event carries a due time by its author's clock.
+"""
+
+from __future__ import annotations
+
+from cuebook.events.facts.agents import (
+    AgentDraining,
+    AgentLost,
+    AgentRecovered,
+    AgentRegistered,
+    AgentStopped,
+    AgentSuspected,
+    AnswerDropped,
+    DrainRequested,
+)
+from cuebook.events.facts.base import Error, Event, HandlerSpec, Origin, RetryPolicy, RetryRule
+from cuebook.events.facts.others import MessageRejected, OutsideEvent, SagaServed, SpaceRolled
+from cuebook.events.facts.runs import (
+    TERMINAL_RUN_FACTS,
+    RunCancelled,
+    RunCancelRequested,
+    RunCompensated,
+    RunCompensating,
+    RunCompleted,
+    RunFailed,
+    RunForked,
+    RunRejected,
+    RunRequested,
+    RunResumed,
+    RunRetryRequested,
+    RunStarted,
+    RunStuck,
+)
+from cuebook.events.facts.steps import (
+    AnswerRefused,
+    StepAnswered,
+    StepAsked,
+    StepCancelled,
+    StepCopied,
+    StepExpired,
+    StepMatched,
+    StepSlept,
+    StepWaiting,
+)
+from cuebook.events.facts.tasks import (
+    TERMINAL_TASK_FACTS,
+    TaskAborted,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCancelRequested,
+    TaskCompleted,
+    TaskCopied,
+    TaskEscalated,
+    TaskFailed,
+    TaskProgressed,
+    TaskRejected,
+    TaskRequested,
+    TaskResolved,
+    TaskRetried,
+    TaskReverted,
+)
+
+__all__ = [
+    "TERMINAL_RUN_FACTS",
+    "TERMINAL_TASK_FACTS",
+    "AgentDraining",
+    "AgentLost",
+    "AgentRecovered",
+    "AgentRegistered",
+    "AgentStopped",
+    "AgentSuspected",
+    "AnswerDropped",
+    "AnswerRefused",
+    "DrainRequested",
+    "Error",
+    "Event",
+    "HandlerSpec",
+    "MessageRejected",
+    "Origin",
+    "OutsideEvent",
+    "RetryPolicy",
+    "RetryRule",
+    "RunCancelRequested",
+    "RunCancelled",
+    "RunCompensated",
+    "RunCompensating",
+    "RunCompleted",
+    "RunFailed",
+    "RunForked",
+    "RunRejected",
+    "RunRequested",
+    "RunResumed",
+    "RunRetryRequested",
+    "RunStarted",
+    "RunStuck",
+    "SagaServed",
+    "SpaceRolled",
+    "StepAnswered",
+    "StepAsked",
+    "StepCancelled",
+    "StepCopied",
+    "StepExpired",
+    "StepMatched",
+    "StepSlept",
+    "StepWaiting",
+    "TaskAborted",
+    "TaskAssigned",
+    "TaskCancelRequested",
+    "TaskCancelled",
+    "TaskCompleted",
+    "TaskCopied",
+    "TaskEscalated",
+    "TaskFailed",
+    "TaskProgressed",
+    "TaskRejected",
+    "TaskRequested",
+    "TaskResolved",
+    "TaskRetried",
+    "TaskReverted",
+]
