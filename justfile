@@ -70,6 +70,7 @@ test-jaeger:
 test-timescale *arguments:
     @[ -n "${CUEBOOK_TEST_TIMESCALE_BIN:-}${CUEBOOK_TEST_TIMESCALE_URL:-}" ] || { echo "error: no PostgreSQL with TimescaleDB is named; install postgresql and timescaledb-2-postgresql-18 (packages as docs.tigerdata.com says, or built from github.com/timescale/timescaledb) and set CUEBOOK_TEST_TIMESCALE_BIN to the folder with its postgres and initdb, or CUEBOOK_TEST_TIMESCALE_URL to a running one" >&2; exit 1; }
     uv run pytest -m "not native${CUEBOOK_TEST_TIMESCALE_URL:+ and not own_server}" {{ if arguments == "" { "tests/timescale/check_timescale.py tests/projections tests/cli/test_projection.py" } else { arguments } }}
+
 # Let a real Prometheus scrape real processes and try every query of dashboards and alerts; needs the program `prometheus`
 test-prometheus *arguments:
     @command -v prometheus >/dev/null && command -v promtool >/dev/null || { echo "error: prometheus and promtool are missing; apt-get install prometheus, or take them from prometheus.io/download" >&2; exit 1; }

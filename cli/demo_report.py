@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from cuebook.cli.demo_story import Story, TicketStory
+from cuebook.cli.output import counted
 
 if TYPE_CHECKING:
     from cuebook.examples.support.tickets import Demonstration
@@ -111,16 +112,16 @@ def summary(story: Story, ledger: Ledger, tables: Tables, *, stream: str) -> lis
     named = [name for name in _ORDER if name in outcomes] + sorted(set(outcomes) - set(_ORDER))
     retries = sum(ticket.retries for ticket in tickets)
     questions = sum(len(ticket.questions) for ticket in tickets)
-    asked = f"{_count(questions, 'question')} to a person, answered by the demo" if questions else "nobody asked"
+    asked = f"{counted(questions, 'question')} to a person, answered by the demo" if questions else "nobody asked"
     charged = ledger.charged_again
     undone = f"; {len(charged)} undone, {_money(charged)} charged again" if charged else ""
-    rows = f"{_count(sum(tables.runs.values()), 'run')}, {_count(tables.tasks, 'task')}"
+    rows = f"{counted(sum(tables.runs.values()), 'run')}, {counted(tables.tasks, 'task')}"
     return [
         ("outcomes", ", ".join(f"{outcomes[name]} {name}" for name in named)),
-        ("work", f"{_count(_tasks(story), 'task')}, {_count(retries, 'retry', 'retries')}, {asked}"),
-        ("money", f"{_count(len(ledger.refunds), 'refund')} over {_money(ledger.refunds)} in Stripe's ledger{undone}"),
-        ("tables", f"{rows}, {_count(tables.agents, 'agent')}, {_count(tables.audit, 'audit row')} in PostgreSQL"),
-        ("log", f"{_count(story.events, 'event')} in stream {stream}, {len(story.rejected) or 'none'} rejected"),
+        ("work", f"{counted(_tasks(story), 'task')}, {counted(retries, 'retry', 'retries')}, {asked}"),
+        ("money", f"{counted(len(ledger.refunds), 'refund')} over {_money(ledger.refunds)} in Stripe's ledger{undone}"),
+        ("tables", f"{rows}, {counted(tables.agents, 'agent')}, {counted(tables.audit, 'audit row')} in PostgreSQL"),
+        ("log", f"{counted(story.events, 'event')} in stream {stream}, {len(story.rejected) or 'none'} rejected"),
     ]
 
 
@@ -188,7 +189,3 @@ def _tasks(story: Story) -> int:
 
 def _money(amounts: Mapping[Any, int]) -> str:
     return f"{sum(amounts.values()) / 100:,.2f} EUR"
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

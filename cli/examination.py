@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cuebook.cli.checks.areas import AREAS, LIMITS, UNSEEN, look
+from cuebook.cli.checks.areas import AREAS, LIMITS, look
 from cuebook.cli.checks.facts import Facts
-from cuebook.cli.checks.finding import Finding, Level, Limits, Report, worst
+from cuebook.cli.checks.finding import UNSEEN, Finding, Level, Limits, Report, worst
 from cuebook.cli.checks.formats import nagios_line, nagios_status, prometheus_text
 from cuebook.cli.checks.probe import Sources, gather
 from cuebook.cli.exits import InputError
@@ -20,6 +21,7 @@ from cuebook.events.subjects import Subjects
 __all__ = ["ALL", "check", "examine", "find_areas", "find_limits"]
 
 ALL = "all"
+_OF_A_KIND = 5
 _STYLES = {"ok": "green", "unknown": "dim", "warning": "yellow", "critical": "bold red"}
 
 
@@ -93,9 +95,12 @@ def _main_measure(areas: Sequence[str], text: str) -> str:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return parse_duration(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise InputError(f"{text!r} is no threshold", remedy="say a number from 0 on, or a span such as 5m")
+    return number
 
 
 def _by_level(report: Report) -> list[Finding]:
@@ -121,15 +126,26 @@ def _print(facts: Facts, reports: Sequence[Report]) -> None:
         line(f"{styled(level.ljust(8), _STYLES[level])}  {report.area.ljust(width)}  {first}".rstrip())
         for other in others:
             line(margin + other)
-        for one in _by_level(report):
-            if one.code == UNSEEN.code:
-                continue
+        for one, more in _some(report):
             mark = styled({Level.CRITICAL: "✗", Level.WARNING: "!"}.get(one.level, "?"), _STYLES[one.level.word])
             line(f"{margin}{mark} {one.message}")
             if one.remedy:
                 line(f"{margin}  {styled('→ ' + one.remedy, 'dim')}")
+            if more:
+                line(f"{margin}  and {more} more {one.code}: 'cuebook doctor -o json' has all of them")
     line("")
     line(_verdict(facts, reports))
+
+
+def _some(report: Report) -> Iterator[tuple[Finding, int]]:
+    """What people read: of many findings of one kind the first ones, and behind the last how many more there are."""
+    found: dict[str, list[Finding]] = {}
+    for one in _by_level(report):
+        found.setdefault(one.code, []).append(one)
+    found.pop(UNSEEN.code, None)
+    for those in found.values():
+        for position, one in enumerate(those[:_OF_A_KIND], start=1):
+            yield one, len(those) - _OF_A_KIND if position == _OF_A_KIND else 0
 
 
 def _verdict(facts: Facts, reports: Sequence[Report]) -> str:

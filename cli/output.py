@@ -19,6 +19,7 @@ from cuebook.cli.options import Output
 __all__ = [
     "Lines",
     "compact",
+    "counted",
     "document",
     "fields",
     "gist",
@@ -65,6 +66,11 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with what it counts: `1 run`, `2,000 runs`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def gist(text: str) -> str:

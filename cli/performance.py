@@ -18,6 +18,7 @@ from cuebook.cli.demo_report import Ledger, Tables, read_ledger, read_tables, su
 from cuebook.cli.demo_story import TOPIC, Story
 from cuebook.cli.demo_view import LiveView, PlainView, QuietConsole, View
 from cuebook.cli.interrupts import checkpoint
+from cuebook.cli.output import counted
 from cuebook.cli.parts import parts_of_a_space
 from cuebook.cli.servers import Servers, exports, servers
 from cuebook.cli.support_desk import AGENTS, SAGA, Desk, support_desk
@@ -111,7 +112,7 @@ class Performance:
     async def _open_tickets(self, client: Client, demonstrations: Sequence[Demonstration]) -> None:
         """Publish as any NATS client would: plain JSON under a subject."""
         subject = client.log.subjects.event(TOPIC)
-        self._view.say(f"{_tickets(len(demonstrations))} opened as plain JSON on {subject}")
+        self._view.say(f"{counted(len(demonstrations), 'ticket')} opened as plain JSON on {subject}")
         stream = client.log.connection.jetstream()
         for demonstration in demonstrations:
             ticket = demonstration.ticket.model_dump_json(exclude_none=True)
@@ -146,7 +147,7 @@ class Performance:
             tell(f"{heading:9} {text}")
         tell("")
         if not wrong:
-            tell(f"{_tickets(self._count)}, all as expected by the log, Stripe's ledger and the tables")
+            tell(f"{counted(self._count, 'ticket')}, all as expected by the log, Stripe's ledger and the tables")
             return
         tell("Not as expected:")
         for difference in wrong:
@@ -220,7 +221,3 @@ def _demonstrations(count: int) -> list[Demonstration]:
     for number, one in zip(range(len(chosen) + 1, count + 1), itertools.cycle(repeatable), strict=False):
         chosen.append(replace(one, ticket=one.ticket.model_copy(update={"id": f"t-{number:02d}"})))
     return chosen
-
-
-def _tickets(count: int) -> str:
-    return f"{count} ticket" if count == 1 else f"{count} tickets"

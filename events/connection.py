@@ -272,7 +272,8 @@ class _Socket(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         self._end(nats.errors.UnexpectedEOF())
-        return bool(self._stream.eof_received())
+        half_open = self._stream.eof_received()
+        return bool(half_open) and self._transport.get_extra_info("ssl_object") is None  # TLS ends both ways at once
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or nats.errors.UnexpectedEOF())

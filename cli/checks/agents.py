@@ -10,6 +10,7 @@ from cuebook.actors.orchestrator.variants import Variant
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
+from cuebook.cli.output import counted
 from cuebook.events.release import release
 
 __all__ = ["KINDS", "LIMITS", "check_agents"]
@@ -94,11 +95,18 @@ def check_agents(facts: Facts, limits: Thresholds) -> Report:
     healthy = [one for one in present if one.health == "healthy"]
     agents = {one.agent for one in present}
     slots = sum(one.slots for one in healthy)
-    report.lines.append(f"{len(healthy)} healthy instances of {len(agents)} agents, {slots} slots")
+    report.lines.append(
+        f"{counted(len(healthy), 'healthy instance')} of {counted(len(agents), 'agent')}, {counted(slots, 'slot')}"
+    )
     lost = [one for one in present if one.health == "lost" and _age_s(facts, one) < LOST_IS_NEWS_S]
     for one in present:
-        if one.health != "lost" or one in lost:
-            _check_health(report, facts, one, limits)
+        if one.health != "lost":
+            _check_health(report, facts, one)
+    if (level := limits["agents.lost"].level(len(lost))) is not Level.OK:
+        for one in lost:
+            name, age = f"{one.agent}/{one.instance}", span(_age_s(facts, one))
+            message = f"{name} was lost {age} ago"
+            report.findings.append(LOST.found(message, level=level, about=name, pid=one.pid, host=one.host))
     for agent in sorted(agents - {one.agent for one in present if one.health in ("healthy", "draining", "suspect")}):
         count = sum(one.agent == agent for one in present)
         message = f"no instance of agent {agent!r} is healthy; {count} were lost"
@@ -118,16 +126,13 @@ def _age_s(facts: Facts, one: InstanceState) -> float:
     return max((facts.server_now - one.changed_at) / 1e6, 0.0)
 
 
-def _check_health(report: Report, facts: Facts, one: InstanceState, limits: Thresholds) -> None:
+def _check_health(report: Report, facts: Facts, one: InstanceState) -> None:
     name = f"{one.agent}/{one.instance}"
     names: dict[str, Any] = {"agent": one.agent, "instance": one.instance, "pid": one.pid, "host": one.host}
     age = span(_age_s(facts, one))
     match one.health:
         case "suspect" if (one.agent, one.instance) not in (facts.beats or {}):  # else it is back already
             report.findings.append(SUSPECT.found(f"{name} has missed heartbeats for {age}", about=name, **names))
-        case "lost":
-            if limits["agents.lost"].level(1) is not Level.OK:
-                report.findings.append(LOST.found(f"{name} was lost {age} ago", about=name, **names))
         case "draining":
             if _age_s(facts, one) > DRAIN_S:
                 report.findings.append(DRAINING.found(f"{name} has been draining for {age}", about=name, **names))
@@ -151,7 +156,7 @@ def _check_inboxes(report: Report, facts: Facts, healthy: list[InstanceState], l
         elif not consumer.get("push_bound"):
             report.findings.append(UNHEARD.found(f"nobody listens at the consumer of {name}", about=name, **names))
         elif (level := limits.level(pending := consumer.get("num_pending", 0))) is not Level.OK:
-            message = f"{pending} assignments wait at the consumer of {name}"
+            message = f"{pending:,} assignments wait at the consumer of {name}"
             report.findings.append(STALLED.found(message, level=level, about=name, **names))
 
 
@@ -184,5 +189,5 @@ def _check_releases(report: Report, facts: Facts, healthy: list[InstanceState]) 
         if beat.release != release() and old:
             others[beat.release or "of an earlier release"].append("/".join(key))
     for theirs, names in sorted(others.items()):
-        message = f"{len(names)} instances run cuebook {theirs}, this is {release()}: {', '.join(names[:3])}"
+        message = f"{counted(len(names), 'instance')} of cuebook {theirs}, this is {release()}: {', '.join(names[:3])}"
         report.findings.append(RELEASES.found(message, about=theirs, release=release()))

@@ -7,16 +7,9 @@ from typing import Final, NamedTuple
 
 from cuebook.cli.checks import agents, clocks, orchestrator, projections, runs, seals, server, stream
 from cuebook.cli.checks.facts import Facts
-from cuebook.cli.checks.finding import Kind, Level, Limits, Report, Thresholds
+from cuebook.cli.checks.finding import UNSEEN, Kind, Limits, Report, Thresholds
 
-__all__ = ["AREAS", "KINDS", "LIMITS", "UNSEEN", "look"]
-
-UNSEEN = Kind(
-    "unseen",
-    Level.UNKNOWN,
-    "Something could not be looked at, since what it depends on is down.",
-    "mend the other findings first",
-)
+__all__ = ["AREAS", "KINDS", "LIMITS", "look"]
 
 
 class _Area(NamedTuple):
@@ -62,7 +55,7 @@ def _look_at(area: _Area, facts: Facts, limits: Thresholds) -> Report:
     for name in area.needs:
         if getattr(facts, name) is None:
             asked, why = _WHY[name]
-            why = facts.failures.get(asked, why) if facts.nats is not None else "NATS does not answer"
+            why = facts.no_log or facts.failures.get(asked, why)
             return Report(area=area.name, findings=[UNSEEN.found(f"not looked at: {why}", about=area.name)])
     report = Report(area=area.name)
     for check in area.checks:

@@ -32,7 +32,6 @@ class Beat(NamedTuple):
 
     release: str
     ahead_s: float | None
-    in_flight: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +87,7 @@ class DatabaseFacts:
     clock: Clock
     projections: list[ProjectionRecord] | None = None
     why_not: str = ""
+    remedy: str = ""
     orphans: list[str] = field(default_factory=list)
     regressed: list[str] = field(default_factory=list)
 
@@ -118,11 +118,23 @@ class Facts:
     database: DatabaseFacts | None = None
     seals: SealFacts | None = None
     failures: dict[str, str] = field(default_factory=dict)
+    remedies: dict[str, str] = field(default_factory=dict)
+    """Of the failures that no waiting mends."""
 
     @property
     def log_info(self) -> dict[str, Any] | None:
         """STREAM.INFO of the log."""
         return (self.nats.streams or {}).get(self.stream) if self.nats is not None else None
+
+    @property
+    def no_log(self) -> str:
+        """Why nobody can read the log; empty when it is there, as far as is known."""
+        if self.nats is None:
+            return "NATS does not answer"
+        if not self.nats.info.get("jetstream"):
+            return "JetStream is off"
+        missing = self.nats.streams is not None and self.stream not in {*self.nats.streams, *self.nats.mute}
+        return f"there is no stream {self.stream}" if missing else ""
 
     @property
     def last_sequence(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-__all__ = ["Finding", "Kind", "Level", "Limits", "Measure", "Report", "Thresholds", "worst"]
+__all__ = ["UNSEEN", "Finding", "Kind", "Level", "Limits", "Measure", "Report", "Thresholds", "worst"]
 
 
 class Level(IntEnum):
@@ -59,9 +59,12 @@ class Kind:
     meaning: str
     remedy: str
 
-    def found(self, message: str, *, level: Level | None = None, about: str = "", **names: Any) -> Finding:
-        """It was found. `level`, where it is not always the same; `names`: those in the remedy."""
-        remedy = self.remedy.format_map(names) if names else self.remedy
+    def found(
+        self, message: str, *, level: Level | None = None, about: str = "", remedy: str | None = None, **names: Any
+    ) -> Finding:
+        """It was found. `level` and `remedy`, where they are not always the same; `names`: those in the remedy."""
+        if not remedy:
+            remedy = self.remedy.format_map(names) if names else self.remedy
         return Finding(
             code=self.code, level=self.level if level is None else level, message=message, remedy=remedy, about=about
         )
@@ -70,6 +73,14 @@ class Kind:
     def documented_remedy(self) -> str:
         """The remedy as documentation shows it: names in capitals."""
         return re.sub(r"\{(\w+)\}", lambda name: name[1].upper(), self.remedy)
+
+
+UNSEEN = Kind(
+    "unseen",
+    Level.UNKNOWN,
+    "Something could not be looked at, since what it depends on is down.",
+    "mend the other findings first",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from cuebook.cli.output import plain
 __all__ = ["nagios_line", "nagios_status", "prometheus_text"]
 
 NAGIOS: Final = {Level.OK: 0, Level.WARNING: 1, Level.CRITICAL: 2, Level.UNKNOWN: 3}
+_MOST_TEXT: Final = 2_000
+"""Characters. Nagios cuts off after 8,192 bytes, and after the text come the measures."""
 _SUFFIXES: Final = {"s": "_seconds", "B": "_bytes", "%": "_percent", "": ""}
 
 
@@ -27,12 +29,31 @@ def nagios_line(reports: Sequence[Report]) -> str:
     """One line: how it is, what is wrong, the worst first, and after the bar the measures."""
     findings = sorted((one for report in reports for one in report.findings), key=lambda one: -one.level)
     level = worst(one.level for one in findings)
-    told = [_text(one) for one in findings if one.level > Level.OK]
+    told = [_text(one) for one in findings if one.level > Level.UNKNOWN]
+    told += [f"{message} ({', '.join(areas)})" for message, areas in _unknown(findings).items()]
     if not told:
         told = [*(report.summary for report in reports if report.summary), *map(_text, findings)]
-    text = plain("; ".join(told)).replace("|", "/")  # the bar ends the text
+    text = plain(_some(told)).replace("|", "/")  # the bar ends the text
     numbers = " ".join(_performance(one) for report in reports for one in report.measures)
     return f"CUEBOOK {level.name} - {text}" + (f" | {numbers}" if numbers else "")
+
+
+def _unknown(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    """What could not be looked at, by why: when NATS is down, that is nearly everything."""
+    areas: dict[str, list[str]] = {}
+    for one in findings:
+        if one.level is Level.UNKNOWN:
+            areas.setdefault(one.message, []).append(one.about)
+    return areas
+
+
+def _some(told: Sequence[str]) -> str:
+    """As many as fit, and how many more there are."""
+    fits = len(told)
+    while fits > 1 and sum(len(one) + 2 for one in told[:fits]) > _MOST_TEXT:
+        fits -= 1
+    shown = [one if len(one) <= _MOST_TEXT else one[: _MOST_TEXT - 1] + "…" for one in told[:fits]]
+    return "; ".join([*shown, *([f"and {len(told) - fits} more"] if fits < len(told) else [])])
 
 
 def _text(finding: Finding) -> str:
@@ -85,4 +106,4 @@ def _escaped(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return f"{value:.9f}".rstrip("0").rstrip(".")  # plugins know no exponents

@@ -7,6 +7,7 @@ from typing import Any, Final
 from cuebook.actors.orchestrator.lease import LEASE_S
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
+from cuebook.cli.output import counted
 
 __all__ = ["KINDS", "LIMITS", "check_orchestrator"]
 
@@ -100,13 +101,13 @@ def check_orchestrator(facts: Facts, limits: Thresholds) -> Report:
 def _check_one(report: Report, facts: Facts, one: dict[str, Any], limits: Thresholds) -> None:
     lag = max(facts.last_sequence - int(one.get("sequence", 0)), 0)
     others = len(facts.orchestrators or []) - 1
-    report.lines.append(f"{one.get('name')} decides, {others} standing by, {lag} events behind")
+    report.lines.append(f"{one.get('name')} decides, {others} standing by, {counted(lag, 'event')} behind")
     report.measures.append(
         Measure(name="orchestrator.lag", value=lag, limits=limits["orchestrator.lag"],
                 help="Events that the orchestrator has still to read.")
     )  # fmt: skip
     if (level := limits["orchestrator.lag"].level(lag)) is not Level.OK:
-        message = f"{one.get('name')} is {lag} events behind the log"
+        message = f"{one.get('name')} is {counted(lag, 'event')} behind the log"
         report.findings.append(BEHIND.found(message, level=level, pid=one.get("pid")))
     since = max(facts.last_sequence - int(one.get("snapshot_sequence", 0)), 0)
     report.measures.append(
@@ -114,10 +115,10 @@ def _check_one(report: Report, facts: Facts, one: dict[str, Any], limits: Thresh
                 help="Events since the last snapshot, which a start has to read.")
     )  # fmt: skip
     if (level := limits["orchestrator.snapshot"].level(since)) is not Level.OK:
-        report.findings.append(SNAPSHOT_OLD.found(f"the last snapshot is {since} events old", level=level))
+        report.findings.append(SNAPSHOT_OLD.found(f"the last snapshot is {counted(since, 'event')} old", level=level))
     for saga in (facts.overview or {}).get("unserved", []):
         runs = ", ".join(saga["runs"])
-        message = f"{saga['count']} open runs stand still, for {saga['reason']}: {runs}"
+        message = f"standing still: {counted(saga['count'], 'open run')}, for {saga['reason']}: {runs}"
         report.findings.append(UNSERVED.found(message, about=saga["saga"], saga=saga["saga"]))
 
 

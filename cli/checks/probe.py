@@ -83,6 +83,8 @@ async def _bounded(facts: Facts, what: str, timeout_s: float, collect: _Collect)
         facts.failures.setdefault(what, f"no answer within {timeout_s:g} s")
     except CuebookError as error:
         facts.failures[what] = str(error)
+        if isinstance(error, ConfigurationError):  # else it may come back by itself
+            facts.remedies[what] = error.remedy
     except nats.errors.Error as error:
         facts.failures[what] = str(error) or type(error).__name__
 
@@ -227,9 +229,9 @@ async def _ask_orchestrators(connection: Connection, log: EventLog, facts: Facts
 
     def receive(_subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         wall_us = time.time_ns() // 1000
-        if payload:  # else the server says that nobody listens
-            said = json.loads(payload)
-            heard.append(said | ({"ahead_s": (said["time"] - wall_us) / 1e6} if "time" in said else {}))
+        if said := _object(payload):  # else the server says that nobody listens
+            told = said.get("time")
+            heard.append(said | ({"ahead_s": (told - wall_us) / 1e6} if isinstance(told, int) else {}))
         more.set()
 
     inbox = connection.new_inbox()
@@ -268,6 +270,15 @@ async def _ask_earlier_release(connection: Connection, log: EventLog) -> list[di
     return [{"name": name, "deciding": True, "sequence": told.get("sequence", 0), "snapshot_sequence": 10**18}]
 
 
+def _object(payload: bytes) -> dict[str, Any]:
+    """What somebody says, anybody may: empty where it is no JSON object."""
+    try:
+        said = json.loads(payload)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds):
@@ -285,10 +296,11 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
     def receive(subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         wall_us = time.time_ns() // 1000
         *_, agent, instance = subject.decode("utf-8", "replace").split(".")
-        said = json.loads(payload)
+        if not (said := _object(payload)):
+            return  # somebody's else
         told = said.get("time")
         ahead_s = (told - wall_us) / 1e6 if isinstance(told, int) else None
-        beats[agent, instance] = Beat(said.get("release", ""), ahead_s, said.get("in_flight", 0))
+        beats[agent, instance] = Beat(str(said.get("release", "")), ahead_s)
         news.set()
 
     listener = await connection.listen(log.subjects.heartbeat("a", "b").replace(".a.b", ".*.*"), receive)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from cuebook.cli.checks.facts import DatabaseFacts, Facts
-from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
+from cuebook.cli.checks.finding import UNSEEN, Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
+from cuebook.cli.output import counted
 from cuebook.projections.records import BEHIND as BUSY
 from cuebook.projections.records import ProjectionRecord
 
@@ -94,7 +95,10 @@ def check_projections(facts: Facts, limits: Thresholds) -> Report:
     database = facts.database
     if database is None:
         why = facts.failures.get("database", "no answer")
-        report.findings.append(UNREACHABLE.found(f"PostgreSQL does not answer: {why}"))
+        if remedy := facts.remedies.get("database"):
+            report.findings.append(UNREACHABLE.found(why, remedy=remedy))
+        else:
+            report.findings.append(UNREACHABLE.found(f"PostgreSQL does not answer: {why}"))
         return report
     if not (database.tls or database.local):
         report.findings.append(PLAINTEXT.found("the connection to PostgreSQL has no TLS"))
@@ -105,7 +109,7 @@ def check_projections(facts: Facts, limits: Thresholds) -> Report:
                 limits=limits["projections.latency"], help="Time for one question to PostgreSQL and back.")
     )  # fmt: skip
     if database.projections is None:
-        report.findings.append(NONE.found(database.why_not, space=facts.space))
+        report.findings.append(NONE.found(database.why_not, remedy=database.remedy, space=facts.space))
         return report
     _check_all(report, facts, database, limits)
     for name in database.orphans:
@@ -117,8 +121,17 @@ def _check_all(report: Report, facts: Facts, database: DatabaseFacts, limits: Th
     shown = [one for one in database.projections or [] if one.shown]
     lags = {one.projection: max(facts.last_sequence - one.sequence, 0) for one in shown}
     lag, parked = max(lags.values(), default=0), sum(one.parked for one in shown)
-    behind = f"at most {lag} events behind" if facts.log_info is not None else "how far behind is not known"
-    report.lines.append(f"{len(shown)} projections in PostgreSQL {database.version.partition(' ')[0]}, {behind}")
+    told = f"{counted(len(shown), 'projection')} in PostgreSQL {database.version.partition(' ')[0]}"
+    if facts.log_info is not None:
+        told += f", at most {counted(lag, 'event')} behind"
+        report.measures.append(
+            Measure(name="projections.lag", value=lag, limits=limits["projections.lag"],
+                    help="Events that the projection furthest behind has still to apply.")
+        )  # fmt: skip
+    else:
+        why = facts.no_log or "nobody tells of the log"
+        report.findings.append(UNSEEN.found(f"how far behind is not known: {why}", about=report.area))
+    report.lines.append(told)
     for one in database.projections or []:
         if one.shown:
             _check_shown(report, facts, one, lags[one.projection], limits)
@@ -127,23 +140,22 @@ def _check_all(report: Report, facts: Facts, database: DatabaseFacts, limits: Th
     for text in database.regressed:
         name = text.partition(":")[0]
         report.findings.append(REGRESSED.found(f"projection {text}", about=name, projection=name))
-    report.measures += [
-        Measure(name="projections.lag", value=lag, limits=limits["projections.lag"],
-                help="Events that the projection furthest behind has still to apply."),
+    report.measures.append(
         Measure(name="projections.parked", value=parked, limits=limits["projections.parked"],
-                help="Events that could not be applied and wait for a decision."),
-    ]  # fmt: skip
+                help="Events that could not be applied and wait for a decision.")
+    )  # fmt: skip
 
 
 def _check_shown(report: Report, facts: Facts, one: ProjectionRecord, lag: int, limits: Thresholds) -> None:
     name = one.projection
     if not one.written:
-        message = f"nobody writes projection {name}, which is {lag} events behind"
-        report.findings.append(STOPPED.found(message, about=name, space=facts.space))
+        behind = f", which is {counted(lag, 'event')} behind" if facts.log_info is not None else ""
+        report.findings.append(STOPPED.found(f"nobody writes projection {name}{behind}", about=name, space=facts.space))
     elif (level := limits["projections.lag"].level(lag)) is not Level.OK:
-        report.findings.append(BEHIND.found(f"projection {name} is {lag} events behind", level=level, about=name))
+        report.findings.append(BEHIND.found(f"projection {name} is {lag:,} events behind", level=level, about=name))
     if (level := limits["projections.parked"].level(one.parked)) is not Level.OK:
-        message = f"{one.parked} events are parked in projection {name}"
+        are = "is" if one.parked == 1 else "are"
+        message = f"{counted(one.parked, 'event')} {are} parked in projection {name}"
         report.findings.append(PARKED.found(message, level=level, about=name, projection=name))
 
 

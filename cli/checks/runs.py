@@ -7,6 +7,7 @@ from typing import Any
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
+from cuebook.cli.output import counted
 
 __all__ = ["ESCALATION_KINDS", "ESCALATION_LIMITS", "KINDS", "LIMITS", "check_escalations", "check_runs"]
 
@@ -48,7 +49,7 @@ def check_runs(facts: Facts, limits: Thresholds) -> Report:
     if told is None:
         return report
     runs, waiting = sum(one["count"] for one in told["runs"]), sum(one["waiting"] for one in told["queues"])
-    report.lines.append(f"{runs} open runs, {waiting} tasks waiting for a slot")
+    report.lines.append(f"{counted(runs, 'open run')}, {counted(waiting, 'task')} waiting for a slot")
     stuck = next((one for one in told["escalations"] if one["kind"] == "stuck"), None)
     count = stuck["count"] if stuck else 0
     if stuck and (level := limits["runs.stuck"].level(count)) is not Level.OK:
@@ -62,9 +63,9 @@ def check_runs(facts: Facts, limits: Thresholds) -> Report:
             age_s = _age_s(told, queue)
             oldest_s = max(oldest_s, age_s)
             if (level := limits[name].level(age_s)) is not Level.OK:
+                tasks = counted(queue["waiting"], "task")
                 message = (
-                    f"{queue['waiting']} tasks for agent {queue['agent']!r} wait, the longest for {span(age_s)}: "
-                    f"{queue['reason']}"
+                    f"waiting for agent {queue['agent']!r}: {tasks}, the longest for {span(age_s)}: {queue['reason']}"
                 )
                 found = kind.found(message, level=level, about=queue["oldest"], task=queue["oldest"])
                 report.findings.append(found)
@@ -90,12 +91,12 @@ def check_escalations(facts: Facts, limits: Thresholds) -> Report:
     found = [one for one in told["escalations"] if one["kind"] != "stuck"]
     count = sum(one["count"] for one in found)
     oldest_s = max((_age_s(told, one) for one in found), default=0.0)
-    report.lines.append(f"{count} wait for a person" + (f", the longest for {span(oldest_s)}" if count else ""))
+    report.lines.append(f"{count:,} waiting for a person" + (f", the longest for {span(oldest_s)}" if count else ""))
     for one in found:
         age_s = _age_s(told, one)
         if (level := limits["escalations.oldest"].level(age_s)) is not Level.OK:
-            what = "escalated tasks wait" if one["kind"] == "task" else "questions wait"
-            message = f"{one['count']} {what} for a person, the longest for {span(age_s)}: {', '.join(one['first'])}"
+            what = counted(one["count"], "escalated task" if one["kind"] == "task" else "question")
+            message = f"waiting for a person: {what}, the longest for {span(age_s)}: {', '.join(one['first'])}"
             report.findings.append(OLD.found(message, level=level, about=one["first"][0], first=one["first"][0]))
     report.measures += [
         Measure(name="escalations.oldest", value=round(oldest_s, 3), unit="s", limits=limits["escalations.oldest"],
@@ -111,4 +112,4 @@ def _age_s(told: dict[str, Any], one: dict[str, Any]) -> float:
 
 
 def _runs(count: int) -> str:
-    return "1 run is" if count == 1 else f"{count} runs are"
+    return f"{counted(count, 'run')} {'is' if count == 1 else 'are'}"

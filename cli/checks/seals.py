@@ -5,6 +5,7 @@ from __future__ import annotations
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
+from cuebook.cli.output import counted
 
 __all__ = ["KINDS", "LIMITS", "check_seals"]
 
@@ -27,9 +28,9 @@ def check_seals(facts: Facts, limits: Thresholds) -> Report:
     size = facts.seals.seal.checkpoint.size if facts.seals.seal is not None else 0
     waits_s = (facts.server_now - facts.seals.first_unsealed_at) / 1e6 if facts.seals.first_unsealed_at else 0.0
     waits_s = max(waits_s, 0.0)
-    report.lines.append(f"{size} events are sealed")
+    report.lines.append(f"{_events(size)} sealed")
     if (level := limits["seals.unsealed"].level(waits_s)) is not Level.OK:
-        message = f"{size} events are sealed, and the next one has waited for {span(waits_s)}"
+        message = f"{_events(size)} sealed, and the next one has waited for {span(waits_s)}"
         report.findings.append(BEHIND.found(message, level=level, space=facts.space))
     report.measures += [
         Measure(name="seals.unsealed", value=round(waits_s, 3), unit="s", limits=limits["seals.unsealed"],
@@ -37,3 +38,7 @@ def check_seals(facts: Facts, limits: Thresholds) -> Report:
         Measure(name="seals.size", value=size, help="Events that are sealed."),
     ]  # fmt: skip
     return report
+
+
+def _events(size: int) -> str:
+    return f"{counted(size, 'event')} {'is' if size == 1 else 'are'}"

@@ -80,7 +80,9 @@ def check_server(facts: Facts, limits: Thresholds) -> Report:
     report = Report(area="log")
     nats = facts.nats
     if nats is None:
-        report.findings.append(UNREACHABLE.found(facts.failures.get("nats", "no NATS server answers")))
+        report.findings.append(
+            UNREACHABLE.found(facts.failures.get("nats", "no NATS server answers"), remedy=facts.remedies.get("nats"))
+        )
         return report
     version = str(nats.info.get("version", "?"))
     secure = "TLS" if nats.tls else "no TLS"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final
 
+from rich import filesize
+
 from cuebook.cli.checks.facts import Facts, NatsFacts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
+from cuebook.cli.output import counted
 from cuebook.events.stream import RECORDING, find_differences
 from cuebook.events.subjects import Subjects
 
@@ -143,8 +146,8 @@ def check_stream(facts: Facts, limits: Thresholds) -> Report:
         return report
     config, state = info["config"], info["state"]
     report.lines.append(
-        f"stream {facts.stream} holds {state['messages']} events up to {state['last_seq']}, "
-        f"{state['bytes'] / 1e6:.1f} MB, {state.get('num_subjects', 0)} subjects"
+        f"stream {facts.stream} holds {counted(state['messages'], 'event')} up to {state['last_seq']}, "
+        f"{filesize.decimal(state['bytes'])}, {counted(state.get('num_subjects', 0), 'subject')}"
     )
     for name, text in find_differences(config, Subjects(facts.space)).items():
         message = f"stream {facts.stream}: {text}"

@@ -12,8 +12,9 @@ from cuebook.cli.checks.formats import nagios_line, prometheus_text
 from cuebook.cli.exits import PluginExit
 from tests.cli.checks.conftest import Quick, System
 from tests.cli.conftest import Cli
+from tests.waiting import eventually
 
-PERFORMANCE = re.compile(r"'[^'=]+'=-?[0-9.e-]+(?:s|B|%)?;[0-9.]*;[0-9.]*;0;(?:100)?")
+PERFORMANCE = re.compile(r"'[^'=]+'=-?[0-9.]+(?:s|B|%)?;[0-9.]*;[0-9.]*;0;(?:100)?")
 SAMPLE = re.compile(r'([a-z_:][a-z0-9_:]*)\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\} (-?[0-9.e+-]+)')
 
 
@@ -74,6 +75,9 @@ async def test_thresholds_can_be_given(cli: Cli, system: System) -> None:
         ["agents", "--warning", "no.such=1"],
         ["agents", "log", "-w", "1"],
         ["agents", "-w", "much"],
+        ["agents", "-w", "nan"],
+        ["agents", "-c", "inf"],
+        ["agents", "-w", "agents.lost=-1"],
         ["agents", "--timeout-s", "0"],
         ["agents", "--format", "xml"],
         ["agents", "--space", "No Space"],
@@ -90,6 +94,31 @@ async def test_what_cannot_be_looked_at_is_unknown_to_a_plugin(cli: Cli) -> None
         result = await cli.run("check", *words, env=env)
         assert result.exit_code == status
         assert result.stdout.startswith(f"CUEBOOK {status.name} - ")
+
+
+async def test_a_plugin_says_once_why_it_could_not_look(cli: Cli) -> None:
+    env = {"CUEBOOK_NATS_URL": "nats://127.0.0.1:1"}
+    line = (await cli.run("check", "all", env=env)).stdout
+    assert line.count("NATS does not answer") == 1
+    assert line.rstrip().endswith(
+        "not looked at: NATS does not answer (clocks, orchestrator, agents, runs, escalations, seals)"
+    )
+
+
+def test_a_plugin_says_the_first_of_many_findings_and_all_measures() -> None:
+    def report(*messages: str) -> Report:
+        found = [Finding(code="agents.silent", level=Level.WARNING, message=text) for text in messages]
+        measure = Measure(name="clocks.skew", value=0.00001, unit="s", help="", limits=Limits(0.000002, 30))
+        return Report(area="agents", findings=found, measures=[measure])
+
+    line = nagios_line([report(*(f"agent/i{n:03d} was not heard" for n in range(500)))])
+    assert len(line) < 2_200
+    text, _, numbers = line.partition(" | ")
+    shown = text.count("was not heard")
+    assert (shown > 50, text.endswith(f"; and {500 - shown} more")) == (True, True)
+    assert numbers == "'clocks.skew'=0.00001s;0.000002;30;0;"
+    text = nagios_line([report("x" * 100_000, "another")]).partition(" | ")[0]
+    assert (len(text) < 2_200, text.endswith("…; and 1 more")) == (True, True)
 
 
 async def test_prometheus_reads_the_textfile(cli: Cli, system: System) -> None:
@@ -140,3 +169,12 @@ async def test_people_are_told_calmly_and_programs_everything(cli: Cli, system: 
     assert value["areas"][0]["measures"]["log.sequence"] == 0
     await system.orchestrator()
     assert (await cli.ok("doctor")).splitlines()[-1] == f"space {system.space}: nothing is wrong"
+    for number in range(7):
+        await system.register("ghost", f"g{number}", heartbeat_s=0.05)
+
+    async def told_of_all() -> str:
+        text = (await cli.run("doctor")).stdout
+        return text if "and 2 more agents.suspect: " in text else ""
+
+    text = await eventually(told_of_all, within_s=30)
+    assert text.count("! ghost/g") == 5

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cuebook.cli.checks.areas import LIMITS, look
 from cuebook.cli.checks.facts import Disk
 from cuebook.cli.checks.finding import Level, Limits
 from cuebook.embedded.nats_cluster import nats_cluster
@@ -38,6 +39,8 @@ async def test_a_dead_nats_is_a_finding_and_postgresql_is_still_looked_at(
     facts = await away.facts()
     assert facts.database is not None
     assert len(facts.database.projections or []) == 3
+    [report] = look(facts, ["projections"], LIMITS)
+    assert (report.level, "projections.lag" in {one.name for one in report.measures}) == (Level.UNKNOWN, False)
 
 
 async def test_a_server_that_says_nothing_does_not_hold_anybody_up(space: str) -> None:
@@ -126,6 +129,8 @@ async def test_a_space_that_nobody_has_made(doctor: Doctor) -> None:
     found = await doctor.finds("log")
     assert wrong(found) == ["log.missing"]
     assert f"--space {doctor.space}" in found["log.missing"].remedy
+    reasons = {one.message for one in doctor.findings(await doctor.facts("agents", "runs"), "agents", "runs")}
+    assert reasons == {f"not looked at: there is no stream {doctor.space.upper()}"}
 
 
 async def test_a_server_that_syncs_lazily_or_does_not_say(tmp_path: Path, space: str) -> None:
@@ -160,7 +165,16 @@ async def test_a_strict_server_is_healthy_but_lacks_a_standby(tmp_path: Path, sp
 async def test_a_server_without_jetstream_or_for_small_messages_only(tmp_path: Path, space: str) -> None:
     async with plain_server(tmp_path, "max_payload: 100KB") as url:
         found = wrong(await Doctor(url, space).finds("log"))
+        [agents] = (await Doctor(url, space).finds("agents")).values()
     assert found == ["log.max_payload", "log.no_jetstream"]
+    assert agents.message == "not looked at: JetStream is off"
+
+
+async def test_a_server_that_refuses_us(tmp_path: Path, space: str) -> None:
+    async with plain_server(tmp_path, "authorization { user: ann, password: right }") as url:
+        found = (await Doctor(url.replace("//", "//ann:wrong@"), space).finds("log"))["log.unreachable"]
+    assert ("refused us" in found.message, "wrong" in found.message) == (True, False)
+    assert found.remedy == "check the credentials in the URL"
 
 
 async def test_storage_that_is_nearly_full(tmp_path: Path, space: str) -> None:

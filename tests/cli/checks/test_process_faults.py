@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from cuebook.cli.checks.facts import Clock
 from cuebook.cli.checks.finding import Level, Limits
@@ -109,6 +113,10 @@ async def test_an_agent_that_is_stopped_by_a_signal_is_suspect_then_lost_and_fin
         program.process.kill()
         await doctor.until("agents.lost", "agents")
     facts = await doctor.facts("agents")
+    for limits, level in ((Limits(2, 3), None), (Limits(1, 2), Level.WARNING), (Limits(None, 1), Level.CRITICAL)):
+        doctor.limits = {"agents.lost": limits}
+        levels = {one.code: one.level for one in doctor.findings(facts, "agents")}
+        assert levels.get("agents.lost") is level
     facts.now += 2 * HOUR_US
     assert [one.code for one in doctor.findings(facts, "agents")] == ["agents.gone"]
 
@@ -117,6 +125,36 @@ async def test_an_agent_that_is_suspect_and_not_heard(system: System, doctor: Do
     await system.orchestrator()
     await system.register("ghost", "g1", heartbeat_s=0.3)
     assert "ghost/g1" in (await doctor.until("agents.suspect", "agents")).message
+
+
+async def test_what_strangers_say_where_agents_and_orchestrators_are_heard_is_passed_over(
+    system: System, doctor: Doctor, caplog: pytest.LogCaptureFixture
+) -> None:
+    await system.orchestrator()
+    await system.agents(Quick)
+    subjects, stranger = system.log.subjects, await system.connection()
+    said = [b"", b"hello", b"[1]", b"\xff", b'{"time": "noon", "release": 7}']
+
+    async def answer(message: Any) -> None:
+        for body in said:
+            await message.respond(body)
+
+    async def talk() -> None:
+        while True:
+            for body in said:
+                await stranger.publish(subjects.heartbeat("ghost", "g1"), body)
+            await stranger.flush()
+
+    await stranger.subscribe(subjects.query("orchestrators"), cb=answer)
+    talking = asyncio.ensure_future(talk())
+    try:
+        facts = await doctor.facts()
+    finally:
+        talking.cancel()
+    assert ("ghost", "g1") in (facts.beats or {})
+    assert facts.failures == {}
+    assert "orchestrator.none" not in {one.code for one in doctor.findings(facts)}
+    assert "callback raised" not in caplog.text
 
 
 async def test_an_agent_that_nobody_misses_since_no_orchestrator_decides(system: System, doctor: Doctor) -> None:

@@ -42,6 +42,24 @@ async def test_a_database_without_tables(system: System, doctor: Doctor) -> None
     assert wrong(await doctor.finds(*TABLES)) == ["projections.none"]
 
 
+async def test_tables_of_somebody_else_and_tables_that_one_may_not_read(system: System, doctor: Doctor) -> None:
+    schema, url = schema_name(doctor.space), doctor.database_url
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(f'CREATE SCHEMA "{schema}"'.encode())
+        await connection.execute(f'CREATE TABLE "{schema}".checkpoints (theirs int)'.encode())
+        assert wrong(await doctor.finds(*TABLES)) == ["projections.none"]
+        await connection.execute(f'DROP SCHEMA "{schema}" CASCADE; CREATE ROLE "{schema}" LOGIN'.encode())
+        try:
+            await system.projections(url)
+            doctor.database_url = psycopg.conninfo.make_conninfo(url, user=schema)
+            found = await doctor.finds(*TABLES)
+        finally:
+            await connection.execute(f'DROP ROLE "{schema}"'.encode())
+    assert wrong(found) == ["projections.none"]
+    assert "may not read" in found["projections.none"].message
+    assert found["projections.none"].remedy == "GRANT cuebook_reader TO the role"
+
+
 async def test_tables_that_nobody_writes(system: System, doctor: Doctor) -> None:
     last = await append_tasks(system.log, 5)
     await Runner(system.log, doctor.database_url).run(until=last)
