@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import ssl
@@ -31,7 +32,7 @@ from cuebook.events.errors import (
 )
 from cuebook.events.parser import BlockParser
 
-__all__ = ["Connection", "Listener", "MessageCallback", "connect", "ended"]
+__all__ = ["Connection", "Listener", "MessageCallback", "connect", "ended", "json_object"]
 
 MessageCallback = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Called with subject, reply, payload and raw header block (or None). Must not block; what it raises is logged."""
@@ -378,6 +379,15 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=1)
+
+
+def json_object(payload: bytes) -> dict[str, Any]:
+    """What a message beside the log says; empty where it is no JSON object, since anybody may publish there."""
+    try:
+        said = json.loads(payload)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 @contextlib.contextmanager

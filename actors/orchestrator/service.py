@@ -27,7 +27,7 @@ from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.saga import Saga
 from cuebook.events.append import Done
-from cuebook.events.connection import Connection, ended
+from cuebook.events.connection import Connection, ended, json_object
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.facts import Event, RunCompleted, RunStarted, RunStuck, StepAsked, StepWaiting, TaskRequested
@@ -353,7 +353,9 @@ class OrchestratorService:
 
     def _on_heartbeat(self, subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         _, _, agent, instance = subject.decode("utf-8", "replace").split(".")
-        received = json.loads(payload).get("received", 0)
+        said = json_object(payload)
+        if not said or not isinstance(received := said.get("received", 0), int):
+            return  # not an agent's
         self.core.liveness.heard(agent, instance, received, time.monotonic(), active=self.core.active)
 
     def _on_query(self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:

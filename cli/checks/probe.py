@@ -22,7 +22,7 @@ from cuebook.cli.checks.probe_log import count_from_log, fold_agents
 from cuebook.cli.durability import find_varz
 from cuebook.cli.moments import now
 from cuebook.cli.options import Target
-from cuebook.events.connection import Connection, connect
+from cuebook.events.connection import Connection, connect, json_object
 from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError, UnavailableError
 from cuebook.events.jetstream import js_request
@@ -229,7 +229,7 @@ async def _ask_orchestrators(connection: Connection, log: EventLog, facts: Facts
 
     def receive(_subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         wall_us = time.time_ns() // 1000
-        if said := _object(payload):  # else the server says that nobody listens
+        if said := json_object(payload):  # else the server says that nobody listens
             told = said.get("time")
             heard.append(said | ({"ahead_s": (told - wall_us) / 1e6} if isinstance(told, int) else {}))
         more.set()
@@ -270,15 +270,6 @@ async def _ask_earlier_release(connection: Connection, log: EventLog) -> list[di
     return [{"name": name, "deciding": True, "sequence": told.get("sequence", 0), "snapshot_sequence": 10**18}]
 
 
-def _object(payload: bytes) -> dict[str, Any]:
-    """What somebody says, anybody may: empty where it is no JSON object."""
-    try:
-        said = json.loads(payload)
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds):
@@ -296,8 +287,8 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
     def receive(subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         wall_us = time.time_ns() // 1000
         *_, agent, instance = subject.decode("utf-8", "replace").split(".")
-        if not (said := _object(payload)):
-            return  # somebody's else
+        if not (said := json_object(payload)):
+            return  # not an agent's
         told = said.get("time")
         ahead_s = (told - wall_us) / 1e6 if isinstance(told, int) else None
         beats[agent, instance] = Beat(str(said.get("release", "")), ahead_s)

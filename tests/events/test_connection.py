@@ -388,6 +388,17 @@ async def test_messages_of_all_sizes_come_whole_over_tls_and_after_the_line_was_
         await connection.close()
 
 
+async def test_nothing_is_said_when_a_connection_over_tls_ends(
+    tls: tuple[str, ssl.SSLContext], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, context = tls
+    connection = await connect(url, name="tests", tls=context, tls_hostname="127.0.0.1")
+    connection.write(b"NONSENSE\r\n")  # so that the server ends it
+    await eventually(lambda: not connection.is_connected)
+    await connection.close()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
 async def test_a_cancelled_connect_leaves_nothing_open() -> None:
     accepted = asyncio.Event()
     closed = asyncio.Event()

@@ -174,7 +174,7 @@ async def test_people_are_told_calmly_and_programs_everything(cli: Cli, system: 
 
     async def told_of_all() -> str:
         text = (await cli.run("doctor")).stdout
-        return text if "and 2 more agents.suspect: " in text else ""
+        return text if "and 2 more agents.lost: " in text else ""
 
     text = await eventually(told_of_all, within_s=30)
     assert text.count("! ghost/g") == 5

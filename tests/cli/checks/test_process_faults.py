@@ -123,7 +123,8 @@ async def test_an_agent_that_is_stopped_by_a_signal_is_suspect_then_lost_and_fin
 
 async def test_an_agent_that_is_suspect_and_not_heard(system: System, doctor: Doctor) -> None:
     await system.orchestrator()
-    await system.register("ghost", "g1", heartbeat_s=0.3)
+    await system.register("ghost", "g1", heartbeat_s=1)
+    doctor.timeout_s = 1  # it looks several times while the instance is suspect and not yet lost
     assert "ghost/g1" in (await doctor.until("agents.suspect", "agents")).message
 
 

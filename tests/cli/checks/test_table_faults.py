@@ -142,4 +142,4 @@ async def test_a_sealer_that_has_stopped(system: System, doctor: Doctor, tmp_pat
     assert doctor.findings(facts, "seals") == []
     facts.now += 600 * 10**6
     [found] = doctor.findings(facts, "seals")
-    assert (found.code, "1 events are sealed" in found.message) == ("seals.behind", True)
+    assert (found.code, "1 event is sealed" in found.message) == ("seals.behind", True)
