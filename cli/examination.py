@@ -15,7 +15,7 @@ from cuebook.cli.checks.probe import Sources, gather
 from cuebook.cli.exits import InputError
 from cuebook.cli.moments import iso, now, parse_duration
 from cuebook.cli.options import Output
-from cuebook.cli.output import line, show_one, styled
+from cuebook.cli.output import counted, line, show_one, styled
 from cuebook.events.subjects import Subjects
 
 __all__ = ["ALL", "check", "examine", "find_areas", "find_limits"]
@@ -151,8 +151,8 @@ def _some(report: Report) -> Iterator[tuple[Finding, int]]:
 def _verdict(facts: Facts, reports: Sequence[Report]) -> str:
     levels = [one.level for report in reports for one in report.findings]
     counts = [
-        f"{count} {word if count == 1 or word == 'critical' else word + 's'}"
-        for level, word in ((Level.CRITICAL, "critical"), (Level.WARNING, "warning"))
+        counted(count, *words)
+        for level, words in ((Level.CRITICAL, ("critical", "critical")), (Level.WARNING, ("warning",)))
         if (count := levels.count(level))
     ]
     if counts:

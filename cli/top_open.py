@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 import sys
 
 from cuebook.cli.frame import print_frame
@@ -42,6 +44,8 @@ async def show_top(
             interval_s=interval_s,
         )
         app.sort = sort
+        for number in (signal.SIGTERM, signal.SIGHUP):  # else the terminal stays as the screen has left it
+            asyncio.get_running_loop().add_signal_handler(number, app.exit)
         await app.run_async()
     if app.failure is not None:
         raise app.failure

@@ -20,6 +20,8 @@ LOST_IS_NEWS_S: Final = 3_600
 UPGRADE_S: Final = 3_600
 """Versions that differ are an upgrade under way for so long."""
 DRAIN_S: Final = 600
+SILENT_BEATS: Final = 2
+"""Intervals: whoever says less often that it lives may be well, as far as we have listened."""
 
 SUSPECT = Kind(
     "agents.suspect",
@@ -136,7 +138,8 @@ def _check_health(report: Report, facts: Facts, one: InstanceState) -> None:
         case "draining":
             if _age_s(facts, one) > DRAIN_S:
                 report.findings.append(DRAINING.found(f"{name} has been draining for {age}", about=name, **names))
-    expected = one.health in ("healthy", "draining") and facts.beats is not None
+    long_enough = facts.listened_s >= one.heartbeat_s * SILENT_BEATS
+    expected = one.health in ("healthy", "draining") and facts.beats is not None and long_enough
     if expected and (one.agent, one.instance) not in (facts.beats or {}):
         message = f"{name} counts as {one.health}, and was not heard for {span(facts.listened_s)}"
         report.findings.append(SILENT.found(message, about=name, **names))

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import struct
 import termios
 from collections.abc import AsyncIterator
@@ -205,7 +206,10 @@ async def test_one_frame_as_text_and_as_json(cli: Cli, client: Client, agents: o
     assert json.loads(await cli.ok("top", "-o", "jsonl"))["space"] == frame["space"]
 
 
-async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(cli: Cli, agents: object) -> None:
+@pytest.mark.parametrize("end", ["q", signal.SIGTERM, signal.SIGHUP])
+async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(
+    cli: Cli, agents: object, end: str | signal.Signals
+) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = await asyncio.create_subprocess_exec(
@@ -222,7 +226,10 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(cli: Cli, age
     asyncio.get_running_loop().add_reader(master, read)
     try:
         await eventually(lambda: b"faulty" in output, within_s=20)
-        os.write(master, b"q")
+        if isinstance(end, str):
+            os.write(master, end.encode())
+        else:
+            process.send_signal(end)
         async with asyncio.timeout(20):
             assert await process.wait() == 0
     finally:
@@ -232,6 +239,7 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(cli: Cli, age
             process.kill()
             await process.wait()
     assert b"\x1b[?1049h" in output
+    assert b"\x1b[?1049l" in output
 
 
 # --- the board -------------------------------------------------------------------------------------------------------

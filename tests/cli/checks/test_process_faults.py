@@ -163,6 +163,8 @@ async def test_an_agent_that_nobody_misses_since_no_orchestrator_decides(system:
     found = await doctor.finds("agents")
     assert wrong(found) == ["agents.silent"]
     assert "process 4711 on elsewhere" in found["agents.silent"].remedy
+    await system.register("calm", "c1", heartbeat_s=60)  # nobody listens that long
+    assert {one.about for one in doctor.findings(await doctor.facts("agents"), "agents")} == {"ghost/g1"}
 
 
 async def test_an_instance_whose_consumer_is_gone_or_unheard_or_full(system: System, doctor: Doctor) -> None:
