@@ -64,7 +64,9 @@ def edited(**changes: Any) -> dict[str, Any]:
     """A schema of `run.stuck` with some of its fields made otherwise."""
     kept = [(one.name, one.type, one) for one in fields(facts.RunStuck) if one.name not in changes]
     wanted = [(name, *change) for name, change in changes.items() if change is not None]
-    made = make_dataclass("RunStuck", [*_fresh(kept), *wanted], kw_only=True, namespace={"__module__": facts.RunStuck.__module__})
+    made = make_dataclass(
+        "RunStuck", [*_fresh(kept), *wanted], kw_only=True, namespace={"__module__": facts.RunStuck.__module__}
+    )
     made.__doc__ = facts.RunStuck.__doc__
     return schema_of(made)
 
