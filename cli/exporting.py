@@ -11,14 +11,13 @@ from typing import Any
 from cuebook.cli.exits import InputError, Interruption
 from cuebook.cli.filters import subject_filters
 from cuebook.cli.meter import Meter
-from cuebook.cli.moments import iso, parse_point
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import fields, note, show_one
-from cuebook.cli.points import after_point
+from cuebook.cli.points import find_range, last_place
 from cuebook.cli.session import session
 from cuebook.events.connection import connect
 from cuebook.events.log import EventLog
-from cuebook.events.stream import StreamFacts, verify_stream
+from cuebook.events.stream import verify_stream
 from cuebook.events.subjects import Subjects
 from cuebook.ledger.errors import ExportError
 from cuebook.ledger.exports import format_of, new_export, open_export
@@ -43,41 +42,14 @@ class Part:
 
 
 async def part_of(log: EventLog, part: Part) -> tuple[int, int, list[str]]:
-    """After which sequence the part begins, with which it ends, and its subject filters. Raises InputError if empty."""
-    facts = await log.verify()
+    """After which sequence the part begins, with which it ends, and its subject filters. Raises as `find_range`."""
     if part.first and part.since:
         raise InputError("--from and --since say both where to begin", remedy="say one of them")
-    begin = part.first or part.since
-    after = await after_point(log, begin) if begin else 0
-    until = await _until_point(log, part.last) if part.last else facts.last_sequence
-    if part.last and begin and until <= after:
-        raise InputError(
-            f"the range from {begin} to {part.last} is empty", remedy="exchange --from and --to, or widen it"
-        )
-    if facts.messages == 0:
-        raise InputError(f"space {log.subjects.space} holds no events yet", remedy="look again when something happened")
-    if after >= facts.last_sequence:
-        raise InputError(
-            f"nothing is recorded from {begin} on: {await _ends(log, facts)}", remedy="begin earlier, or wait for it"
-        )
-    if until < facts.first_sequence or until <= after:
-        raise InputError(
-            f"nothing is recorded until {part.last}: the log begins at sequence {facts.first_sequence}",
-            remedy="end later",
-        )
+    last = (await last_place(log)).sequence
+    after, until = await find_range(log, part.first or part.since, part.last)
+    begins_after = (await log.verify()).first_sequence - 1
     filters = subject_filters(log.subjects, part.filters, part.topics, part.runs)
-    return max(after, facts.first_sequence - 1), min(until, facts.last_sequence), filters
-
-
-async def _until_point(log: EventLog, text: str) -> int:
-    point = parse_point(text)
-    return point.sequence if point.sequence is not None else await log.sequence_at(point.moment)
-
-
-async def _ends(log: EventLog, facts: StreamFacts) -> str:
-    item = await log.at(facts.last_sequence)
-    when = f", recorded {iso(item.recorded_at)}" if item is not None else ""
-    return f"the log ends at sequence {facts.last_sequence}{when}"
+    return max(after, begins_after), last if until is None else until, filters
 
 
 async def export(target: Target, part: Part, path: str, said: str, output: Output, *, view: bool) -> None:

@@ -249,16 +249,18 @@ async def test_a_range_that_holds_nothing_is_refused_and_leaves_no_file(
     path = tmp_path / "x.jsonl"
     last = (await history.verify()).last_sequence
     for words, said in (
-        (("--from", str(last + 1)), f"the log ends at sequence {last}, recorded 20"),
-        (("--from", "2199-01-01T00:00Z"), "the log ends at sequence"),
-        (("--to", "2001-01-01T00:00Z"), "the log begins at sequence 1"),
-        (("--from", "5", "--to", "4"), "is empty"),
+        (("--from", str(last + 1)), f"the log ends at {last} (20"),
+        (("--from", "2199-01-01T00:00Z"), "is in the future"),
+        (("--from", "1", "--to", "2199-01-01T00:00Z"), "is in the future"),
+        (("--from", "5", "--to", "4"), "before it begins"),
         (("--from", "5", "--since", "1h"), "both where to begin"),
         (("--filter", "run.none.>"), "nothing in the range has such a subject"),
         (("--filter", "..."), "is no subject filter"),
         (("--format", "xml"), "there is no format 'xml'"),
     ):
         assert said in await cli.fails(2, "events", "export", str(path), *words)
+    too_early = await cli.fails(3, "events", "export", str(path), "--to", "2001-01-01T00:00Z")
+    assert "begins at sequence 1" in too_early
     assert "not compressed" in await cli.fails(2, "events", "export", str(tmp_path / "x.jsonl.gz"))
     assert "is a folder" in await cli.fails(2, "events", "export", str(tmp_path))
     assert "cannot be written" in await cli.fails(1, "events", "export", str(tmp_path / "no" / "x.jsonl"))
