@@ -37,10 +37,13 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def measured(address: str, service: str, space: str, loop: asyncio.AbstractEventLoop) -> Iterator[Metrics | None]:
+def measured(
+    address: str, service: str, space: str, loop: asyncio.AbstractEventLoop, *, waits: bool = False
+) -> Iterator[Metrics | None]:
     """Serve metrics at an address until the end of the block; None where it is empty.
 
-    `loop` is the one that works, and may not run yet. Raises ConfigurationError, UnavailableError.
+    `loop` is the one that works, and may not run yet. `waits`: another has the address, and will leave it to us.
+    Raises ConfigurationError, and UnavailableError where the address is taken and we do not wait.
     """
     if not address:
         yield None
@@ -49,11 +52,10 @@ def measured(address: str, service: str, space: str, loop: asyncio.AbstractEvent
     from cuebook.telemetry.scraping import Endpoint
 
     metrics = Metrics(service, space)
-    endpoint = Endpoint(address, metrics, loop)
+    endpoint = Endpoint(address, metrics, loop, waits=waits)
     metrics.install()
     metrics.loop_delay.start(loop)
     endpoint.start()
-    logger.info("metrics are served", extra={"url": endpoint.url})
     try:
         yield metrics
     finally:
@@ -62,7 +64,7 @@ def measured(address: str, service: str, space: str, loop: asyncio.AbstractEvent
 
 
 def following(address: str, n: int) -> str:
-    """The address of the n-th process under one supervisor, from 0: its port is the given one + n.
+    """The address of the process in the n-th place under one supervisor, from 0: its port is the given one + n.
 
     Port 0 stays: each takes a free one. An empty address stays empty. Raises ConfigurationError.
     """

@@ -111,9 +111,14 @@ class Serving:
         self.metrics: Metrics | None = None
 
     @property
-    def number(self) -> int:
-        """Which it is of several processes under a supervisor, from 0."""
-        return self.supervised.number if self.supervised is not None else 0
+    def place(self) -> int:
+        """Where it stands among several processes under a supervisor, from 0."""
+        return self.supervised.place if self.supervised is not None else 0
+
+    @property
+    def relieves(self) -> bool:
+        """It takes over from a process that still runs."""
+        return self.supervised is not None and self.supervised.relieves
 
     @property
     def is_ready(self) -> bool:
@@ -282,7 +287,11 @@ def run_service(settings: Settings, name: str, main: Callable[[Serving], Corouti
         with (
             reported_errors(as_json=as_json),
             measured(
-                following(settings.metrics, serving.number), f"cuebook-{name}", settings.target.space, loop
+                following(settings.metrics, serving.place),
+                f"cuebook-{name}",
+                settings.target.space,
+                loop,
+                waits=serving.relieves,
             ) as serving.metrics,
             traced(f"cuebook-{name}") as serving.tracing,
         ):

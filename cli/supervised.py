@@ -24,6 +24,8 @@ _MOST_UNSENT: Final = 64 * 1024
 class _Place:
     fd: int
     number: int
+    place: int
+    relieves: bool
     without: list[str]
 
 
@@ -32,16 +34,20 @@ def is_supervised() -> bool:
     return VARIABLE in os.environ
 
 
-def encode_place(*, fd: int, number: int, without: Iterable[str]) -> str:
-    """What the environment of a supervised process says: its socket, its number, and whom it is not to serve."""
-    return json.dumps({"fd": fd, "number": number, "without": sorted(without)})
+def encode_place(*, fd: int, number: int, place: int, relieves: bool, without: Iterable[str]) -> str:
+    """What the environment of a supervised process says: its socket, what it is (see there), and whom not to serve."""
+    return json.dumps({"fd": fd, "number": number, "place": place, "relieves": relieves, "without": sorted(without)})
 
 
 class Supervised:
-    """Our end of the line. `number` is ours among the processes; `without` names agents that a person has drained."""
+    """Our end of the line. `number` is ours among the processes; `without` names agents that a person has drained.
+
+    `place`: what a process has in common with those before and after it, from 0. `relieves`: the one before still runs.
+    """
 
     def __init__(self, place: _Place) -> None:
         self.number, self.without = place.number, frozenset(place.without)
+        self.place, self.relieves = place.place, place.relieves
         os.set_inheritable(place.fd, False)  # what handlers start shall not hold the line open
         self._socket = socket.socket(fileno=place.fd)
         self._unsent = b""

@@ -57,10 +57,13 @@ class Plan:
 
 
 class _Process:
-    """One process. `number` is free again when it has ended; `report` what it said last."""
+    """One process, in the place with the number `place`; `report` is what it said last.
 
-    def __init__(self, number: int, without: frozenset[str], running: asyncio.subprocess.Process) -> None:
-        self.number, self.without, self._running = number, without, running
+    `number` is its own alone, and free again when it has ended.
+    """
+
+    def __init__(self, number: int, place: int, without: frozenset[str], running: asyncio.subprocess.Process) -> None:
+        self.number, self.place, self.without, self._running = number, place, without, running
         self.pid = running.pid
         self.report: dict[str, Any] = {}
         self.ready, self.ended = asyncio.Event(), asyncio.Event()
@@ -110,9 +113,13 @@ class _Process:
 
 
 class _Place:
-    """Where one process after another stands. `fresh` is the one that is to take over; `without` whom nobody serves."""
+    """Where one process after another stands. `fresh` is the one that is to take over; `without` whom nobody serves.
 
-    def __init__(self) -> None:
+    `number`: counts from 0, and is another's once the place has been removed.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.current: _Process | None = None
         self.fresh: _Process | None = None
         self.without: frozenset[str] = frozenset()
@@ -132,7 +139,7 @@ class Group:
         self.reloading = False
         self.status: int = Exit.OK
         self._changed = changed
-        self._places = [_Place() for _ in range(plan.processes)]
+        self._places = [_Place(number) for number in range(plan.processes)]
         self._live: list[_Process] = []
         self._due: dict[_Place, str] = {}
         self._due_changed = asyncio.Event()
@@ -176,8 +183,8 @@ class Group:
             place.removed = True
         for place in kept:
             self._due[place] = "removed" if place.removed else "reload"
-        for _ in range(len(kept), plan.processes):
-            place = _Place()
+        for number in range(len(kept), plan.processes):
+            place = _Place(number)
             self._places.append(place)
             self._tasks.create_task(self._keep(place))
         self.reloading = True
@@ -336,13 +343,20 @@ class Group:
         with theirs:
             running = await asyncio.create_subprocess_exec(
                 *self.plan.argv,
-                env=environment_of(self.plan.env, number=number, fd=theirs.fileno(), without=place.without),
+                env=environment_of(
+                    self.plan.env,
+                    number=number,
+                    place=place.number,
+                    relieves=any(one.place == place.number for one in self._live),
+                    fd=theirs.fileno(),
+                    without=place.without,
+                ),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in a terminal is for us
                 preexec_fn=dies_with_this_thread(signal.SIGTERM),
             )
-        process = _Process(number, place.without, running)
+        process = _Process(number, place.number, place.without, running)
         self._live.append(process)
         self._tasks.create_task(self._follow(process, ours, place))
         if self.stopping.is_set():
@@ -409,10 +423,12 @@ class Group:
         process.signal(signal.SIGKILL)
 
 
-def environment_of(env: Mapping[str, str], *, number: int, fd: int, without: frozenset[str]) -> dict[str, str]:
+def environment_of(
+    env: Mapping[str, str], *, number: int, place: int, relieves: bool, fd: int, without: frozenset[str]
+) -> dict[str, str]:
     """The environment of one process."""
     own = {name: value for name, value in env.items() if name not in _OF_THE_MANAGER}
-    own[VARIABLE] = encode_place(fd=fd, number=number, without=without)
+    own[VARIABLE] = encode_place(fd=fd, number=number, place=place, relieves=relieves, without=without)
     return own
 
 

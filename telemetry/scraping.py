@@ -25,6 +25,7 @@ LOOK_WITHIN_S: Final = 2.0
 """So long the working loop may take to tell how it is."""
 MOST_REQUEST_BYTES: Final = 16 * 1024
 END_WITHIN_S: Final = 1.0
+RETRY_S: Final = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +60,27 @@ class Endpoint:
     """Serves what `told` writes, from `start` to `close`. `loop` is the one that works."""
 
     def __init__(
-        self, address: str, told: Told, loop: asyncio.AbstractEventLoop, *, most: int = MOST_CONNECTIONS
+        self,
+        address: str,
+        told: Told,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        most: int = MOST_CONNECTIONS,
+        waits: bool = False,
     ) -> None:
         """Take the address; from here on others cannot have it. `most`: connections at a time.
 
-        Raises ConfigurationError for one that is none, UnavailableError for one that is taken.
+        `waits`: for as long as another has it, whom we are to relieve. Raises ConfigurationError for an address that is
+        none, UnavailableError for one that is taken and not waited for.
         """
-        host, port = parse_address(address)
+        self._address = parse_address(address)
         self._told, self._working = told, loop
-        self._socket = _listen(host, port)
+        self._socket: socket.socket | None = None
+        try:
+            self._socket = _listen(*self._address)
+        except UnavailableError:
+            if not waits:
+                raise
         self._looking: Future[None] | None = None
         self._connections, self._most = 0, most
         self._loop = asyncio.new_event_loop()
@@ -75,8 +88,8 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Where it is."""
-        host, port = self._socket.getsockname()[:2]
+        """Where it is, or is to be."""
+        host, port = self._socket.getsockname()[:2] if self._socket is not None else self._address
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
     def start(self) -> None:
@@ -89,7 +102,8 @@ class Endpoint:
         with contextlib.suppress(RuntimeError):  # it has ended by itself
             self._loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join(END_WITHIN_S)
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
 
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -97,6 +111,11 @@ class Endpoint:
         self._loop.close()
 
     async def _serve(self) -> None:
+        while self._socket is None:
+            await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(UnavailableError):
+                self._socket = _listen(*self._address)
+        logger.info("metrics are served", extra={"url": self.url})
         server = await asyncio.start_server(self._answer, sock=self._socket, limit=MOST_REQUEST_BYTES)
         try:
             await server.serve_forever()
@@ -113,6 +132,8 @@ class Endpoint:
                 await self._converse(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # gone, too slow, or no HTTP
+        except asyncio.CancelledError:
+            pass  # we end, and nobody waits for this task; streams of Python 3.11 log a cancelled one as an error
         except Exception:  # a mistake of ours must not end the others' connections
             logger.exception("metrics could not be written")
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -15,7 +16,9 @@ import psutil
 import pytest
 
 from cuebook.actors.client import Client
+from cuebook.embedded.process import free_port
 from tests.cli.conftest import Cli, Program, Start, reaches
+from tests.monitoring.market import fetched
 from tests.waiting import eventually
 
 PATIENCE_S = 90.0
@@ -148,6 +151,52 @@ async def test_reload_rolls_to_the_code_and_the_settings_that_are_there_now(
         assert set(await healthy(client, 1)) == set(fresh)
         program.send(signal.SIGINT)
         assert await program.ends(within_s=PATIENCE_S) == 0
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_each_place_has_a_port_for_metrics_whoever_stands_in_it(start: Start, client: Client) -> None:
+    """Prometheus has the same targets before, during and after a reload."""
+    first = free_ports(2)
+
+    async def serving() -> set[int]:
+        found = set()
+        for port in (first, first + 1):
+            with contextlib.suppress(OSError):
+                page = await asyncio.to_thread(fetched, f"http://127.0.0.1:{port}/metrics")
+                found |= {int(pid) for pid in re.findall(r'service_instance_id="[^"]*-(\d+)"', page)}
+        return found
+
+    async def serve(pids: set[int]) -> None:
+        async def do() -> bool:
+            return await serving() == pids
+
+        await eventually(do, within_s=PATIENCE_S)
+
+    async with start("serve", "agents", "mydesk:Echo", "--processes", "2", CUEBOOK_METRICS=at(first)) as program:
+        old = set(await healthy(client, 2))
+        await serve(old)
+        program.send(signal.SIGHUP)
+        fresh = set(await healthy(client, 2, without=old))
+        await serve(fresh)
+        victim = min(fresh)
+        os.kill(victim, signal.SIGKILL)
+        await serve(set(await healthy(client, 2, without={victim})))
+        program.send(signal.SIGTERM)
+        assert await program.ends(within_s=PATIENCE_S) == 0
+
+
+def at(port: int) -> str:
+    return f"127.0.0.1:{port}"
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody has."""
+    while True:
+        first = free_port()
+        with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
+            for port in range(first, first + count):
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 @pytest.mark.usefixtures("orchestrator")

@@ -202,8 +202,8 @@ async def test_one_that_does_not_end_in_time_is_killed_and_the_status_says_so(
 
 def test_the_environment_of_a_process_is_ours_with_a_place_of_its_own() -> None:
     env = {"A": "b", "NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1"}
-    own = environment_of(env, number=2, fd=7, without=frozenset({"echo"}))
-    assert own.pop(VARIABLE) == '{"fd": 7, "number": 2, "without": ["echo"]}'
+    own = environment_of(env, number=2, place=1, relieves=True, fd=7, without=frozenset({"echo"}))
+    assert own.pop(VARIABLE) == '{"fd": 7, "number": 2, "place": 1, "relieves": true, "without": ["echo"]}'
     assert own == {"A": "b"}
 
 

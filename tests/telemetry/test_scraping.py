@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import socket
 import threading
@@ -46,6 +47,41 @@ async def page() -> AsyncIterator[tuple[Page, Endpoint]]:
     endpoint.start()
     yield large, endpoint
     endpoint.close()
+
+
+async def test_whoever_relieves_another_has_its_address_once_that_has_ended() -> None:
+    loop = asyncio.get_running_loop()
+    old = Endpoint("127.0.0.1:0", Page(), loop)
+    old.start()
+    address = old.url.removeprefix("http://").removesuffix("/metrics")
+    with pytest.raises(UnavailableError, match="already in use"):
+        Endpoint(address, Page(), loop)
+    relieving = Page()
+    fresh = Endpoint(address, relieving, loop, waits=True)
+    fresh.start()
+    try:
+        assert fresh.url == old.url
+        assert await asyncio.to_thread(read, old.url) == "1"
+        assert relieving.looks == 0
+        old.close()
+
+        async def has_taken_over() -> bool:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(read, fresh.url)
+            return relieving.looks > 0
+
+        await eventually(has_taken_over, within_s=20)
+    finally:
+        old.close()
+        fresh.close()
+
+
+async def test_who_waits_for_an_address_can_end_meanwhile() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        endpoint = Endpoint(f"127.0.0.1:{port}", Page(), asyncio.get_running_loop(), waits=True)
+        endpoint.start()
+        endpoint.close()
 
 
 def asking(endpoint: Endpoint) -> socket.socket:
