@@ -1,6 +1,7 @@
 """How an orchestrator is, for metrics. A standby tells about itself only: what is open is told by the one that decides.
 
-So a sum over all orchestrators counts everything once, and that nobody leads shows as an absence.
+So a sum over all orchestrators counts everything once, and that nobody leads shows as an absence. What a standby would
+count is there as 0 already: else the agents that died with the leader, and are the first that it counts, were no increase.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ LOG_WITHIN_S = 1.0
 async def observe(service: OrchestratorService, tallies: Tallies) -> list[Sample]:
     """Look at everything once."""
     leading = service.deciding.is_set()
-    if leading:
-        tallies.expect(service.core.world.registry.teams, service.core.world.listening.names)
+    tallies.expect(service.core.world.registry.teams, service.core.world.listening.names)
     found = [
         Sample(names.LEADING, (), int(leading)),
         Sample(names.LAG, (), service.lag),

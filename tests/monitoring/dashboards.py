@@ -97,26 +97,36 @@ def number(
     texts: dict[str, tuple[str, str]] | None = None,
     decimals: int | None = None,
 ) -> Panel:
-    """One number, with what it was lately behind it. `texts`: words and colour for values."""
-    made = panel("stat", title, about, [(query, "")], unit, width, 4)
+    """One number, with what it was lately behind it. `texts`: words and colour for values; "" where there is none now.
+
+    What nobody tells any more must not be shown as it was last: from then on it is "?", or what `texts` has for "".
+    """
+    made = panel("stat", title, about, [(f"({query}) or vector(NaN)", "")], unit, width, 4)
     defaults = made["fieldConfig"]["defaults"]
     defaults |= {"thresholds": steps(*limits, first=first), "color": {"mode": "thresholds"}}
     if decimals is not None:
         defaults["decimals"] = decimals
-    if texts:
-        options = {
-            value: {"text": text, "color": colour, "index": n}
-            for n, (value, (text, colour)) in enumerate(texts.items())
-        }
-        defaults["mappings"] = [{"type": "value", "options": options}]
+    words = {"": ("?", GREY)} | (texts or {})
+    defaults["mappings"] = [
+        {"type": "special", "options": {"match": "null+nan", "result": _mapped(0, *words.pop(""))}},
+        *([{"type": "value", "options": options}] if (options := _mapped_values(words)) else []),
+    ]
     made["options"] = {
         "colorMode": "background_solid" if texts else "value",
         "graphMode": "none" if texts else "area",
         "justifyMode": "auto",
         "textMode": "auto",
-        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "reduceOptions": {"calcs": ["last"], "fields": "", "values": False},
     }
     return made
+
+
+def _mapped(index: int, text: str, colour: str) -> dict[str, Any]:
+    return {"text": text, "color": colour, "index": index}
+
+
+def _mapped_values(words: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    return {value: _mapped(n, *word) for n, (value, word) in enumerate(words.items(), 1)}
 
 
 def lines(
@@ -262,7 +272,12 @@ def overview() -> list[Panel]:
             "Orchestrator",
             "Whether one decides. Nothing is placed while none does; work in agents goes on.",
             now("cuebook_orchestrator_leading"),
-            texts={"0": ("NO LEADER", RED), "1": ("LEADING", GREEN), "2": ("TWO LEAD", ORANGE)},
+            texts={
+                "": ("NONE RUNS", RED),
+                "0": ("NO LEADER", RED),
+                "1": ("LEADING", GREEN),
+                "2": ("TWO LEAD", ORANGE),
+            },
         ),
         number(
             "Runs in flight",

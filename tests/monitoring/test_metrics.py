@@ -84,11 +84,23 @@ async def settled(stall: Market) -> bool:
 
 
 async def check_standby(stall: Market) -> None:
-    """It tells nothing about the space, so that sums count everything once."""
+    """It tells nothing about the space, and has counted nothing yet, so that sums count everything once.
+
+    Its counters are there before it leads: the first that it counts is an increase then, such as an agent that died with
+    the leader.
+    """
     told = Told(await stall.metrics("standby"))
     assert (told("cuebook_orchestrator_leading"), told("cuebook_ready")) == (0, 1)
-    leaders = {one.exported for one in ALL if one.by == "orchestrator"}
-    assert leaders & told.types.keys() == {"cuebook_orchestrator_leading", "cuebook_orchestrator_lag"}
+    leaders = [one for one in ALL if one.by == "orchestrator"]
+    assert {one.exported for one in leaders if one.kind == "gauge"} & told.types.keys() == {
+        "cuebook_orchestrator_leading",
+        "cuebook_orchestrator_lag",
+    }
+    counters = {one.exported for one in leaders if one.kind == "counter"}
+    counted = {key: value for key, value in told.values.items() if key[0] in counters}
+    assert not any(counted.values())
+    assert told("cuebook_agent_health_changes_total", agent="stall", health="lost") == 0
+    assert told("cuebook_runs_total", saga="buy", outcome="failed") == 0
     assert Told(await stall.metrics("orchestrator"))("cuebook_orchestrator_leading") == 1
 
 
