@@ -1,7 +1,7 @@
 """How an orchestrator is, for metrics. A standby tells about itself only: what is open is told by the one that decides.
 
 So a sum over all orchestrators counts everything once, and that nobody leads shows as an absence. What a standby would
-count is there as 0 already: else the agents that died with the leader, and are the first that it counts, were no increase.
+count is there as 0 already: else an agent that died with the leader, the first that it counts, were no increase.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ async def settled(stall: Market) -> bool:
 async def check_standby(stall: Market) -> None:
     """It tells nothing about the space, and has counted nothing yet, so that sums count everything once.
 
-    Its counters are there before it leads: the first that it counts is an increase then, such as an agent that died with
-    the leader.
+    Its counters are there before it leads: the first thing that it counts is an increase then, such as an agent that
+    died with the leader.
     """
     told = Told(await stall.metrics("standby"))
     assert (told("cuebook_orchestrator_leading"), told("cuebook_ready")) == (0, 1)
