@@ -24,19 +24,24 @@ _SQL = load_statements("observation.sql")
 
 
 class Observation:
-    """Of one runner. What is parked stands in the database, which is asked every ten seconds at most."""
+    """Of one runner. What is parked stands in the database, which is asked every ten seconds at most.
+
+    That it answers is seen by that, not only by the runner: to this a database that hangs looks like one that is slow.
+    """
 
     def __init__(self, runner: Runner, database_url: str, space: str) -> None:
         self._runner, self._url, self._space = runner, database_url, space
         self._parked: dict[str, int] = {}
         self._asked_at = 0.0
+        self._answers = True
 
     async def samples(self) -> list[Sample]:
         """How it is now; nothing about the tables before they are there."""
         runner = self._runner
-        found = [Sample(names.DATABASE_UP, (), int(runner.status().database_available and runner.ready.is_set()))]
         if not runner.ready.is_set():
-            return found
+            return [Sample(names.DATABASE_UP, (), 0)]
+        await self._ask()
+        found = [Sample(names.DATABASE_UP, (), int(runner.status().database_available and self._answers))]
         for projection, lag in runner.lags().items():
             behind_s = max(0.0, time.time() - lag.since / 1e6) if lag.events and lag.since else 0.0
             found += [
@@ -44,7 +49,6 @@ class Observation:
                 Sample(names.PROJECTION_LAG_S, (projection,), behind_s),
                 Sample(names.PROJECTION_POSITION, (projection,), lag.position),
             ]
-        await self._ask()
         return found + [Sample(names.PARKED, (projection,), count) for projection, count in self._parked.items()]
 
     async def _ask(self) -> None:
@@ -57,5 +61,6 @@ class Observation:
                     cursor = await connection.execute(_SQL["parked"])
                     self._parked = dict(await cursor.fetchall())
         except (psycopg.Error, CuebookError, TimeoutError):
-            return  # what was known stays; that the database is away is told beside it
-        self._asked_at = now
+            self._answers = False  # what was known stays
+            return
+        self._answers, self._asked_at = True, now
