@@ -120,7 +120,8 @@ class SpanQueue(SpanProcessor):
         self.dropped = self.refused = self.sent = 0
         self._exporter = exporter
         self._steady = Resource({key: value for key, value in resource.attributes.items() if key not in _OF_A_PROCESS})
-        """What our own spans say about where they come from: the same whoever makes them from the log."""
+        """What spans made from the log say about where they come from: the same whoever makes them."""
+        self._own = resource
         self._scope = InstrumentationScope(SCOPE, release())
         self._most = max(_number("OTEL_BSP_MAX_QUEUE_SIZE", 2048), 1)
         self._batch = max(min(_number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512), self._most), 1)
@@ -208,7 +209,7 @@ class SpanQueue(SpanProcessor):
             name=span.name,
             context=SpanContext(span.trace_id, span.span_id, False, _SAMPLED),
             parent=parent,
-            resource=self._steady,
+            resource=self._own if span.author == "agent" else self._steady,
             attributes=span.attributes,
             events=[Event(one.name, one.attributes, one.at * 1000) for one in span.events],
             links=[_link(one.trace_id, one.span_id, one.why) for one in span.links],

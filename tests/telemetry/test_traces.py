@@ -127,6 +127,10 @@ def check_the_story(found: Collector) -> None:
         **dict.fromkeys(("execute", "complete", "ask"), "cuebook-agents"),
         "project": "cuebook-projections",
     }
+    machines = {span.resource.get("host.name") for span in found.spans if span.name.startswith(("execute", "complete"))}
+    assert len(machines) == 1, "Jaeger takes spans of an attempt for those of two machines, whose clocks differ"
+    assert None not in machines
+    assert not any("host.name" in span.resource for span in found.spans if span.name.startswith(("run", "step")))
     first, second = found.named("execute shop.charge")
     assert (first.error, second.error) == ("ConnectionError", "")
     assert [span.attributes["cuebook.attempt"] for span in (first, second)] == [1, 2]
