@@ -127,6 +127,8 @@ class AgentHost:
         for cls, shelf in sorted(shelves, key=lambda one: not one[1].instance):
             while not self._stopping.is_set():
                 try:
+                    if not shelf.is_open:  # the link was cut while it registered
+                        await shelf.open()
                     if not shelf.instance:
                         refuse_recording(await self.log.verify())
                     await self._add(cls, shelf)

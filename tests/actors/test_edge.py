@@ -134,6 +134,43 @@ async def test_wherever_in_a_message_the_link_breaks_each_task_has_one_outcome(
     assert Counter(key for _, key, *_ in lines(ledger)) == {f"{run_id}/0": 1 for run_id in run_ids}
 
 
+async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_is_back(
+    servers: NatsEdge, space: str, ledger: Path
+) -> None:
+    starts: list[Agent] = []
+
+    class Late(Till):
+        async def start(self) -> None:
+            starts.append(self)
+            if len(starts) == 1:
+                servers.link.cut()
+
+    Till.gate.set()
+    Late.gate = Till.gate
+    async with Desk(servers.hub.url, space) as desk:
+        site = Site(servers, space, Late)
+        entering = asyncio.create_task(site.__aenter__())
+        await eventually(lambda: starts)
+        site.host.log.appender._give_up_s = 0.2
+        await eventually(lambda: len(starts) == 2)
+        servers.link.mend()
+        await entering
+        [instance] = site.host.instances
+        await desk.sees(lambda: desk.health(instance.id) == "healthy")
+        for run_id in await give(desk):
+            assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+        with pytest.raises(ConfigurationError, match="is served by another process already"):
+            async with Site(servers, space, Till):
+                pass
+
+        async def nothing_is_kept() -> bool:
+            return await left_behind(servers, space) <= 1  # under which name it goes on
+
+        await eventually(nothing_is_kept)
+        await site.__aexit__()
+    assert len(lines(ledger)) == TASKS
+
+
 async def test_a_task_that_others_have_done_meanwhile_is_refused_and_that_is_on_record(
     servers: NatsEdge, space: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
