@@ -15,6 +15,7 @@ import pytest
 
 from cuebook.actors import Retry, Task, handler
 from cuebook.actors.agent import Agent
+from cuebook.actors.forwarder import Forwarder
 from cuebook.actors.orchestrator import dispatcher, liveness
 from cuebook.embedded.nats_edge import NatsEdge, nats_edge
 from cuebook.events.errors import ConfigurationError
@@ -305,6 +306,60 @@ async def test_events_of_the_edge_come_to_the_log_in_order_and_once_wherever_the
         assert [one.id for one in events if one.id.startswith("e")] == [f"e{n}" for n in range(1, total, 2)]
         assert len({one.id for one in events}) == total
     await sensor.close()
+
+
+async def test_an_edge_that_is_there_before_the_log_waits_for_it(servers: NatsEdge, space: str) -> None:
+    sensor = await nats.connect(servers.url)
+    async with Site(servers, space) as site:
+        await sensor.request(f"{space}.event.meter.read", b'{"n": 1}')
+        async with Desk(servers.hub.url, space) as desk:
+
+            async def forwarded() -> bool:
+                return len(await desk.events_on("meter.read")) == 1
+
+            await eventually(forwarded)
+            await eventually(lambda: site.forwarder.waiting == 0)
+    await sensor.close()
+
+
+async def test_two_edges_with_one_name_are_told_and_neither_forwards_an_event_twice(
+    servers: NatsEdge, space: str, expected_errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def later(*_: object) -> None:
+        """What was forwarded is still there, as when the process is killed before it is removed."""
+
+    monkeypatch.setattr(Forwarder, "_purge", later)
+    expected_errors.append("another machine forwards events under the name of this edge")
+    sensor = await nats.connect(servers.url)
+    hub = await nats.connect(servers.hub.url)
+    async with Desk(servers.hub.url, space) as desk:
+
+        async def send(*numbers: int) -> None:
+            for n in numbers:
+                await sensor.request(f"{space}.event.meter.read", json.dumps({"n": n}).encode())
+
+        async def here(count: int) -> bool:
+            return len(await desk.events_on("meter.read")) >= count
+
+        async def the_other_forwards() -> None:
+            told = {"edge": "shop-7", "stream": "2026-01-01T00:00:00Z", "through": 900, "events": 1}
+            await hub.jetstream().publish(f"{space}.event.cuebook.edge.shop-7", json.dumps(told).encode())
+
+        async with Site(servers, space) as site:
+            await send(1, 2, 3)
+            await eventually(lambda: here(3))
+            await the_other_forwards()
+            await send(4, 5)
+            await eventually(lambda: here(5))
+            await eventually(lambda: site.forwarder.waiting == 0)
+            await the_other_forwards()
+        async with Site(servers, space) as site:
+            await send(6)
+            await eventually(lambda: here(6))
+            assert site.forwarder.forwarded == 1
+        assert [one.event.data["n"] for one in await desk.events_on("meter.read")] == [1, 2, 3, 4, 5, 6]  # type: ignore[attr-defined]
+    await sensor.close()
+    await hub.close()
 
 
 async def test_a_sensor_may_publish_events_and_nothing_else(servers: NatsEdge, space: str) -> None:
