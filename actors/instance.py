@@ -372,6 +372,8 @@ class Instance:
             self._drain_known.set()
             if not self.draining:
                 self._on_spent(self)
+        elif "anew" in message:  # else the count of a delivery whose beginning is lost might look like the old one's
+            self._expected = 1
         elif "cancel" in message:
             run_id, n, assigned = message["cancel"]
             work = self._work.get((run_id, n))
@@ -410,10 +412,10 @@ class Instance:
 
     def _is_new(self, sequence: int, delivered: int) -> bool:
         """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""
-        if delivered > self._expected:
-            self._gapped = True
-        elif delivered < self._expected:  # delivery began anew, not after what we have without a gap
+        if delivered == 1:  # delivery began anew, not after what we have without a gap
             self._gapped = False
+        elif delivered != self._expected:  # also when the first ones of a delivery that began anew were lost
+            self._gapped = True
         self._expected = delivered + 1
         if sequence <= self._received:
             return False
