@@ -151,15 +151,15 @@ async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_
     async with Desk(servers.hub.url, space) as desk:
         site = Site(servers, space, Late)
         entering = asyncio.create_task(site.__aenter__())
-        await eventually(lambda: starts)
+        await eventually(lambda: starts, within_s=60)
         site.host.log.appender._give_up_s = 0.2
-        await eventually(lambda: len(starts) == 2)
+        await eventually(lambda: len(starts) == 2, within_s=60)
         servers.link.mend()
         await entering
         [instance] = site.host.instances
         await desk.sees(lambda: desk.health(instance.id) == "healthy")
         for run_id in await give(desk):
-            assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+            assert (await desk.client.wait(run_id, timeout_s=60)).status == "completed"
         with pytest.raises(ConfigurationError, match="is served by another process already"):
             async with Site(servers, space, Till):
                 pass
@@ -167,7 +167,7 @@ async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_
         async def nothing_is_kept() -> bool:
             return await left_behind(servers, space) <= 1  # under which name it goes on
 
-        await eventually(nothing_is_kept)
+        await eventually(nothing_is_kept, within_s=60)
         await site.__aexit__()
     assert len(lines(ledger)) == TASKS
 
