@@ -346,8 +346,8 @@ class Group:
             self._send_away(fresh)
             return False
         if fresh.ended.is_set():
-            facts = {"child": fresh.number, "pid": fresh.pid, "ended": how_it_ended(fresh.status)}
-            logger.error("the fresh process did not get ready: the old one goes on", extra={**facts, "old": old.pid})
+            ending = {"child": fresh.number, "pid": fresh.pid, "ended": how_it_ended(fresh.status)}
+            logger.error("the fresh process did not get ready: the old one goes on", extra={**ending, "old": old.pid})
             pause_s = place.restarts.pause_s(0.0) or 0.0
             await _first(self.stopping.wait(), asyncio.sleep(pause_s))
             return False
