@@ -17,11 +17,16 @@ from cuebook.events.batch import Member, append_batch
 from cuebook.events.codec import encode, parse_headers
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope
-from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
+from cuebook.events.errors import (
+    CommandRejectedError,
+    ConcurrencyConflictError,
+    StreamMissingError,
+    UnavailableError,
+)
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
 from cuebook.events.jetstream import js_request
-from cuebook.events.log import EventLog
+from cuebook.events.log import EventLog, Unreadable
 from cuebook.events.stream import MAX_MESSAGE_BYTES
 from cuebook.events.subjects import check_token
 
@@ -65,7 +70,8 @@ class Forwarder:
         self._feed: Feed | None = None
         self._created = ""
         self._marked = self._through = 0
-        """Where the last mark stands in the log, and what it says."""
+        """Where the last mark stands in the log, and up to where our events are there."""
+        self._said_two = False
 
     @property
     def waiting(self) -> int:
@@ -124,17 +130,40 @@ class Forwarder:
         """Up to where the log says that it has our events, however long it takes until it answers."""
         while True:
             try:
+                await self._log.verify()  # the link may be back before the hub has its stream
                 found = await self._log.last_match(self._mark)
-            except UnavailableError:
+                if found is None:
+                    self._marked = self._through = 0
+                    return
+                through = self._told(self._log.decode(*found))
+                if through is None:
+                    through = await self._search(self._marked, found.sequence)
+            except (UnavailableError, StreamMissingError):
                 await asyncio.sleep(RETRY_S)
                 continue
-            item = self._log.decode(*found) if found is not None else None
-            self._marked, self._through = found.sequence if found is not None else 0, 0
-            event = item.event if isinstance(item, Envelope) else None
-            told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
-            if told.get("stream") == self._created:  # else it says how far another one had come
-                self._through = int(told.get("through", 0))
+            self._marked, self._through = found.sequence, through
             return
+
+    def _told(self, item: Envelope | Unreadable) -> int | None:
+        """Up to where a mark says that our stream has been forwarded; None: it tells of another stream."""
+        event = item.event if isinstance(item, Envelope) else None
+        told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
+        return int(told.get("through", 0)) if told.get("stream") == self._created else None
+
+    async def _search(self, after: int, until: int) -> int:
+        """The last mark is of another stream: the edge's disk was replaced, or there are two edges with one name."""
+        ours = [self._through] if self._through else []
+        async for item in self._log.read(after=after, until=until, filters=[self._mark]):
+            through = self._told(item)
+            if through is not None:
+                ours.append(through)
+        if ours and not self._said_two:
+            self._said_two = True
+            logger.error(
+                "another machine forwards events under the name of this edge: give each edge a name of its own",
+                extra={"edge": self._edge},
+            )
+        return ours[-1] if ours else 0
 
     def _receive(self, subject: str, body: bytes, sequence: int, _recorded_at: int, headers: bytes | None) -> None:
         self._queue.append(_Event(subject, body, sequence, headers))
@@ -145,7 +174,7 @@ class Forwarder:
             await self._append(events)
         except ConcurrencyConflictError:
             await self._read_mark()  # an attempt of ours had succeeded after all
-        except UnavailableError as error:
+        except (UnavailableError, StreamMissingError) as error:
             logger.debug("events wait at the edge: %s", error)
             await asyncio.sleep(RETRY_S)
             await self._read_mark()

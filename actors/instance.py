@@ -57,6 +57,9 @@ DRAIN_SIGNAL_S = 2.0
 """How long a draining instance waits to hear that the orchestrator knows."""
 LINGER_S = 0.25
 _LONGEST_S = 1e9
+SLOW_START_S = 10.0
+"""After so long, and again after twice as long, the log says that an agent's `start` has not returned."""
+LET_GO_S = 1.0
 SAY_S = 5.0
 """How long an instance tries to say that it drains or stops; when the log is away, its silence says the same."""
 BLOCKED_S = 1.0
@@ -144,8 +147,8 @@ class Instance:
             return []
         return [f"{one.envelope.address.run_id}/{one.envelope.address.n} {one.event.handler}" for one in over]
 
-    async def start(self) -> None:
-        """Start the agent, then register it. Raises whatever its `start` raises."""
+    async def start(self, stopping: asyncio.Event) -> bool:
+        """Start the agent, then register it; False when `stopping` came first. Raises whatever its `start` raises."""
         cls, subjects = self.agent_class, self._log.subjects
         handlers = cls.handlers()
         deadlines = Deadlines()
@@ -163,7 +166,8 @@ class Instance:
         )
         self._progress = Progress(self._log, is_ours=self._is_ours, on_progress=self._move, agent_logger=self._logger)
         self._loop, connection = asyncio.get_running_loop(), self._log.connection
-        await self.agent.start()
+        if not await self._start_agent(stopping):
+            return False
         self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
         self._control = await connection.listen(subjects.control(cls.name, self.id), self._on_control)
         registered = AgentRegistered(
@@ -190,6 +194,32 @@ class Instance:
             raise
         self._heart = self._loop.create_task(self._beat())
         logger.info("registered", extra={"agent": cls.name, "instance": self.id, "slots": self.slots})
+        return True
+
+    async def _start_agent(self, stopping: asyncio.Event) -> bool:
+        """Let the agent make itself ready, however long it takes, unless we are to stop meanwhile."""
+        if stopping.is_set():
+            return False
+        starting, told = asyncio.ensure_future(self.agent.start()), asyncio.ensure_future(stopping.wait())
+        began, say_after_s = time.monotonic(), SLOW_START_S
+        try:
+            while not starting.done() and not told.done():
+                await asyncio.wait([starting, told], timeout=say_after_s, return_when=asyncio.FIRST_COMPLETED)
+                if not starting.done() and not told.done():
+                    facts = {"agent": self.agent_class.name, "for_s": round(time.monotonic() - began, 1)}
+                    logger.warning("the agent's start() has not returned yet", extra=facts)
+                    say_after_s *= 2
+            if starting.done():
+                starting.result()
+                return True
+        finally:
+            told.cancel()
+            starting.cancel()
+        logger.warning("stopping before the agent has started", extra={"agent": self.agent_class.name})
+        await asyncio.wait([starting], timeout=LET_GO_S)
+        if starting.done() and not starting.cancelled() and starting.exception() is not None:
+            self._logger.error("the agent's start raised while it was cancelled", exc_info=starting.exception())
+        return False
 
     def _resume(self, shelf: Shelf, registered: AgentRegistered) -> None:
         """Go on with what the process before us had, at once, and say so when the log can be reached."""
@@ -342,6 +372,8 @@ class Instance:
             self._drain_known.set()
             if not self.draining:
                 self._on_spent(self)
+        elif "anew" in message:  # else the count of a delivery whose beginning is lost might look like the old one's
+            self._expected = 1
         elif "cancel" in message:
             run_id, n, assigned = message["cancel"]
             work = self._work.get((run_id, n))
@@ -380,10 +412,10 @@ class Instance:
 
     def _is_new(self, sequence: int, delivered: int) -> bool:
         """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""
-        if delivered > self._expected:
-            self._gapped = True
-        elif delivered < self._expected:  # delivery began anew, not after what we have without a gap
+        if delivered == 1:  # delivery began anew, not after what we have without a gap
             self._gapped = False
+        elif delivered != self._expected:  # also when the first ones of a delivery that began anew were lost
+            self._gapped = True
         self._expected = delivered + 1
         if sequence <= self._received:
             return False

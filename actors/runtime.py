@@ -82,7 +82,8 @@ class AgentHost:
                         await self._add(cls)
                 else:
                     await self._add_at_edge(self._edge)
-                self.ready.set()
+                if not self._stopping.is_set():
+                    self.ready.set()
                 await self._until_stopped()
             finally:
                 self._stopping.set()
@@ -117,8 +118,8 @@ class AgentHost:
 
     async def _add(self, cls: type[Agent], shelf: Shelf | None = None) -> None:
         instance = Instance(self.log, cls, self._on_spent, tracing=self._tracing, shelf=shelf, handling=self._handling)
-        await instance.start()
-        self.instances.append(instance)
+        if await instance.start(self._stopping):
+            self.instances.append(instance)
 
     async def _add_at_edge(self, edge: Edge) -> None:
         """First those that have been here before, which need no log; then those that have to register with it."""
@@ -126,6 +127,8 @@ class AgentHost:
         for cls, shelf in sorted(shelves, key=lambda one: not one[1].instance):
             while not self._stopping.is_set():
                 try:
+                    if not shelf.is_open:  # the link was cut while it registered
+                        await shelf.open()
                     if not shelf.instance:
                         refuse_recording(await self.log.verify())
                     await self._add(cls, shelf)

@@ -64,6 +64,7 @@ class Shelf:
         self._settled: set[int] = set()
         self._news = asyncio.Event()
         self._listener: Listener | None = None
+        self.is_open = False
 
     @property
     def waiting(self) -> int:
@@ -71,7 +72,10 @@ class Shelf:
         return sum(bool(one.fact) for sequence, one in self._kept.items() if sequence not in self._settled)
 
     async def open(self) -> None:
-        """Read what is there, and see to it that nobody else has this shelf. Raises as `open_shelf`."""
+        """Read what is there, and see to it that nobody else has this shelf. Raises as `open_shelf`.
+
+        A shelf that was closed may be opened again.
+        """
         try:
             await self._connection.request(self._who, b"", timeout=ASK_S)
         except (nats.errors.NoRespondersError, TimeoutError):
@@ -82,7 +86,13 @@ class Shelf:
                 remedy="raise its slots, or serve it under another name of the edge",
             )
         self._listener = await self._connection.listen(self._who, self._answer)
-        for message in await matches(self._connection, self._stream, f"{self._scope}.>"):
+        self._kept, self._settled = {}, set()
+        try:
+            found = await matches(self._connection, self._stream, f"{self._scope}.>")
+        except BaseException:
+            await self._listener.close()  # else it is we who would have it when we try again
+            raise
+        for message in found:
             told = msgpack.unpackb(message.body)
             if message.subject.endswith(".instance"):
                 self.instance, self.received = told["instance"], told["received"]
@@ -91,9 +101,11 @@ class Shelf:
                 self._kept[task.sequence] = task
         self.tasks = [self._kept[sequence] for sequence in sorted(self._kept)]
         self._cleaner = asyncio.get_running_loop().create_task(self._clean())
+        self.is_open = True
 
     async def close(self) -> None:
         """Leave everything where it is, for the next process."""
+        self.is_open = False
         await ended(self._cleaner)
         if self._listener is not None:
             await self._listener.close()

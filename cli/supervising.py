@@ -70,7 +70,7 @@ class _Supervisor:
 
     def _tell(self) -> None:
         """The group is ready, or has been reloaded."""
-        if self._group.ready.is_set() and not self._group.reloading:
+        if self._group.ready.is_set() and not self._group.reloading and not self._group.stopping.is_set():
             logger.info("all processes are ready", extra={"processes": self._group.plan.processes})
             notify("READY=1", f"STATUS={self._group.status_line()}")
 
@@ -126,6 +126,6 @@ def _has_terminal() -> bool:
     """Whether we were started in a terminal that is still there."""
     try:
         os.tcgetpgrp(sys.stderr.fileno())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # it is closed, or is nothing at all
         return False
     return True

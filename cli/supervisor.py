@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ PATIENCE_S: Final = 15.0
 LAST_WORDS_S: Final = 2.0
 """What a process that hangs gets to write down where its threads stand (SIGABRT), before SIGKILL."""
 LOOK_EVERY_S: Final = 1.0
+SLOW_START_S: Final = 30.0
+"""After so long the log says that a process is not ready yet."""
+READY_WITHIN_S: Final = 300.0
+"""Who is to replace another and is not ready by then never will be: the other one goes on."""
 _OF_THE_MANAGER: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """What systemd tells us, and us alone."""
 _ADDED_UP: Final = ("slots", "in_flight", "lag", "done")
@@ -59,17 +64,28 @@ class Plan:
 class _Process:
     """One process, in the place with the number `place`; `report` is what it said last.
 
-    `number` is its own alone, and free again when it has ended.
+    `number` is its own alone, and free again when it has ended. `age`: how many reloads came before it. `running` None: it
+    could not even be started, and has ended.
     """
 
-    def __init__(self, number: int, place: int, without: frozenset[str], running: asyncio.subprocess.Process) -> None:
-        self.number, self.place, self.without, self._running = number, place, without, running
-        self.pid = running.pid
+    def __init__(
+        self,
+        number: int,
+        place: int,
+        without: frozenset[str],
+        *,
+        age: int,
+        running: asyncio.subprocess.Process | None,
+    ) -> None:
+        self.number, self.place, self.without, self.age, self._running = number, place, without, age, running
+        self.pid = running.pid if running is not None else 0
         self.report: dict[str, Any] = {}
         self.ready, self.ended = asyncio.Event(), asyncio.Event()
-        self.status = 0
-        self.leaving = self.condemned = False
+        self.status = 0 if running is not None else int(Exit.FAILURE)
+        self.leaving = self.condemned = self.said_slow = False
         self.began = self.well_at = asyncio.get_running_loop().time()
+        if running is None:
+            self.ended.set()
 
     @property
     def was_drained(self) -> bool:
@@ -93,6 +109,7 @@ class _Process:
 
     async def follow(self, line: socket.socket, heard: Callable[[_Process], None]) -> None:
         """Take in what it says until it has ended."""
+        assert self._running is not None, "it was started"
         reader, writer = await asyncio.open_unix_connection(sock=line)
         listening = asyncio.ensure_future(self._listen(reader, heard))
         self.status = await self._running.wait()
@@ -143,6 +160,9 @@ class Group:
         self._live: list[_Process] = []
         self._due: dict[_Place, str] = {}
         self._due_changed = asyncio.Event()
+        self._reloads = 0
+        self._reloaded = asyncio.Event()
+        """Set, and replaced, by each reload: what was under way for the one before is in vain."""
         self._loaded = asyncio.Event()
         """One process has found its agents, and so will the others."""
         self._tasks: asyncio.TaskGroup
@@ -189,6 +209,9 @@ class Group:
             self._tasks.create_task(self._keep(place))
         self.reloading = True
         self._due_changed.set()
+        self._reloads += 1
+        self._reloaded.set()
+        self._reloaded = asyncio.Event()
 
     def status_line(self) -> str:
         """How it goes, in words."""
@@ -198,7 +221,8 @@ class Group:
         text = f"processes {len(serving)} of {self.plan.processes}"
         if serving:
             text += ", slots {slots}, in flight {in_flight}, lag {lag}, done {done}".format(**figures)
-        waiting = next((one.report["state"] for one in current if not one.ready.is_set() and one.report), "")
+        unready = [one for one in self._live if not one.ready.is_set() and not one.leaving]
+        waiting = next((one.report["state"] for one in unready if one.report), "")
         return text + (f", {waiting}" if waiting else "") + (", reloading" if self.reloading else "")
 
     def hanging(self) -> str:
@@ -272,27 +296,33 @@ class Group:
             await self._due_changed.wait()
             while self._due and not self.stopping.is_set():
                 place = next(iter(self._due))
-                reason = self._due[place]
+                reason, reloads = self._due[place], self._reloads
                 well = await self._replace(place, reason)
+                again = self._reloads != reloads
+                if again and reason == "reload" and place.current is not None and place.current.age < self._reloads:
+                    continue  # it has what the reload before this one brought
                 if self._due.get(place) == reason:
                     del self._due[place]
-                if not well and reason == "reload":
+                if not well and not again and reason == "reload":
                     logger.error("reloading has ended: the other processes stay as they are")
                     self._due = {one: why for one, why in self._due.items() if why != "reload"}
             self._due_changed.clear()
-            if self.reloading:
+            if self.reloading and not self.stopping.is_set():
                 self.reloading = False
                 self._changed()
 
     async def _replace(self, place: _Place, reason: str) -> bool:
         """Put a fresh process in the place of its present one. False: none could be had, and that one goes on."""
         old = place.current
-        if place.closed or old is None:
+        if place.closed:
             return True
         if reason == "removed":
             self._close(place)
-            self._send_away(old)
-            await old.ended.wait()
+            if old is not None:
+                self._send_away(old)
+                await old.ended.wait()
+            return True
+        if old is None:
             return True
         if old.ended.is_set():
             return True  # a fresh one is on its way already
@@ -301,18 +331,19 @@ class Group:
             fresh = place.fresh = await self._start(place)
             if fresh is None:
                 return True
-            await _first(fresh.ready.wait(), fresh.ended.wait(), old.ended.wait(), self.stopping.wait())
-            if place.fresh is fresh and fresh.without == place.without:
+            await self._until_known(fresh, old.ended.wait())
+            outdated = fresh.age < self._reloads and not fresh.ready.is_set() and not fresh.ended.is_set()
+            if place.fresh is fresh and fresh.without == place.without and not outdated:
                 break
             if place.fresh is not fresh or place.closed:  # it stands in the place already, or nobody does any more
-                await _first(fresh.ready.wait(), fresh.ended.wait(), self.stopping.wait())
-                return True
-            self._send_away(fresh)  # a person has drained one of its agents meanwhile
+                await self._until_known(fresh)
+                return fresh.ready.is_set() or fresh.ended.is_set()
+            self._send_away(fresh)  # a person has drained one of its agents meanwhile, or reloaded once more
         return await self._take_over(place, old, fresh)
 
     async def _take_over(self, place: _Place, old: _Process, fresh: _Process) -> bool:
-        if not fresh.ended.is_set() and not fresh.ready.is_set():
-            await _first(fresh.ready.wait(), fresh.ended.wait(), self.stopping.wait())  # the old one has just ended
+        if old.ended.is_set():
+            await self._until_known(fresh)
         place.fresh = None if place.fresh is fresh else place.fresh
         if self.stopping.is_set() or place.current is fresh or place.closed:
             return True
@@ -320,9 +351,14 @@ class Group:
             place.current, place.fresh = fresh, fresh
             self._close(place)
             return True
+        if not fresh.ready.is_set() and not fresh.ended.is_set():
+            facts = {"child": fresh.number, "pid": fresh.pid, "old": old.pid, "for_s": READY_WITHIN_S}
+            logger.error("the fresh process does not get ready: the old one goes on", extra=facts)
+            self._send_away(fresh)
+            return False
         if fresh.ended.is_set():
-            facts = {"child": fresh.number, "pid": fresh.pid, "ended": how_it_ended(fresh.status)}
-            logger.error("the fresh process did not get ready: the old one goes on", extra={**facts, "old": old.pid})
+            ending = {"child": fresh.number, "pid": fresh.pid, "ended": how_it_ended(fresh.status)}
+            logger.error("the fresh process did not get ready: the old one goes on", extra={**ending, "old": old.pid})
             pause_s = place.restarts.pause_s(0.0) or 0.0
             await _first(self.stopping.wait(), asyncio.sleep(pause_s))
             return False
@@ -331,37 +367,57 @@ class Group:
         await old.ended.wait()
         return True
 
+    async def _until_known(self, fresh: _Process, *others: Coroutine[Any, Any, Any]) -> None:
+        """Until one that starts is ready or has ended, and no longer than anybody may want to know."""
+        if fresh.ready.is_set() or fresh.ended.is_set():
+            for other in others:
+                other.close()
+            return
+        waits = [fresh.ready.wait(), fresh.ended.wait(), self.stopping.wait(), self._reloaded.wait()]
+        await _first(*waits, *others, asyncio.sleep(READY_WITHIN_S))
+
     # --- one process ---
 
     async def _start(self, place: _Place) -> _Process | None:
         """Start a process for a place; None when we are to end."""
         if self.stopping.is_set() or place.closed:
             return None
-        taken = {one.number for one in self._live}
+        age, taken = self._reloads, {one.number for one in self._live}
         number = next(free for free in itertools.count() if free not in taken)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            running = await asyncio.create_subprocess_exec(
-                *self.plan.argv,
-                env=environment_of(
-                    self.plan.env,
-                    number=number,
-                    place=place.number,
-                    relieves=any(one.place == place.number for one in self._live),
-                    fd=theirs.fileno(),
-                    without=place.without,
-                ),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C in a terminal is for us
-                preexec_fn=dies_with_this_thread(signal.SIGTERM),
-            )
-        process = _Process(number, place.number, place.without, running)
+        try:
+            ours, running = await self._spawn(number, place)
+        except (OSError, subprocess.SubprocessError) as error:  # no memory, too many processes, a Python that is away
+            logger.error("a process cannot be started", extra={"child": number, "error": str(error)})  # noqa: TRY400
+            return _Process(number, place.number, place.without, age=age, running=None)
+        process = _Process(number, place.number, place.without, age=age, running=running)
         self._live.append(process)
         self._tasks.create_task(self._follow(process, ours, place))
         if self.stopping.is_set():
             self._send_away(process)
         return process
+
+    async def _spawn(self, number: int, place: _Place) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as stack:
+            stack.callback(ours.close)
+            with theirs:
+                running = await asyncio.create_subprocess_exec(
+                    *self.plan.argv,
+                    env=environment_of(
+                        self.plan.env,
+                        number=number,
+                        place=place.number,
+                        relieves=any(one.place == place.number for one in self._live),
+                        fd=theirs.fileno(),
+                        without=place.without,
+                    ),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # Ctrl-C in a terminal is for us
+                    preexec_fn=dies_with_this_thread(signal.SIGTERM),
+                )
+            stack.pop_all()
+        return ours, running
 
     async def _follow(self, process: _Process, line: socket.socket, place: _Place) -> None:
         await process.follow(line, lambda one: self._heard(one, place))
@@ -408,6 +464,8 @@ class Group:
             await asyncio.sleep(min(LOOK_EVERY_S, self.plan.patience_s / 4))
             for process in self._live:
                 silent_s = clock() - process.well_at
+                if not process.ready.is_set() and not process.leaving:
+                    self._say_if_slow(process, clock() - process.began)
                 if not process.ready.is_set() or process.leaving or process.condemned:
                     continue  # whoever starts may take its time, and whoever ends has a deadline of its own
                 if silent_s > self.plan.patience_s:
@@ -416,6 +474,14 @@ class Group:
                     facts = {"child": process.number, "pid": process.pid, "stuck": why, "for_s": round(silent_s, 1)}
                     logger.error("a process hangs and is killed; its tasks go to others", extra=facts)
                     self._tasks.create_task(self._put_down(process))
+
+    def _say_if_slow(self, process: _Process, age_s: float) -> None:
+        if age_s < SLOW_START_S or process.said_slow:
+            return
+        process.said_slow = True
+        state = process.report.get("state") or "in the start of an agent, or of its module"
+        facts = {"child": process.number, "pid": process.pid, "for_s": round(age_s, 1), "state": state}
+        logger.warning("a process is not ready yet", extra=facts)
 
     async def _put_down(self, process: _Process) -> None:
         process.signal(signal.SIGABRT)

@@ -21,7 +21,8 @@ class Inboxes:
     """One durable push consumer per instance, without acks.
 
     The instance says with each heartbeat up to where it has received without a gap; when assignments stay behind that,
-    delivery begins anew from there, and the instance skips what it already has.
+    delivery begins anew from there, and the instance skips what it already has. It is told so on its control subject:
+    over a link that breaks, the first messages of a delivery may be lost too.
     """
 
     def __init__(self, connection: Connection, subjects: Subjects) -> None:
@@ -57,6 +58,7 @@ class Inboxes:
             return
         if anew:
             await self.close(agent, instance)
+            self._connection.post(self._subjects.control(agent, instance), b'{"anew": true}')
         await self._chain.known()
         stream, name = self._chain.stream, f"{agent}__{instance}"
         config: dict[str, Any] = {

@@ -15,7 +15,7 @@ from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
 
-__all__ = ["Overview", "Tally", "count_open", "instance_facts"]
+__all__ = ["Overview", "Tally", "count_open", "instance_facts", "unserved"]
 
 FRESH_S = 0.5
 SHARE = 0.02
@@ -55,7 +55,7 @@ def count_open(core: Orchestrator, now: int) -> dict[str, Any]:
         "at": now,
         "sequence": core.world.position.sequence,
         **tally.view(core.dispatcher.why_waiting, core.dispatcher.is_stranded),
-        "unserved": _unserved(core),
+        "unserved": unserved(core),
         "agents": [instance_facts(one) for one in core.world.registry.instances.values()],
     }
 
@@ -131,7 +131,7 @@ def instance_facts(one: InstanceState) -> dict[str, Any]:
     }
 
 
-def _unserved(core: Orchestrator) -> list[dict[str, Any]]:
+def unserved(core: Orchestrator) -> list[dict[str, Any]]:
     """Open runs whose code this orchestrator has not got: their saga, or the version that they started with."""
     runs: dict[tuple[str, str], list[str]] = {}
     for run in core.world.runs.values():

@@ -21,7 +21,7 @@ from cuebook.actors.orchestrator.inboxes import Inboxes
 from cuebook.actors.orchestrator.lease import Lease
 from cuebook.actors.orchestrator.listening import SnapshotGapError
 from cuebook.actors.orchestrator.lookback import LookBack
-from cuebook.actors.orchestrator.overview import Overview
+from cuebook.actors.orchestrator.overview import Overview, unserved
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
 from cuebook.actors.orchestrator.repertoire import Repertoire
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
@@ -467,6 +467,9 @@ class OrchestratorService:
         """See Port."""
         self.deciding.set()
         self.in_place.set()
+        for one in unserved(self.core):
+            facts = {"saga": one["saga"], "runs": one["count"], "first": one["runs"][0]}
+            logger.warning("open runs stand still: %s", one["reason"], extra=facts)
 
     def now(self) -> int:
         """See Port."""

@@ -15,6 +15,7 @@ import pytest
 
 from cuebook.actors import Retry, Task, handler
 from cuebook.actors.agent import Agent
+from cuebook.actors.forwarder import Forwarder
 from cuebook.actors.orchestrator import dispatcher, liveness
 from cuebook.embedded.nats_edge import NatsEdge, nats_edge
 from cuebook.events.errors import ConfigurationError
@@ -132,6 +133,43 @@ async def test_wherever_in_a_message_the_link_breaks_each_task_has_one_outcome(
     completed = Counter(item.address.run_id for item in log if item.address.fact == "completed")
     assert completed == dict.fromkeys(run_ids, 1)
     assert Counter(key for _, key, *_ in lines(ledger)) == {f"{run_id}/0": 1 for run_id in run_ids}
+
+
+async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_is_back(
+    servers: NatsEdge, space: str, ledger: Path
+) -> None:
+    starts: list[Agent] = []
+
+    class Late(Till):
+        async def start(self) -> None:
+            starts.append(self)
+            if len(starts) == 1:
+                servers.link.cut()
+
+    Till.gate.set()
+    Late.gate = Till.gate
+    async with Desk(servers.hub.url, space) as desk:
+        site = Site(servers, space, Late)
+        entering = asyncio.create_task(site.__aenter__())
+        await eventually(lambda: starts, within_s=60)
+        site.host.log.appender._give_up_s = 0.2
+        await eventually(lambda: len(starts) == 2, within_s=60)
+        servers.link.mend()
+        await entering
+        [instance] = site.host.instances
+        await desk.sees(lambda: desk.health(instance.id) == "healthy")
+        for run_id in await give(desk):
+            assert (await desk.client.wait(run_id, timeout_s=60)).status == "completed"
+        with pytest.raises(ConfigurationError, match="is served by another process already"):
+            async with Site(servers, space, Till):
+                pass
+
+        async def nothing_is_kept() -> bool:
+            return await left_behind(servers, space) <= 1  # under which name it goes on
+
+        await eventually(nothing_is_kept, within_s=60)
+        await site.__aexit__()
+    assert len(lines(ledger)) == TASKS
 
 
 async def test_a_task_that_others_have_done_meanwhile_is_refused_and_that_is_on_record(
@@ -268,6 +306,60 @@ async def test_events_of_the_edge_come_to_the_log_in_order_and_once_wherever_the
         assert [one.id for one in events if one.id.startswith("e")] == [f"e{n}" for n in range(1, total, 2)]
         assert len({one.id for one in events}) == total
     await sensor.close()
+
+
+async def test_an_edge_that_is_there_before_the_log_waits_for_it(servers: NatsEdge, space: str) -> None:
+    sensor = await nats.connect(servers.url)
+    async with Site(servers, space) as site:
+        await sensor.request(f"{space}.event.meter.read", b'{"n": 1}')
+        async with Desk(servers.hub.url, space) as desk:
+
+            async def forwarded() -> bool:
+                return len(await desk.events_on("meter.read")) == 1
+
+            await eventually(forwarded)
+            await eventually(lambda: site.forwarder.waiting == 0)
+    await sensor.close()
+
+
+async def test_two_edges_with_one_name_are_told_and_neither_forwards_an_event_twice(
+    servers: NatsEdge, space: str, expected_errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def later(*_: object) -> None:
+        """What was forwarded is still there, as when the process is killed before it is removed."""
+
+    monkeypatch.setattr(Forwarder, "_purge", later)
+    expected_errors.append("another machine forwards events under the name of this edge")
+    sensor = await nats.connect(servers.url)
+    hub = await nats.connect(servers.hub.url)
+    async with Desk(servers.hub.url, space) as desk:
+
+        async def send(*numbers: int) -> None:
+            for n in numbers:
+                await sensor.request(f"{space}.event.meter.read", json.dumps({"n": n}).encode())
+
+        async def here(count: int) -> bool:
+            return len(await desk.events_on("meter.read")) >= count
+
+        async def the_other_forwards() -> None:
+            told = {"edge": "shop-7", "stream": "2026-01-01T00:00:00Z", "through": 900, "events": 1}
+            await hub.jetstream().publish(f"{space}.event.cuebook.edge.shop-7", json.dumps(told).encode())
+
+        async with Site(servers, space) as site:
+            await send(1, 2, 3)
+            await eventually(lambda: here(3))
+            await the_other_forwards()
+            await send(4, 5)
+            await eventually(lambda: here(5))
+            await eventually(lambda: site.forwarder.waiting == 0)
+            await the_other_forwards()
+        async with Site(servers, space) as site:
+            await send(6)
+            await eventually(lambda: here(6))
+            assert site.forwarder.forwarded == 1
+        assert [one.event.data["n"] for one in await desk.events_on("meter.read")] == [1, 2, 3, 4, 5, 6]  # type: ignore[attr-defined]
+    await sensor.close()
+    await hub.close()
 
 
 async def test_a_sensor_may_publish_events_and_nothing_else(servers: NatsEdge, space: str) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cuebook.actors import Agent, Retry, Task, handler
@@ -525,13 +525,18 @@ def test_no_inbox_is_opened_for_one_that_is_not_there(health: str) -> None:
 # --- what an instance says it has received ---
 
 
+_THREE = [("assign", 1), ("assign", 1), ("assign", 1)]
+
+
+@example([*_THREE, ("deliver", 3), *_THREE, ("begin anew", 0), ("lose", 1), ("deliver", 1)])
+@example([("assign", 1), ("deliver", 1), *_THREE, ("begin anew", 0), ("lose", 1), ("deliver", 1)])
 @given(
     st.lists(
         st.one_of(
             st.tuples(st.just("assign"), st.integers(1, 3)),
             st.tuples(st.just("deliver"), st.integers(0, 3)),
             st.just(("lose", 1)),
-            st.tuples(st.just("begin anew"), st.integers(0, 5)),
+            st.tuples(st.sampled_from(["begin anew", "begin untold"]), st.integers(0, 5)),
         ),
         max_size=60,
     )
@@ -539,10 +544,10 @@ def test_no_inbox_is_opened_for_one_that_is_not_there(health: str) -> None:
 def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_and_says_what_it_has(
     happenings: list[tuple[str, int]],
 ) -> None:
-    """The first message of a consumer that begins anew always arrives; it is how the instance notices."""
+    """An instance is told that its consumer begins anew, or takes the first message for a sign: one of both arrives."""
     instance = Instance(None, Adder, lambda _: None)  # type: ignore[arg-type]
     stream: list[int] = []
-    position, delivered = 0, 0
+    position, delivered, told = 0, 0, True
     taken: Counter[int] = Counter()
     said = [0]
     for what, count in happenings:
@@ -555,10 +560,12 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
                     position, delivered = sequence, delivered + 1
                     taken[sequence] += instance._is_new(sequence, delivered)
                 said.append(instance._received)
-            case "lose" if waiting and delivered:
+            case "lose" if waiting and (delivered or told):
                 position, delivered = waiting[0], delivered + 1
-            case "begin anew":
+            case "begin anew" | "begin untold":
                 position, delivered = said[-1 - min(count, len(said) - 1)], 0
+                if told := what == "begin anew":
+                    instance._on_control(b"", b"", b'{"anew": true}', None)
         assert set(taken.values()) <= {0, 1}
         assert {sequence for sequence in stream if sequence <= instance._received} <= set(+taken)
     assert said == sorted(said)

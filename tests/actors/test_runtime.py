@@ -866,6 +866,37 @@ async def test_an_agent_that_cannot_start_ends_its_host_and_the_others_leave_in_
         assert stopped == ["fine"]
 
 
+async def test_a_start_that_hangs_is_named_in_the_log_and_does_not_hold_up_stopping(
+    nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(instance, "SLOW_START_S", 0.05)
+    cancelled: list[str] = []
+
+    class Slow(Agent):
+        name = "slow"
+
+        async def start(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.append("slow")
+
+        @handler()
+        async def add(self, number: Number) -> Number:
+            return number
+
+    async with Desk(nats_url, space) as desk:
+        hiring = asyncio.create_task(desk.hire(Slow))
+        await eventually(lambda: "the agent's start() has not returned yet" in caplog.text)
+        [crew] = desk.crews
+        await crew.stop()
+        with pytest.raises(AssertionError, match="it did not start"):
+            await hiring
+        assert cancelled == ["slow"]
+        assert not crew.host.ready.is_set()
+        assert not [fact for fact in await desk.facts() if fact.startswith("agent.slow.")]
+
+
 async def test_an_instance_that_cannot_be_renewed_ends_its_host(
     nats_url: str, space: str, expected_errors: list[str]
 ) -> None:

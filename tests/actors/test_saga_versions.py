@@ -265,5 +265,21 @@ async def test_agents_and_sagas_of_two_versions_serve_at_once_on_a_server(nats_u
     assert started_as == {"r1": "1", "r2": "2"}
 
 
+async def test_who_decides_says_of_which_open_runs_it_lacks_the_version(
+    nats_url: str, space: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Desk(nats_url, space, sagas=[first], agents=[Shop]) as desk:
+        await desk.client.submit_run("order", {"n": 1}, run_id="r1")
+        await eventually(lambda: started(desk, "r1"))
+        await desk.stage.stop()
+        await desk.direct(second)
+        await eventually(lambda: "open runs stand still: no orchestrator serves saga 'order' version 1" in caplog.text)
+        await desk.stage.stop()
+        await desk.direct(first, second)
+        await desk.client.publish("paid", {"n": 1})
+        assert (await desk.client.wait("r1", timeout_s=30)).result == "first"
+    assert caplog.text.count("open runs stand still") == 1
+
+
 async def started(desk: Desk, run_id: str) -> bool:
     return any(item.address.run_id == run_id and isinstance(item.event, StepWaiting) for item in await desk.log())

@@ -53,10 +53,10 @@ async def test_whoever_is_told_to_stop_while_all_are_busy_nothing_is_lost_or_don
             assert await parts[name].stop() in TERMINATED, parts[name].errors
             parts[name] = await start[name]()
         await check_all(client, runs, cast.ledger)
-        last = (await client.log.verify()).last_sequence
         for one in parts.values():
             await one.says("ready")
             assert await one.stop() == 0, one.errors
+        last = (await client.log.verify()).last_sequence
         await Runner(client.log, database_url).run(until=last)
         tables = Tables(database_url, space)
         rows = await tables.rows("SELECT run_id, status FROM runs")

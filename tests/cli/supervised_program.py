@@ -2,7 +2,8 @@
 
     python supervised_program.py FOLDER
 
-`refuse`: it ends before it is ready. `spent-PID`, `stuck-PID`, `crash-PID`, `drained-PID`, `over-PID`: what process PID
+`refuse`: it ends before it is ready. `linger`: it is not ready as long as that is there; `slow-to-end`: it does not end
+before that is gone. `spent-PID`, `stuck-PID`, `crash-PID`, `drained-PID`, `over-PID`: what process PID
 says or does. `deaf`: nobody heeds a request to end.
 """
 
@@ -43,6 +44,8 @@ def main() -> None:
     if (FOLDER / "refuse").exists():
         note("refuses")
         sys.exit(4)
+    while (FOLDER / "linger").exists() and not stop.is_set():
+        time.sleep(0.01)
     note(f"begins{line.number}{''.join(sorted(line.without))}")
     drained: list[str] = []
     while not stop.is_set():
@@ -54,6 +57,8 @@ def main() -> None:
         if says("over"):
             line.tell(ready=True, state="", over=True)
             return
+        time.sleep(0.01)
+    while (FOLDER / "slow-to-end").exists():
         time.sleep(0.01)
     note("ends")
 

@@ -156,6 +156,67 @@ async def test_what_cannot_take_over_leaves_the_old_ones_at_work(
         assert "the other processes stay as they are" in caplog.text
 
 
+async def test_a_process_that_does_not_get_ready_holds_up_neither_the_next_reload_nor_the_work(
+    begin: Begin, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SLOW_START_S", 0.1)
+    async with begin(2, patience_s=0.2) as play:
+        old = await play.has(2)
+        play.tell("linger")
+        play.group.reload(play.group.plan)
+        await eventually(lambda: "a process is not ready yet" in caplog.text, within_s=60)
+        assert play.pids == old
+        await eventually(lambda: play.group.status_line().endswith(", starting, reloading"), within_s=60)
+        (play.folder / "linger").unlink()
+        play.group.reload(play.group.plan)
+        await play.has(2, without=set(old))
+        await eventually(lambda: not play.group.reloading, within_s=60)
+        monkeypatch.setattr(supervisor, "READY_WITHIN_S", 0.3)
+        fresh = play.pids
+        play.tell("linger")
+        play.group.reload(play.group.plan)
+        await eventually(lambda: not play.group.reloading, within_s=60)
+        assert play.pids == fresh
+        assert "the fresh process does not get ready: the old one goes on" in caplog.text
+        await eventually(lambda: len(play.group._live) == 2, within_s=60)
+
+
+async def test_a_reload_while_one_is_under_way_reaches_every_place(begin: Begin) -> None:
+    async with begin(2) as play:
+        old = await play.has(2)
+        play.tell("slow-to-end")
+        play.group.reload(replace(play.group.plan, env={**os.environ, "RELEASE": "1"}))
+        await eventually(lambda: len(set(play.pids) - set(old)) == 1, within_s=60)  # the old one drains yet
+        play.group.reload(replace(play.group.plan, env={**os.environ, "RELEASE": "2"}))
+        (play.folder / "slow-to-end").unlink()
+        await eventually(lambda: not play.group.reloading, within_s=60)
+        assert [psutil.Process(pid).environ()["RELEASE"] for pid in play.pids] == ["2", "2"]
+
+
+async def test_who_cannot_be_started_at_all_leaves_the_others_at_work(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with begin(2) as play:
+        one, other = await play.has(2)
+        plan = play.group.plan
+        play.group.reload(replace(plan, argv=[str(play.folder / "away")]))
+        await eventually(lambda: not play.group.reloading, within_s=60)
+        play.tell(f"crash-{one}")
+        await eventually(lambda: caplog.text.count("a process cannot be started") >= 3, within_s=60)
+        assert play.pids == [other]
+        play.group.reload(plan)
+        await play.has(2, without={one, other})
+    assert play.running.result() == 0
+
+
+async def test_a_place_that_is_removed_before_anybody_stood_in_it_stays_empty(begin: Begin) -> None:
+    async with begin(3) as play:
+        play.group.reload(replace(play.group.plan, processes=1))
+        await play.has(1)
+        await eventually(lambda: not play.group.reloading and len(play.group._live) == 1, within_s=60)
+        assert all(place.closed for place in play.group._places[1:])
+
+
 async def test_a_first_process_that_cannot_start_ends_all_with_its_status(begin: Begin) -> None:
     async with begin(4) as play:
         play.tell("refuse")
