@@ -64,8 +64,8 @@ class Plan:
 class _Process:
     """One process, in the place with the number `place`; `report` is what it said last.
 
-    `number` is its own alone, and free again when it has ended. `age`: how many reloads came before it. `running` None: it
-    could not even be started, and has ended.
+    `number` is its own alone, and free again when it has ended. `age`: how many reloads came before it. `running` None:
+    it could not even be started, and has ended.
     """
 
     def __init__(
