@@ -102,7 +102,8 @@ def started(
     *arguments: str, cwd: Path, terminal: bool = False, env: Mapping[str, str] | None = None
 ) -> Iterator[Command]:
     """Start `cuebook` with these arguments, with no settings of whoever runs the tests; killed if it still runs."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("CUEBOOK_")}
+    foreign = ("CUEBOOK_", "COLUMNS", "LINES")  # the terminal's own size counts
+    own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     reading, writing = pty.openpty() if terminal else os.pipe()
     if terminal:
         fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", *_ROWS_AND_COLUMNS, 0, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -122,7 +123,7 @@ async def _ask_nats(facts: Facts, sources: Sources) -> None:
         questions: dict[str, tuple[bool, _Collect]] = {
             "clock": (True, lambda: _ask_time(connection, told)),
             "server": (sources.wants("log"), lambda: _ask_server(connection, told, sources.monitor_url)),
-            "streams": (True, lambda: _ask_streams(connection, told)),
+            "streams": (True, lambda: _ask_streams(connection, told, facts.space)),
             "consumers": (sources.wants("agents"), lambda: _ask_consumers(connection, told, facts.stream)),
             "lease": (sources.wants("orchestrator"), lambda: _ask_lease(connection, told, facts.space)),
             "orchestrator": (
@@ -173,7 +174,7 @@ async def _ask_server(connection: Connection, told: NatsFacts, monitor_url: str)
         told.disk = Disk(str(path), usage.total - usage.free, usage.total)
 
 
-async def _ask_streams(connection: Connection, told: NatsFacts) -> None:
+async def _ask_streams(connection: Connection, told: NatsFacts, space: str) -> None:
     """Each by itself: a list of all waits for nodes that are down."""
     names: list[str] = []
     while True:
@@ -181,6 +182,8 @@ async def _ask_streams(connection: Connection, told: NatsFacts) -> None:
         names += page["streams"] or []
         if len(names) >= page["total"] or not page["streams"]:
             break
+    ours = re.compile(rf"(?:KV_|OBJ_)?{space}(?![a-z0-9-])", re.IGNORECASE).match
+    names.sort(key=lambda name: ours(name) is None)  # those of this space count before whatever else is there
     found: dict[str, dict[str, Any]] = {}
 
     async def ask(name: str) -> None:

@@ -116,8 +116,12 @@ async def _customer(payments: Payments, handle: str, email: str) -> tuple[str, s
 async def _refund_by_hand(shop: Database, payments: Payments) -> None:
     rows = await shop.fetch("select * from support.orders where id = %(id)s", id=REFUNDED_BY_HAND)
     charge = Charge.model_validate(rows[0] | {"order_id": REFUNDED_BY_HAND})
-    if not await payments.refunds_of(charge.payment_intent):
-        await payments.refund(charge, idempotency_key=f"support/by-hand/{REFUNDED_BY_HAND}")
+    try:
+        if not await payments.refunds_of(charge.payment_intent):
+            await payments.refund(charge, idempotency_key=f"support/by-hand/{REFUNDED_BY_HAND}")
+    except stripe.InvalidRequestError:  # by somebody who prepares at the same time, with another key
+        if not await payments.refunds_of(charge.payment_intent):
+            raise
 
 
 async def _stage_faults(shop: Database, stripe_url: str, stripe_key: str) -> None:

@@ -39,8 +39,8 @@ class Cli:
 
     async def run(self, *words: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
         """One command, in a thread, since it has an event loop of its own. Its logging ends with it."""
-        root = logging.getLogger()
-        handlers, level = root.handlers[:], root.level
+        root, ours = logging.getLogger(), logging.getLogger("cuebook")
+        handlers, level, own_level = root.handlers[:], root.level, ours.level
         try:
             return await asyncio.to_thread(
                 self._runner.invoke, app, words, input=stdin, env={**self.env, **(env or {})}, catch_exceptions=False
@@ -48,6 +48,7 @@ class Cli:
         finally:
             root.handlers[:] = handlers
             root.setLevel(level)
+            ours.setLevel(own_level)
 
     async def ok(self, *words: str, **options: Any) -> str:
         """What a command that succeeds prints."""

@@ -252,13 +252,13 @@ async def test_a_sealer_killed_and_started_again_goes_on(cli: Cli, sealed: Seale
 
 async def test_the_sealer_needs_a_key_that_is_its_own(cli: Cli, start: Start, log: EventLog, tmp_path: Path) -> None:
     async with start("serve", "sealer") as program:
-        assert await program.ends() == 1
+        assert await program.ends() == 2
         assert "cuebook audit key FILE" in program.errors
     key = tmp_path / "k"
     await cli.ok("audit", "key", str(key))
     key.chmod(0o644)
     async with start("serve", "sealer", "--key", str(key)) as program:
-        assert await program.ends() == 1
+        assert await program.ends() == 2
         assert "can be read by others" in program.errors
 
 
