@@ -11,9 +11,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from cuebook.events import facts
+from cuebook.events.catalogue import EVENT_TYPES
 from cuebook.events.codec import encode
-from cuebook.events.facts import Error, Event, HandlerSpec, Origin, OutsideEvent, RetryPolicy, RetryRule, TaskCompleted
+from cuebook.events.facts import Error, Event, HandlerSpec, Origin, RetryPolicy, RetryRule, TaskCompleted
 
 __all__ = ["DOCUMENT", "EXAMPLE", "example_body", "parts", "rewritten"]
 
@@ -27,7 +27,7 @@ _BYTES_A_LINE = 24
 
 def parts() -> dict[str, str]:
     """Every generated part by its name."""
-    generated = {family: _table([cls for cls in _classes() if _family(cls) == family]) for family in _FAMILIES}
+    generated = {family: _table([cls for cls in EVENT_TYPES if _family(cls) == family]) for family in _FAMILIES}
     generated["objects"] = _objects([Error, Origin, RetryPolicy, RetryRule, HandlerSpec])
     generated["hex"] = _hex()
     return generated
@@ -40,11 +40,6 @@ def rewritten(text: str) -> str:
         _, end, after = rest.partition(f"<!-- /{name} -->")
         text = f"{before}{begin}{part}{end}{after}"
     return text
-
-
-def _classes() -> list[type[Event]]:
-    found = [cls for cls in vars(facts).values() if inspect.isclass(cls) and issubclass(cls, Event)]
-    return [cls for cls in found if cls not in (Event, OutsideEvent)]
 
 
 def _family(cls: type[Event]) -> str:
@@ -73,7 +68,7 @@ def _fields(cls: type[Any]) -> str:
 
 def _type(annotation: str) -> str:
     plain = annotation.removesuffix(" | None")
-    if found := re.fullmatch(r"_ListOf\[(.+)\]", plain):
+    if found := re.fullmatch(r"ListOf\[(.+)\]", plain):
         return f"list of {_type(found[1])}"
     if found := re.fullmatch(r"dict\[str, (.+)\]", plain):
         return f"map to {_type(found[1])}"
