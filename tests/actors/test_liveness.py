@@ -223,8 +223,12 @@ async def test_instances_share_the_work(nats_url: str, space: str) -> None:
         run_ids += [await desk.client.submit_task("waiting", {"n": n}) for n in range(6)]
         await eventually(lambda: given.total() == 10)
         assert given == dict.fromkeys(names, 5)
-        waiting = await desk.client.ask("waiting", {"run": run_ids[-1]})
-        assert waiting == {"waiting": {"0": "all 10 slots of 2 instances of 'waiting' are taken; 1 more wait"}}
+        why = {"0": "all 10 slots of 2 instances of 'waiting' are taken; 1 more wait"}
+
+        async def waits() -> bool:
+            return await desk.client.ask("waiting", {"run": run_ids[-1]}) == {"waiting": why}
+
+        await eventually(waits)
         gate.set()
         for run_id in run_ids:
             assert (await desk.client.wait(run_id, timeout_s=10)).status == "completed"

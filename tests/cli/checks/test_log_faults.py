@@ -220,16 +220,16 @@ async def test_a_connection_across_a_network_should_have_tls_and_be_quick(system
     assert doctor.findings(facts, "log") == []
 
 
-async def test_a_recording_that_was_left(system: System, doctor: Doctor) -> None:
-    async with opened(system.nats_url, f"{doctor.space}-rec") as other:
+async def test_a_recording_that_was_left(tmp_path: Path, space: str) -> None:
+    async with nats_server(tmp_path) as server, opened(server.url, space), opened(server.url, f"{space}-rec") as other:
         await js_request(other.log.connection, f"STREAM.DELETE.{other.space.upper()}", {})
         await other.log.ensure(recording=True, origin="here")
+        doctor = Doctor(server.url, space)
         facts = await doctor.facts("log")
         assert doctor.findings(facts, "log") == []
         facts.now += WEEK_US + 10**6
         [found] = [one for one in doctor.findings(facts, "log") if one.about == other.space.upper()]
         assert (found.code, found.remedy) == ("log.recording_left", f"nats stream rm {other.space.upper()}")
-        await js_request(other.log.connection, f"STREAM.DELETE.{other.space.upper()}", {})
 
 
 async def test_too_few_replicas_and_a_node_that_died(tmp_path: Path, space: str) -> None:
