@@ -504,7 +504,8 @@ class Client:
     async def resolve(self, run_id: str, n: int, *, action: str = "", value: Any = None, note: str = "") -> int:
         """Decide about an escalated task (action supply, retry or abort), or answer a question (no action).
 
-        Raises NotFoundError when nothing is open there, CommandRejectedError when somebody else was faster.
+        Raises NotFoundError when there is no such task or step, CommandRejectedError when it does not wait for a
+        person, as when somebody else was faster.
         """
         item = (await self.state(run_id)).items.get(n)
         subjects = self.log.subjects
@@ -531,8 +532,9 @@ class Client:
                 )
         except ConcurrencyConflictError as error:
             raise CommandRejectedError(f"{run_id}/{n} was decided by somebody else") from error
-        status = item.status if item is not None else "unknown"
-        raise NotFoundError(f"{run_id}/{n} is {status}, nothing there waits for a person")
+        if item is None:
+            raise NotFoundError(f"run {run_id} has no task or step {n}")
+        raise CommandRejectedError(f"{run_id}/{n} is {item.status}: nothing there waits for a person (any more)")
 
     async def drain(self, agent: str, instance: str, *, reason: str = "") -> int:
         """Ask an instance to finish what it has and stop."""

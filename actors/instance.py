@@ -367,19 +367,24 @@ class Instance:
     # --- receiving ---
 
     def _on_control(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        message = json.loads(payload)
-        if "drain" in message:
-            self._drain_known.set()
-            if not self.draining:
-                self._on_spent(self)
-        elif "anew" in message:  # else the count of a delivery whose beginning is lost might look like the old one's
-            self._expected = 1
-        elif "cancel" in message:
-            run_id, n, assigned = message["cancel"]
-            work = self._work.get((run_id, n))
-            if work is not None and work.assigned == assigned and work.task is not None:
-                work.cancel_reason = str(message.get("reason") or "cancelled")
-                work.cancel()
+        try:
+            message = json.loads(payload)
+        except (ValueError, RecursionError):
+            message = None
+        match message:
+            case {"drain": _}:
+                self._drain_known.set()
+                if not self.draining:
+                    self._on_spent(self)
+            case {"anew": _}:  # else the count of a delivery whose beginning is lost might look like the old one's
+                self._expected = 1
+            case {"cancel": [str(run_id), int(n), int(assigned)], **more}:
+                work = self._work.get((run_id, n))
+                if work is not None and work.assigned == assigned and work.task is not None:
+                    work.cancel_reason = str(more.get("reason") or "cancelled")
+                    work.cancel()
+            case _:  # anybody may be allowed to publish there
+                logger.warning("not a control message: %r", payload[:100], extra={"instance": self.id})
 
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)

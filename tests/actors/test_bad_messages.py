@@ -308,6 +308,22 @@ async def test_noise_between_the_facts_of_a_run_does_not_keep_it_from_its_end(pl
         assert (outcome.status, outcome.result) == ("completed", {"n": 3})
 
 
+async def test_what_is_no_control_message_is_named_and_harms_no_instance(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing: Sequence[bytes] = (
+        b"", b"\xff", b"7", b"[]", b"{}", b'"drain"', b'{"cancel": 3}', b'{"cancel": ["a", "b", "c"]}', b"[" * 100_000
+    )  # fmt: skip
+    async with play as desk:
+        [instance] = desk.crews[0].host.instances
+        control = desk.client.log.subjects.control("bank", instance.id)
+        for body in nothing:
+            desk.client.log.connection.post(control, body)
+        await eventually(lambda: caplog.text.count("not a control message") == len(nothing))
+        assert "Traceback" not in caplog.text
+        await desk.works()
+
+
 async def test_valid_work_among_a_thousand_bad_messages_is_all_done(play: Play) -> None:
     async with play as desk:
         connection = desk.client.log.connection

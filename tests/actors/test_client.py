@@ -223,9 +223,9 @@ async def test_a_decision_needs_something_open_and_a_known_word(play: Play) -> N
         with pytest.raises(NotFoundError, match="there is no run nothing"):
             await client.resolve("nothing", 0, value=1)
         await client.run_task("bank", {"n": 1}, handler="add", run_id="done", timeout_s=20)
-        with pytest.raises(NotFoundError, match="done/0 is completed, nothing there waits for a person"):
+        with pytest.raises(CommandRejectedError, match="done/0 is completed: nothing there waits for a person"):
             await client.resolve("done", 0, action="retry")
-        with pytest.raises(NotFoundError, match="done/3 is unknown"):
+        with pytest.raises(NotFoundError, match="run done has no task or step 3"):
             await client.resolve("done", 3, action="retry")
         await refused(desk, "r")
         for action in ("", "approve"):

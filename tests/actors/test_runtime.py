@@ -18,7 +18,7 @@ from pydantic import BaseModel, field_validator
 from cuebook.actors import Agent, PermanentError, Retry, Task, handler, instance, progress
 from cuebook.actors.orchestrator import dispatcher
 from cuebook.events.envelope import to_datetime
-from cuebook.events.errors import CommandRejectedError, NotFoundError
+from cuebook.events.errors import CommandRejectedError
 from cuebook.events.facts import AgentStopped
 from tests.actors.cast import Bank, Number
 from tests.actors.desk import Desk
@@ -468,7 +468,7 @@ async def test_a_person_supplies_a_result_that_fits(nats_url: str, space: str) -
         outcome = await desk.client.wait(run_id, timeout_s=10)
         assert (outcome.status, outcome.result) == ("completed", {"n": 7})
         assert (await desk.events(run_id, "completed"))[0].by == "test"
-        with pytest.raises(NotFoundError, match="nothing there waits for a person"):
+        with pytest.raises(CommandRejectedError, match="nothing there waits for a person"):
             await desk.client.resolve(run_id, 0, action="abort")
 
 
