@@ -132,7 +132,7 @@ class Desk:
                 return one.health
         return ""
 
-    async def sees(self, condition: Callable[[], Any], *, within_s: float = 10.0) -> Any:
+    async def sees(self, condition: Callable[[], Any], *, within_s: float = 30.0) -> Any:
         """Wait until the orchestrator's fold is as wanted; fails at once when the orchestrator has ended."""
         return await eventually(lambda: self.stage.task.done() or condition(), within_s=within_s)
 

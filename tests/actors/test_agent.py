@@ -191,7 +191,7 @@ async def test_a_compensation_may_be_overridden(nats_url: str, space: str, monke
         await desk.client.submit_task("derived", {"n": 1}, run_id="r1")
         await eventually(begun.is_set)
         await desk.client.cancel("r1")
-        await desk.client.wait("r1", timeout_s=10)
+        await desk.client.wait("r1", timeout_s=30)
         gate.set()
         await desk.saw("r1", "reverted")
         assert undone == ["derived"]

@@ -338,6 +338,6 @@ async def test_valid_work_among_a_thousand_bad_messages_is_all_done(play: Play) 
         async def all_told() -> bool:
             return len(await desk.rejections()) >= 1_000
 
-        await eventually(all_told, within_s=20)
+        await eventually(all_told, within_s=30)
         told: list[Envelope] = await desk.rejections()
         assert len({item.address.n for item in told}) == len(told) == 1_000

@@ -192,13 +192,13 @@ async def test_a_task_that_others_have_done_meanwhile_is_refused_and_that_is_on_
         await desk.client.cancel(run_ids[1])
         await desk.sees(lambda: desk.health(instance.id) == "lost")
         Indoors.gate.set()
-        outcome = await desk.client.wait(run_ids[0], timeout_s=10)
+        outcome = await desk.client.wait(run_ids[0], timeout_s=30)
         assert (outcome.status, outcome.result) == ("completed", {"n": 1})
-        assert (await desk.client.wait(run_ids[1], timeout_s=10)).status == "cancelled"
+        assert (await desk.client.wait(run_ids[1], timeout_s=30)).status == "cancelled"
         Till.gate.set()
         await eventually(lambda: site.kept == 2)
         servers.link.mend()
-        await eventually(lambda: site.kept == 0, within_s=20)
+        await eventually(lambda: site.kept == 0, within_s=30)
         log = await desk.log()
         dropped = [item.event for item in log if item.address.fact == "dropped"]
         assert {(one.run_id, one.fact) for one in dropped} == {(run_id, "completed") for run_id in run_ids}  # type: ignore[attr-defined]
@@ -295,7 +295,7 @@ async def test_events_of_the_edge_come_to_the_log_in_order_and_once_wherever_the
                     servers.link.cut()
         servers.link.mend()
         async with Site(servers, space) as site:
-            await eventually(lambda: site.forwarder.waiting == 0, within_s=20)
+            await eventually(lambda: site.forwarder.waiting == 0, within_s=30)
 
             async def all_of_it() -> bool:
                 return len(await desk.events_on("meter.read")) >= total

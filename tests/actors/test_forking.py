@@ -372,9 +372,9 @@ async def test_a_run_is_forked_on_a_server(nats_url: str, space: str) -> None:
         await client.submit_run("approved", {"n": 1}, run_id="a1")
         await desk.saw("a1", "asked")
         await client.resolve("a1", 1, value={"approved": False, "note": "not today"})
-        assert (await client.wait("a1", timeout_s=10)).status == "compensated"
+        assert (await client.wait("a1", timeout_s=30)).status == "compensated"
         copy = (await client.fork("a1", answers={1: {"approved": True}}, new_id="a1-yes")).run_id
-        outcome = await client.wait(copy, timeout_s=10)
+        outcome = await client.wait(copy, timeout_s=30)
         assert (outcome.status, outcome.result) == ("completed", {"n": 3})
         log = await desk.log(copy)
         assert [f"{item.address.n} {item.address.fact}" for item in log] == [

@@ -322,7 +322,7 @@ async def at_rest(desk: Desk, *numbers: int) -> None:
         standalone = [run for run in busy if not run.standalone]
         return not standalone and not started and not waiting and seen == {last}
 
-    await eventually(settled, within_s=20)
+    await eventually(settled, within_s=30)
 
 
 async def test_starting_from_a_snapshot_gives_what_starting_from_nothing_gives(

@@ -282,7 +282,7 @@ async def test_with_many_open_runs_all_that_is_young_is_carried_over(
         holder = desk.crews[0].host.instances[1].id
         with pytest.raises(UnavailableError):
             await desk.crews[0].die()  # what is said of an instance expects what the new stream does not have
-        await desk.sees(lambda: desk.health(holder) == "lost", within_s=20)
+        await desk.sees(lambda: desk.health(holder) == "lost", within_s=30)
         await roll(desk)
         await desk.hire(Bank)
         assert (await client.run_saga("chain", {"n": 1}, timeout_s=20)).status == "completed"

@@ -347,7 +347,7 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
         exhausted = await desk.client.submit_task("blocking", {"n": 1}, handler="exhaust")
         await desk.saw(exhausted, "escalated")
         gate.set()
-        outcomes = [await desk.client.wait(run_id, timeout_s=10) for run_id in blocked]
+        outcomes = [await desk.client.wait(run_id, timeout_s=30) for run_id in blocked]
         assert [outcome.result for outcome in outcomes] == [{"n": n} for n in range(50)]
         assert threading.get_ident() not in threads
 
@@ -393,7 +393,7 @@ async def test_of_progress_within_a_period_the_last_wins(
 
         await eventually(told_the_last)
         Chatty.gate.set()
-        await desk.client.wait(run_id, timeout_s=10)
+        await desk.client.wait(run_id, timeout_s=30)
         events = await told(desk)
         assert [event.fraction for event in events] == sorted(event.fraction for event in events)
         assert (events[-1].message, events[-1].fraction, events[-1].attempt) == ("50 of 50", 1.0, 1)
@@ -434,7 +434,7 @@ async def test_a_decorated_handler_is_called_as_what_it_was(nats_url: str, space
 
     async with Desk(nats_url, space, agents=[Decorated]) as desk:
         for name in ("add", "add_in_thread"):
-            assert (await desk.client.run_task("decorated", {"n": 1}, handler=name, timeout_s=10)).result == {"n": 2}
+            assert (await desk.client.run_task("decorated", {"n": 1}, handler=name, timeout_s=30)).result == {"n": 2}
 
 
 # --- what people decide ---
@@ -465,7 +465,7 @@ async def test_a_person_supplies_a_result_that_fits(nats_url: str, space: str) -
         with pytest.raises(CommandRejectedError, match="is an escalated task"):
             await desk.client.resolve(run_id, 0, value={"n": 7})
         await desk.client.resolve(run_id, 0, action="supply", value={"n": 7})
-        outcome = await desk.client.wait(run_id, timeout_s=10)
+        outcome = await desk.client.wait(run_id, timeout_s=30)
         assert (outcome.status, outcome.result) == ("completed", {"n": 7})
         assert (await desk.events(run_id, "completed"))[0].by == "test"
         with pytest.raises(CommandRejectedError, match="nothing there waits for a person"):
@@ -477,7 +477,7 @@ async def test_a_person_says_retry_and_the_attempts_count_on(nats_url: str, spac
         run_id = await desk.client.submit_task("escalating", {"n": 1})
         await desk.saw(run_id, "escalated")
         await desk.client.resolve(run_id, 0, action="retry")
-        outcome = await desk.client.wait(run_id, timeout_s=10)
+        outcome = await desk.client.wait(run_id, timeout_s=30)
         assert (outcome.status, outcome.result) == ("completed", {"n": 3})
 
 
@@ -486,7 +486,7 @@ async def test_a_person_gives_up(nats_url: str, space: str) -> None:
         run_id = await desk.client.submit_task("escalating", {"n": 1})
         await desk.saw(run_id, "escalated")
         await desk.client.resolve(run_id, 0, action="abort", note="not worth it")
-        outcome = await desk.client.wait(run_id, timeout_s=10)
+        outcome = await desk.client.wait(run_id, timeout_s=30)
         assert (outcome.status, outcome.error) == ("aborted", "no")
         assert (await desk.events(run_id, "aborted"))[0].reason == "not worth it"
 
@@ -534,7 +534,7 @@ async def test_tasks_are_cancelled_wherever_they_are(nats_url: str, space: str) 
         await desk.saw("escalated", "escalated")
         for run_id in ("waiting", "stranger", "backoff", "escalated", "assigned"):
             await client.cancel(run_id, reason="not needed")
-            outcome = await client.wait(run_id, timeout_s=10)
+            outcome = await client.wait(run_id, timeout_s=30)
             assert (run_id, outcome.status, outcome.error) == (run_id, "cancelled", outcome.error)
             [fact] = await desk.events(run_id, "cancelled")
             assert (run_id, fact.outcome_unknown) == (run_id, False)
@@ -558,7 +558,7 @@ async def test_a_task_is_cancelled_in_the_moment_in_which_it_comes(
     monkeypatch.setattr(instance.Instance, "_on_assigned", take_and_cancel)
     async with Desk(nats_url, space, agents=[Bank]) as desk:
         run_id = await desk.client.submit_task("bank", {"n": 1}, handler="add")
-        outcome = await desk.client.wait(run_id, timeout_s=10)
+        outcome = await desk.client.wait(run_id, timeout_s=30)
         assert (outcome.status, outcome.error) == ("cancelled", "not needed")
         assert [one.in_flight for one in desk.crews[0].host.instances] == [0]
 
@@ -608,7 +608,7 @@ async def test_a_late_effect_of_a_cancelled_task_is_undone(
         await eventually(lambda: begun == {"pay", "mail", "book"})
         for name in ("pay", "mail", "book"):
             await client.cancel(name, reason="not needed")
-            assert (await client.wait(name, timeout_s=10)).status == "cancelled"
+            assert (await client.wait(name, timeout_s=30)).status == "cancelled"
             assert (await desk.events(name, "cancelled"))[0].outcome_unknown
         gate.set()
         [paid] = await desk.saw("pay", "reverted")
@@ -643,7 +643,7 @@ async def test_a_stray_message_under_a_task_does_not_lose_its_answer(nats_url: s
         await js.publish(f"{space}.run.r1.task.0.requested.waiting", b'{"input": {"n": 9}}')
         await desk.sees(lambda: desk.stage.service.core.world.runs["r1"].items[0].last_sequence >= 5)
         gate.set()
-        outcome = await desk.client.wait(run_id, timeout_s=10)
+        outcome = await desk.client.wait(run_id, timeout_s=30)
         assert (outcome.status, outcome.result) == ("completed", {"n": 2})
         assert len([fact for fact in await desk.facts("r1") if ".assigned." in fact]) == 1
 
@@ -713,7 +713,7 @@ async def test_an_instance_that_is_asked_to_drain_finishes_what_it_has_and_takes
         await eventually(lambda: len(done_by) == 5)
         assert [done_by[f"new-{n}"] for n in range(4)] == [staying] * 4
         gate.set()
-        assert (await desk.client.wait("r1", timeout_s=10)).status == "completed"
+        assert (await desk.client.wait("r1", timeout_s=30)).status == "completed"
         assert (await desk.events("r1", "completed"))[0].by == leaving
         await asyncio.wait_for(crew.task, 20)  # its only instance has left
         await crew.connection.close()
@@ -796,7 +796,7 @@ async def test_a_handler_that_does_not_let_go_is_left_behind_and_its_task_done_b
         await desk.hire(Stubborn)
         await first.stop()
         assert "1 tasks do not let go" in caplog.text
-        assert (await desk.client.wait(run_id, timeout_s=10)).result == {"n": 2}
+        assert (await desk.client.wait(run_id, timeout_s=30)).result == {"n": 2}
         assert [event.reason for event in await desk.events(run_id, "retried")] == [f"instance {leaving} was lost"]
         gate.set()
 
@@ -825,7 +825,7 @@ async def test_what_is_not_finished_in_time_is_handed_back_and_done_by_another(n
         await eventually(lambda: len(attempts) == 6)
         gate.set()
         for run_id in run_ids:
-            assert (await desk.client.wait(run_id, timeout_s=10)).status == "completed"
+            assert (await desk.client.wait(run_id, timeout_s=30)).status == "completed"
             assert [event.reason for event in await desk.events(run_id, "retried")] == [f"handed back by {leaving}"]
         assert attempts[:3] == [(leaving, 1)] * 3
         assert attempts[3:] == [(staying, 2)] * 3

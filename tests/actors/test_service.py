@@ -108,8 +108,8 @@ async def test_a_subject_that_is_not_text_stops_nobody(nats_url: str, space: str
         await desk.saw(task, "assigned")
         for tail in (b"event.\xff\xfe", b"run.%b.task.0.\xff" % task.encode(), b"run.\xff.completed"):
             connection.write(b"PUB %b.%b 2\r\n{}\r\n" % (space.encode(), tail))
-        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)).result == {"n": 4}
-        assert (await desk.client.wait(task, timeout_s=10)).result == {"n": 100}
+        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=30)).result == {"n": 4}
+        assert (await desk.client.wait(task, timeout_s=30)).result == {"n": 100}
         await eventually(lambda: _count(desk, 3))
 
 
@@ -123,7 +123,7 @@ async def test_a_request_that_guards_less_than_its_run_does_not_open_it_again(
 ) -> None:
     """Expecting nothing under its own subject, it is stored although the run is over."""
     async with Desk(nats_url, space, agents=[Bank]) as desk:
-        await desk.client.run_task("bank", {"n": 1}, handler="add", run_id="r", timeout_s=10)
+        await desk.client.run_task("bank", {"n": 1}, handler="add", run_id="r", timeout_s=30)
         headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
         if scope:
             headers["Nats-Expected-Last-Subject-Sequence-Subject"] = f"{space}.run.r.{scope}.>"
@@ -145,9 +145,9 @@ async def test_what_came_while_nobody_decided_is_done_afterwards(nats_url: str, 
         task = await desk.client.submit_task("bank", {"n": 1}, handler="add")
         await desk.direct()
         await desk.saw("chain-1", "started")
-        assert (await desk.client.wait("chain-1", timeout_s=10)).result == {"n": 4}
-        assert (await desk.client.wait(waiting, timeout_s=10)).result == {"n": 8}
-        assert (await desk.client.wait(task, timeout_s=10)).result == {"n": 2}
+        assert (await desk.client.wait("chain-1", timeout_s=30)).result == {"n": 4}
+        assert (await desk.client.wait(waiting, timeout_s=30)).result == {"n": 8}
+        assert (await desk.client.wait(task, timeout_s=30)).result == {"n": 2}
 
 
 # --- who decides ---
@@ -157,12 +157,12 @@ async def test_one_decides_and_a_standby_takes_over_when_it_stops(nats_url: str,
     async with Desk(nats_url, space, sagas=[chain], agents=[Bank]) as desk:
         first, second = desk.stage, await desk.direct(standby=True)
         assert not second.service.deciding.is_set()
-        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)).status == "completed"
+        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=30)).status == "completed"
         assert not second.service.core.active
         assert second.service.core.world.position == first.service.core.world.position
         run_id = await desk.client.submit_run("chain", {"n": 2})
         await first.stop()
-        assert (await desk.client.wait(run_id, timeout_s=10)).result == {"n": 5}
+        assert (await desk.client.wait(run_id, timeout_s=30)).result == {"n": 5}
         assert second.service.deciding.is_set()
 
 
@@ -189,7 +189,7 @@ async def test_who_loses_the_lease_rests_until_it_gets_it_back(
         await desk.sees(lambda: "r" in service.core.world.runs)
         assert not service.core.world.runs["r"].items[0].pending
         await desk.sees(service.deciding.is_set)  # what the somebody does not renew expires
-        assert (await desk.client.wait("r", timeout_s=10)).result == {"n": 2}
+        assert (await desk.client.wait("r", timeout_s=30)).result == {"n": 2}
 
 
 async def test_who_is_being_stopped_decides_nothing_more(
@@ -288,8 +288,8 @@ async def test_an_orchestrator_whose_clock_is_wrong_keeps_the_logs_time(
 ) -> None:
     monkeypatch.setattr(service_module, "time", WrongClock(offset_s))
     async with Desk(nats_url, space, sagas=[chain], agents=[Bank]) as desk:
-        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)).result == {"n": 4}
-        outcome = await desk.client.run_task("bank", {"n": 300}, handler="slowly", timeout_s=10)
+        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=30)).result == {"n": 4}
+        outcome = await desk.client.run_task("bank", {"n": 300}, handler="slowly", timeout_s=30)
         assert outcome.status == "completed"
         assert "failed" not in " ".join(await desk.facts())
 
@@ -311,7 +311,7 @@ async def test_an_orchestrator_whose_machine_was_suspended_asks_what_time_it_is(
     monkeypatch.setattr(service_module, "CLOCK_EVERY_S", 0.1)
     async with Desk(nats_url, space, sagas=[chain], agents=[Bank]) as desk:
         clock.suspended_s = 3600.0
-        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)).result == {"n": 4}
+        assert (await desk.client.run_saga("chain", {"n": 1}, timeout_s=30)).result == {"n": 4}
 
 
 # --- what a run carries along ---
@@ -355,7 +355,7 @@ async def test_an_orchestrator_ends_when_its_connection_is_closed_for_good(nats_
 
 async def test_an_orchestrator_refuses_a_log_that_is_older_than_its_snapshot(nats_url: str, space: str) -> None:
     async with Desk(nats_url, space, sagas=[chain], agents=[Bank]) as desk:
-        await desk.client.run_saga("chain", {"n": 1}, timeout_s=10)
+        await desk.client.run_saga("chain", {"n": 1}, timeout_s=30)
         await desk.crews[0].stop()
         await desk.stage.stop()
         js = desk.client.log.connection.jetstream()

@@ -248,5 +248,5 @@ async def test_one_that_decides_no_longer_forgets_the_inboxes_and_sees_to_them_w
         await leases.put("orchestrator", b"somebody else")  # who does not renew it
         await eventually(lambda: not service.deciding.is_set())
         assert len(service._inboxes) == 0
-        await eventually(lambda: len(service._inboxes) == 1, within_s=15)
+        await eventually(lambda: len(service._inboxes) == 1, within_s=30)
         assert service.deciding.is_set()

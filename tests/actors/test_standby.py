@@ -33,7 +33,7 @@ async def test_a_standby_goes_on_with_open_runs_when_the_one_that_decides_is_kil
         await host.says("ready")
         for run_id in ("a", "b", "c"):
             await client.submit_run("approved", {"n": 1}, run_id=run_id)
-        await eventually(lambda: questions(client, 3), within_s=20)
+        await eventually(lambda: questions(client, 3), within_s=30)
         assert DECIDES not in standby.errors
         await leader.kill()
         await client.resolve("a", 1, value={"approved": True})
@@ -86,11 +86,11 @@ async def test_two_that_decide_at_once_decide_everything_once(
             await client.publish("chain.asked", {"n": 1000 + turn % 10})  # each twice
             await client.submit_task("bank", {"n": turn}, handler="add", run_id=f"single-{turn}")
         runs |= {f"single-{turn}": "completed" for turn in range(20)}
-        await eventually(lambda: started(desk, 10), within_s=20)
+        await eventually(lambda: started(desk, 10), within_s=30)
         runs |= {f"chain-{1000 + turn}": "completed" for turn in range(10)}
         outcomes = await asyncio.gather(*(client.wait(run_id, timeout_s=30) for run_id in runs))
         assert {one.run_id: one.status for one in outcomes} == runs
-        await eventually(lambda: refusals(desk, 10), within_s=20)
+        await eventually(lambda: refusals(desk, 10), within_s=30)
         assert all(stage.service.core.active for stage in desk.stages)
         log = await desk.log()
         check_single(log)

@@ -85,12 +85,12 @@ class Program:
         while chunk := await stream.read(65536):
             setattr(self, name, getattr(self, name) + chunk.decode())
 
-    async def says(self, text: str, *, within_s: float = 20.0) -> None:
+    async def says(self, text: str, *, within_s: float = 30.0) -> None:
         """Wait until it has written this to stderr."""
         await eventually(lambda: text in self.errors or self._gone(), within_s=within_s)
         assert text in self.errors, self.errors
 
-    async def prints(self, text: str, *, within_s: float = 20.0) -> None:
+    async def prints(self, text: str, *, within_s: float = 30.0) -> None:
         """Wait until it has written this to stdout."""
         await eventually(lambda: text in self.output or self._gone(), within_s=within_s)
         assert text in self.output, (self.output, self.errors)
@@ -102,7 +102,7 @@ class Program:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    async def ends(self, *, within_s: float = 20.0) -> int:
+    async def ends(self, *, within_s: float = 30.0) -> int:
         """Its exit status, once it has ended."""
         async with asyncio.timeout(within_s):
             status = await self.process.wait()
@@ -162,7 +162,7 @@ async def reaches(client: Client, run_id: str, status: str = "", *, items: int =
         return (not status or state.outcome() == status) and len(state.items) >= items and at_attempt
 
     condition: Callable[[], bool | Awaitable[bool]] = there
-    await eventually(condition, within_s=20)
+    await eventually(condition, within_s=30)
 
 
 def command(words: Sequence[str]) -> list[str]:

@@ -44,7 +44,7 @@ async def sealing(start: Start, sealed: Sealed, last: int) -> AsyncIterator[Any]
     words = ("--key", sealed.key, "--file", sealed.checkpoints, "--every", "4", "--every-s", "0.05")
     async with start("serve", "sealer", *words) as program:
         await program.says("ready origin=example.com/desk")
-        await eventually(lambda: f"\n{last}\n" in Path(sealed.checkpoints).read_text(), within_s=20)
+        await eventually(lambda: f"\n{last}\n" in Path(sealed.checkpoints).read_text(), within_s=30)
         yield program
 
 

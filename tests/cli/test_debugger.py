@@ -225,7 +225,7 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(steps: Steps,
 
     asyncio.get_running_loop().add_reader(master, read)
     try:
-        await eventually(lambda: b"event 2 of" in output, within_s=20)
+        await eventually(lambda: b"event 2 of" in output, within_s=30)
         os.write(master, b"q")
         async with asyncio.timeout(20):
             assert await process.wait() == 0

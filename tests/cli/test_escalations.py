@@ -29,7 +29,7 @@ async def test_an_escalated_task_gets_its_result_from_a_person(cli: Cli, client:
     assert '"n" is a required property' in await cli.fails(2, "escalation", "resolve", "o14/1", "--result", "{}")
     assert "not a question" in await cli.fails(2, "escalation", "resolve", "o14/1", "--approve")
     await cli.ok("escalation", "resolve", "o14/1", "--result", '{"n": 1}', "--note", "by phone", "--by", "bea")
-    assert (await client.wait("o14", timeout_s=10)).status == "completed"
+    assert (await client.wait("o14", timeout_s=30)).status == "completed"
     assert (await cli.json("task", "show", "o14/1"))["output"] == {"n": 1}
     assert "bea" in await cli.ok("task", "show", "o14/1")
     assert "nothing there waits for a person" in await cli.fails(7, "escalation", "resolve", "o14/1", "--retry")
@@ -49,7 +49,7 @@ async def test_a_task_is_tried_again_or_given_up(cli: Cli, client: Client) -> No
     await cli.ok("escalation", "resolve", "f1", "--retry")
     await reaches(client, "f1", "escalated", attempt=4)
     await cli.ok("escalation", "resolve", "f1/0", "--abort", "--note", "hopeless")
-    assert (await client.wait("f1", timeout_s=10)).status == "aborted"
+    assert (await client.wait("f1", timeout_s=30)).status == "aborted"
 
 
 @pytest.mark.usefixtures("agents")
@@ -71,7 +71,7 @@ async def test_a_question_takes_only_what_fits(cli: Cli, client: Client) -> None
     await cli.ok("escalation", "resolve", "yes/1", "--approve")
     await cli.ok("escalation", "resolve", "no/1", "--deny", "--note", "too dear")
     await cli.ok("escalation", "resolve", "number/1", "--answer", "3")
-    assert [(await client.wait(one, timeout_s=10)).result for one in ("yes", "no", "number")] == [
+    assert [(await client.wait(one, timeout_s=30)).result for one in ("yes", "no", "number")] == [
         {"n": 1}, {"n": 0}, {"n": 3}
     ]  # fmt: skip
     assert (await cli.json("task", "show", "no/1"))["value"] == {"approved": False, "note": "too dear"}

@@ -63,7 +63,7 @@ async def reaches(tables: Tables, sequence: int, *, projections: int = 3) -> Non
             return False
         return len(rows) == projections
 
-    await eventually(there, within_s=20)
+    await eventually(there, within_s=30)
 
 
 async def test_position_lag_version_and_health_of_each(
@@ -209,7 +209,7 @@ async def test_killed_with_sigkill_it_is_resumed_and_nobody_sees_half_of_it(
             start("projection", "rebuild", "runs") as program,
         ):
             await connection.execute(hindrance.encode())
-            await eventually(lambda: hindered(tables), within_s=20)
+            await eventually(lambda: hindered(tables), within_s=30)
             program.process.kill()
             assert await program.ends() == -signal.SIGKILL
         assert await tables.dump() == live

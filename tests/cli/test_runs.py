@@ -180,7 +180,7 @@ async def test_an_ended_run_is_repeated_under_a_new_id(cli: Cli, client: Client)
     await cli.ok("run", "submit", "order", '{"n": 1}', "--id", "o1", "--wait")
     again = await cli.json("run", "retry", "o1")
     assert again["retry_of"] == "o1"
-    assert (await client.wait(again["run_id"], timeout_s=10)).status == "completed"
+    assert (await client.wait(again["run_id"], timeout_s=30)).status == "completed"
     assert "is over: completed" in await cli.fails(1, "run", "cancel", "o1")
 
 

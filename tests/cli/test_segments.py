@@ -156,7 +156,7 @@ async def test_the_orchestrator_refuses_a_run_id_of_a_dropped_generation_and_wai
     async def refused() -> bool:
         return bool(await cli.json("events", "tail", "--filter", "rejected.>", "--from", new))
 
-    await eventually(refused, within_s=20)
+    await eventually(refused, within_s=30)
 
 
 async def test_without_snapshot_and_tables_the_same_state_comes_from_segments_and_stream(

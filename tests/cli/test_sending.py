@@ -222,7 +222,7 @@ async def test_interrupted_it_is_finished_by_the_same_command(
             except ConfigurationError:
                 return False
 
-        await eventually(something_there, within_s=20)
+        await eventually(something_there, within_s=30)
         program.send(number)
         status = await program.ends()
         if number is signal.SIGINT:

@@ -188,7 +188,7 @@ async def test_systemd_is_told_when_it_is_ready_alive_and_stopping(start: Start,
 
         asyncio.get_running_loop().add_reader(manager, listen)
         async with start("serve", "orchestrator", NOTIFY_SOCKET=address, WATCHDOG_USEC="40000") as program:
-            await eventually(lambda: "READY=1" in heard and heard.count("WATCHDOG=1") > 2, within_s=20)
+            await eventually(lambda: "READY=1" in heard and heard.count("WATCHDOG=1") > 2, within_s=30)
             program.send(signal.SIGTERM)
             assert await program.ends() == 0
         await eventually(lambda: "STOPPING=1" in heard)
@@ -224,7 +224,7 @@ async def slots_are(cli: Cli, slots: list[int]) -> None:
     async def there() -> bool:
         return [one["slots"] for one in await cli.json("agent", "list") if one["health"] == "healthy"] == slots
 
-    await eventually(there, within_s=20)
+    await eventually(there, within_s=30)
 
 
 @pytest.mark.usefixtures("orchestrator")

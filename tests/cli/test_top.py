@@ -225,7 +225,7 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(
 
     asyncio.get_running_loop().add_reader(master, read)
     try:
-        await eventually(lambda: b"faulty" in output, within_s=20)
+        await eventually(lambda: b"faulty" in output, within_s=30)
         if isinstance(end, str):
             os.write(master, end.encode())
         else:

@@ -70,7 +70,7 @@ async def test_whoever_relieves_another_has_its_address_once_that_has_ended() ->
                 await asyncio.to_thread(read, fresh.url)
             return relieving.looks > 0
 
-        await eventually(has_taken_over, within_s=20)
+        await eventually(has_taken_over, within_s=30)
     finally:
         old.close()
         fresh.close()
