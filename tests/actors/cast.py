@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,19 @@ from pydantic import BaseModel
 
 from cuebook.actors import Agent, Approval, Retry, Run, Task, TaskFailedError, handler, saga
 
-__all__ = ["LEDGER", "Bank", "Bell", "Number", "approved", "awaited", "chain", "fan", "first_steps", "lines"]
+__all__ = [
+    "LEDGER",
+    "Bank",
+    "Bell",
+    "Number",
+    "approved",
+    "awaited",
+    "chain",
+    "fan",
+    "first_steps",
+    "lines",
+    "stubbornly",
+]
 
 
 class Number(BaseModel):
@@ -124,3 +137,12 @@ async def first_steps(run: Run, number: Number) -> Number:
     except TaskFailedError:
         return await run.call(Bank.add, number)
     return number
+
+
+async def stubbornly(gate: asyncio.Event) -> None:
+    """Wait, whoever wants it to end; a test that fails gets rid of it all the same."""
+    deadline = asyncio.get_running_loop().time() + 30
+    while not gate.is_set() and asyncio.get_running_loop().time() < deadline:
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await gate.wait()
