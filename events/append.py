@@ -131,7 +131,8 @@ class Appender:
         that does not answer. `known`: how the log was rolled, as far as the author knows. `window` counts appends.
         `give_up_s` is how long an append may go unanswered.
         """
-        self._connection, self._first_after, self._window, self._give_up_s = connection, first_after, window, give_up_s
+        self._connection, self._first_after, self._window = connection, first_after, window
+        self.give_up_s = give_up_s
         self._known = known
         self._pending: dict[int, _Append] = {}
         self._pending_bytes = 0
@@ -218,7 +219,7 @@ class Appender:
             subject.encode("utf-8", "surrogateescape"), self._inbox, number, len(header), size, header, body,
         )  # fmt: skip
         now = time.monotonic()
-        entry = _Append(number, subject, frame, event_id, scope, expected, done, now, now + self._give_up_s)
+        entry = _Append(number, subject, frame, event_id, scope, expected, done, now, now + self.give_up_s)
         if not self._open:
             error = UnavailableError(f"{subject} came after the end; it was not sent")
             asyncio.get_running_loop().call_soon(_tell, entry, 0, error)
@@ -258,7 +259,7 @@ class Appender:
         if entry.sent == 0:
             self._pending[entry.number] = entry
             self._pending_bytes += len(entry.frame)
-            entry.began, entry.give_up = entry.turn, now + self._give_up_s
+            entry.began, entry.give_up = entry.turn, now + self.give_up_s
         else:
             self.resent += 1
         entry.due = now + RESEND_AFTER_S * (1 << min(entry.sent, 4))
@@ -285,7 +286,7 @@ class Appender:
                 elif entry.due <= now and not entry.settling and self._is_overdue(entry, now):
                     self._send(entry, now)
             # What waits for its turn may wait for as long as the server answers the others.
-            while self._waiting and self._waiting[0].give_up <= now and self._answered_at + self._give_up_s <= now:
+            while self._waiting and self._waiting[0].give_up <= now and self._answered_at + self.give_up_s <= now:
                 entry = self._waiting.popleft()
                 self.unanswered += 1
                 _tell(entry, 0, self._silence(entry))
@@ -303,7 +304,7 @@ class Appender:
 
     def _silence(self, entry: _Append) -> UnavailableError:
         last = f" (the last answer: {entry.refusal})" if entry.refusal else ""
-        text = f"{entry.subject} not acknowledged in {self._give_up_s:g} s{last}; {_outcome(entry)}"
+        text = f"{entry.subject} not acknowledged in {self.give_up_s:g} s{last}; {_outcome(entry)}"
         return UnavailableError(text, remedy=_NO_ROOM if entry.full else "")
 
     # --- answers ---

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Self
 
-from cuebook.events.append import Appender, Done
+from cuebook.events.append import BACK_OFF_S, Appender, Done
 from cuebook.events.batch import MAX_BATCH, Member, append_batch
 from cuebook.events.codec import decode, encode
 from cuebook.events.connection import Connection
 from cuebook.events.copies import original_of
 from cuebook.events.envelope import Envelope, EventIds, Position
-from cuebook.events.errors import ConcurrencyConflictError, HistoryRegressedError, PoisonMessageError
+from cuebook.events.errors import (
+    ConcurrencyConflictError,
+    HistoryRegressedError,
+    PoisonMessageError,
+    UnavailableError,
+)
 from cuebook.events.facts import Event
 from cuebook.events.feed import OnMessage
 from cuebook.events.generations import chain_of
@@ -194,11 +201,20 @@ class EventLog:
     async def _refuse_used(self, scope: str) -> None:
         """The server knows no more of what ended before a roll: something may be under a scope where it sees nothing.
 
-        Raises ConcurrencyConflictError.
+        Looks for as long as an append waits for its answer. Raises ConcurrencyConflictError, UnavailableError.
         """
-        for past in await self.chain.pasts():
-            if await past.first_match(scope) is not None:
+        give_up = time.monotonic() + self.appender.give_up_s
+        while True:
+            try:
+                used = [past for past in await self.chain.pasts() if await past.first_match(scope) is not None]
+            except UnavailableError:
+                if self.connection.is_closed or time.monotonic() >= give_up:
+                    raise
+                await asyncio.sleep(BACK_OFF_S)
+                continue
+            if used:
                 raise ConcurrencyConflictError(scope, 0)
+            return
 
     # --- reading ---
 

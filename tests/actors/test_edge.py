@@ -152,8 +152,9 @@ async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_
         site = Site(servers, space, Late)
         entering = asyncio.create_task(site.__aenter__())
         await eventually(lambda: starts, within_s=60)
-        site.host.log.appender._give_up_s = 0.2
+        site.host.log.appender.give_up_s = 0.2
         await eventually(lambda: len(starts) == 2, within_s=60)
+        site.host.log.appender.give_up_s = 30
         servers.link.mend()
         await entering
         [instance] = site.host.instances
@@ -222,7 +223,7 @@ async def test_a_process_that_is_killed_while_the_link_is_cut_goes_on_where_it_w
         first = await serve(cast, servers)
         await first.says("ready")
         run_ids = [await give_slow(desk, n) for n in range(10)]
-        await eventually(lambda: len(lines(cast.ledger)) >= 2)
+        await received(desk, 10)
         servers.link.cut()
         await eventually(lambda: done(cast) >= 4)
         await first.kill()
@@ -251,6 +252,20 @@ async def test_a_process_that_is_killed_while_the_link_is_cut_goes_on_where_it_w
 
 async def give_slow(desk: Desk, n: int) -> str:
     return await desk.client.submit_task("counter", {"n": 200}, handler="slowly", run_id=f"slow-{n}")
+
+
+async def received(desk: Desk, count: int) -> None:
+    """Wait until an edge says that it has so many assignments on its disk."""
+    beats = await desk.client.log.connection.subscribe(f"heartbeat.{desk.client.log.subjects.space}.>")
+
+    async def all_assigned() -> int:
+        assigned = [item.sequence for item in await desk.log() if item.address.fact == "assigned"]
+        return assigned[-1] if len(assigned) == count else 0
+
+    newest = await eventually(all_assigned)
+    while json.loads((await beats.next_msg(timeout=30)).data)["received"] < newest:
+        pass
+    await beats.unsubscribe()
 
 
 def done(cast: Cast) -> int:

@@ -4,11 +4,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cuebook.embedded.nats_server import NatsServer
 from cuebook.events import append as append_module
+from cuebook.events import generations
 from cuebook.events.append import Appender
 from cuebook.events.codec import MAX_BYTES, encode
 from cuebook.events.connection import Connection, connect
@@ -22,6 +24,7 @@ from cuebook.events.errors import (
     UnavailableError,
 )
 from cuebook.events.facts import OutsideEvent, TaskCompleted
+from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from tests.events.proxy import proxy
 from tests.events.server import plain_server
@@ -429,6 +432,26 @@ async def test_only_what_was_overtaken_is_sent_again_while_answers_keep_coming(
         assert outcomes.errors == {}
         assert len({frame for frame, times in sent.items() if times > 1}) == lost > 0
         await connection.close()
+
+
+async def test_what_is_to_be_the_first_waits_for_a_server_that_is_away_before_it_was_sent(
+    server: NatsServer, own_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def impatient(connection: Connection, subject: str, request: dict[str, Any], **options: Any) -> Any:
+        asked.append(subject)
+        return await js_request(connection, subject, request, 0.2, **options)
+
+    monkeypatch.setattr(generations, "js_request", impatient)
+    await server.kill()
+    await eventually(lambda: not own_log.connection.is_connected)
+    scope = own_log.subjects.everything_of("r")
+    own_log.chain._suspect()  # as after a reconnect that did not last
+    first = asyncio.create_task(own_log.append(own_log.subjects.event("a"), OutsideEvent(), scope=scope, expected=0))
+    await eventually(lambda: len(asked) > 4)
+    await server.restart()
+    assert await first == 1
 
 
 async def keep_appending(log: EventLog) -> None:
