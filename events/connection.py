@@ -190,6 +190,18 @@ class Connection(Client):
         with _cancellation_kept():
             return await super()._flush_pending(force_flush)
 
+    async def _connect_to_server(self, s: Any) -> None:
+        # nats-py would leave open the line of an attempt that failed after the server had answered the phone.
+        if self._transport:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        try:
+            with _cancellation_kept():
+                await super()._connect_to_server(s)
+        except asyncio.CancelledError:
+            if self._transport:
+                self._transport.close()  # type: ignore[no-untyped-call]
+            raise
+
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before our credentials are sent. nats-py takes "tls://" for a wish; a server that offers none got them.
         server = self._current_server

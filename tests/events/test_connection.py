@@ -16,6 +16,7 @@ from nats.protocol.parser import Parser
 
 from cuebook.embedded.nats_server import NatsServer
 from cuebook.embedded.process import free_port
+from cuebook.events import connection as connection_module
 from cuebook.events.connection import Connection, MessageCallback, connect, ended
 from cuebook.events.errors import ConfigurationError, InvalidTokenError, PoisonMessageError, UnavailableError
 from tests.events.proxy import proxy
@@ -68,7 +69,7 @@ def test_nats_py_still_has_the_inner_shape_we_build_on() -> None:
 
 
 def test_the_parts_that_are_overridden_are_there() -> None:
-    for name in ("_process_msg", "_process_info", "_close", "_flush_pending", "flush", "request"):
+    for name in ("_process_msg", "_process_info", "_close", "_flush_pending", "_connect_to_server", "flush", "request"):
         assert getattr(Connection, name) is not getattr(Client, name)
 
 
@@ -243,6 +244,34 @@ async def test_direct_subscriptions_and_callbacks_survive_a_restart_of_the_serve
     assert not connection.closed.is_set()
     await connection.close()
     assert connection.closed.is_set()
+
+
+async def test_attempts_to_reconnect_that_fail_half_way_leave_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "RECONNECT_WAIT_S", 0.01)
+    lines: list[asyncio.StreamWriter] = []
+    gone: list[asyncio.StreamWriter] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(writer)
+        if len(lines) == 1:
+            writer.write(b'INFO {"max_payload": 1000000}\r\n')
+            while b"PING" not in await reader.readline():
+                pass
+            writer.write(b"PONG\r\n")
+            writer.close()  # and to all who come later nothing is said
+        await reader.read()
+        writer.close()
+        gone.append(writer)
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"nats://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    connection = await connect(url, name="tests", connect_timeout=0.05)
+    await eventually(lambda: len(lines) > 4)
+    await eventually(lambda: len(gone) >= 3)
+    await connection.close()
+    await eventually(lambda: len(gone) == len(lines))
+    listening.close()
+    await listening.wait_closed()
 
 
 async def test_a_connection_that_shall_not_retry_is_closed_when_it_is_lost(server: NatsServer) -> None:
