@@ -42,7 +42,7 @@ test-systemd *arguments:
 
 # Watch agents at the edge go on while the link is cut: two servers, on this machine; --step waits for Enter
 edge *arguments:
-    uv run python -m cuebook.cli.edge_story {{ arguments }}
+    uv run python -m cuebook.cli.demo.edge_story {{ arguments }}
 
 # Check that cuebook runs on arm64: wheels of all dependencies, then its code under emulation; needs qemu and apt-get
 check-arm64 *arguments:

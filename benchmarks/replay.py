@@ -21,11 +21,11 @@ from rich.table import Table
 
 from benchmarks.history import fill
 from benchmarks.machine import machine_facts
-from cuebook.cli.auditing import verify_export
+from cuebook.cli.audit.proving import Evidence, prove
+from cuebook.cli.audit.verifying import verify_export
+from cuebook.cli.events.exporting import Part, export, import_
 from cuebook.cli.exits import Interruption
-from cuebook.cli.exporting import Part, export, import_
 from cuebook.cli.options import Output, Target
-from cuebook.cli.proving import Evidence, prove
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import connect
 from cuebook.events.log import EventLog

@@ -26,7 +26,7 @@ from cuebook.actors.client import Client
 from cuebook.actors.collector import settle_collector, tend_collector
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
-from cuebook.cli.metrics import (
+from cuebook.cli.serving.metrics import (
     handling_of,
     measured,
     tallies_of,

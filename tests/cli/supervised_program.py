@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from cuebook.cli.supervised import Supervised
+from cuebook.cli.serving.supervised import Supervised
 
 FOLDER, PID = Path(sys.argv[-1]), os.getpid()
 

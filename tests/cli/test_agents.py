@@ -8,7 +8,7 @@ import pytest
 
 from cuebook.actors.client import Client
 from cuebook.actors.runtime import AgentHost
-from cuebook.cli.agents import schema_words
+from cuebook.cli.agents.roster import schema_words
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import AgentLost, AgentRegistered, AgentStopped, HandlerSpec
 from cuebook.events.log import EventLog

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cuebook.cli import children
-from cuebook.cli.children import Program, running
+from cuebook.cli.serving import children
+from cuebook.cli.serving.children import Program, running
 from cuebook.events.errors import ConfigurationError
 from tests.waiting import eventually
 

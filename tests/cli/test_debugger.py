@@ -18,12 +18,12 @@ from textual.widgets import DataTable, Input, Static
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.state import fold_run
-from cuebook.cli.debugger import Debugger
-from cuebook.cli.difference import apply_changes
-from cuebook.cli.diffs import run_fields
-from cuebook.cli.run_debug import read_steps
-from cuebook.cli.stepping import KEEP_EVERY, Steps
-from cuebook.cli.views import run_view
+from cuebook.cli.history.difference import apply_changes
+from cuebook.cli.history.views import run_view
+from cuebook.cli.runs.debugger import Debugger
+from cuebook.cli.runs.debugging import read_steps
+from cuebook.cli.runs.diffs import run_fields
+from cuebook.cli.runs.stepping import KEEP_EVERY, Steps
 from cuebook.events.errors import HistoryRegressedError
 from tests.cli.conftest import Cli, command, reaches
 from tests.waiting import eventually

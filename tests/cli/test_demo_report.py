@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cuebook.actors.orchestrator.state import RunState, StepState, TaskState
-from cuebook.cli.demo_report import Ledger, Tables, summary, what_is_wrong
-from cuebook.cli.demo_story import Story, TicketStory
+from cuebook.cli.demo.report import Ledger, Tables, summary, what_is_wrong
+from cuebook.cli.demo.story import Story, TicketStory
 from cuebook.examples.support.models import Ticket
 from cuebook.examples.support.tickets import Demonstration
 

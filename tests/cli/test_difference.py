@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuebook.cli.difference import apply_changes, find_changes
+from cuebook.cli.history.difference import apply_changes, find_changes
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0, 0.5]) | st.text("ab/~0", max_size=2),

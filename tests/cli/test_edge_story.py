@@ -14,7 +14,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 
 async def test_the_shop_goes_on_while_the_link_is_cut(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cuebook.cli.edge_story"),
+        *(sys.executable, "-m", "cuebook.cli.demo.edge_story"),
         cwd=tmp_path,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cuebook.cli import event_types
+from cuebook.cli.events import event_types
 from cuebook.events.catalogue import EVENT_TYPES
 from cuebook.events.schemas import released_schemas
 from tests.cli.conftest import Cli

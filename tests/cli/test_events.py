@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from cuebook.actors.client import Client
-from cuebook.cli.filters import subject_filters, type_filter
-from cuebook.cli.log_reading import newest
+from cuebook.cli.events.log_reading import newest
+from cuebook.cli.history.filters import subject_filters, type_filter
 from cuebook.events.errors import CuebookError
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.log import EventLog

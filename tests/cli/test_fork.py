@@ -7,7 +7,7 @@ import pytest
 from cuebook.actors.client import Client
 from cuebook.actors.forking import Past, plan_fork
 from cuebook.actors.orchestrator.service import OrchestratorService
-from cuebook.cli import forking
+from cuebook.cli.runs import forking
 from cuebook.events.facts import TERMINAL_RUN_FACTS
 from tests.cli.conftest import Cli, reaches
 from tests.waiting import eventually

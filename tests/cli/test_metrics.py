@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from cuebook.cli.metrics import following
+from cuebook.cli.serving.metrics import following
 from cuebook.events.errors import ConfigurationError
 from tests.cli.conftest import Start
 

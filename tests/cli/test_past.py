@@ -11,11 +11,11 @@ import pytest
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.state import fold_run
 from cuebook.actors.runtime import AgentHost
-from cuebook.cli.difference import Change, apply_changes
-from cuebook.cli.diffs import run_fields
-from cuebook.cli.past import Past
-from cuebook.cli.runfold import RunFold
-from cuebook.cli.views import instance_view, run_view
+from cuebook.cli.history.difference import Change, apply_changes
+from cuebook.cli.history.past import Past
+from cuebook.cli.history.runfold import RunFold
+from cuebook.cli.history.views import instance_view, run_view
+from cuebook.cli.runs.diffs import run_fields
 from cuebook.events.facts import MessageRejected, TaskCompleted, TaskRequested
 from cuebook.events.log import EventLog
 from tests.cli.conftest import Cli, reaches

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cuebook.actors.client import Client
-from cuebook.cli.rehearsal import draw_sample
+from cuebook.cli.agents.rehearsal import draw_sample
 from tests.cli.conftest import Cli, reaches
 
 PURE = "@handler(timeout_s=20, pure=True)\n    async def add"

@@ -15,8 +15,8 @@ import pytest
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.state import RunState
-from cuebook.cli import saga_check
-from cuebook.cli.fence import Fence, FencedError
+from cuebook.cli.sagas import checking
+from cuebook.cli.sagas.fence import Fence, FencedError
 from tests.cli.conftest import Cli, reaches
 
 
@@ -95,7 +95,7 @@ async def test_more_open_runs_than_fit_are_read_one_by_one(
     write(workplace, "more", "run.call(Echo.add, given)", "run.call(Echo.add, In(n=given.n + 1))")
     held: list[int] = []
 
-    class Small(saga_check.Histories):
+    class Small(checking.Histories):
         def __init__(self, wanted: Any, on_end: Callable[[RunState], None]) -> None:
             super().__init__(wanted, on_end, most=1)
 
@@ -103,7 +103,7 @@ async def test_more_open_runs_than_fit_are_read_one_by_one(
             super().apply(item)
             held.append(len(self.open))
 
-    monkeypatch.setattr(saga_check, "Histories", Small)
+    monkeypatch.setattr(checking, "Histories", Small)
     result = await cli.run("saga", "check", "more:order", "-o", "json")
     assert sorted(one["run_id"] for one in json.loads(result.stdout)) == ["o1", "o13", "o15", "o17"]
     assert max(held) == 1

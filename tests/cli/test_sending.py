@@ -19,13 +19,13 @@ from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.orchestrator.state import fold_run
 from cuebook.actors.runtime import AgentHost
-from cuebook.cli.destinations import Recording
-from cuebook.cli.diffs import run_fields
 from cuebook.cli.exits import InputError
-from cuebook.cli.pace import Pace, parse_speed
-from cuebook.cli.sending import Progress, Sending, Where, parse_destination
-from cuebook.cli.slices import Choice, make_slice
-from cuebook.cli.views import run_view
+from cuebook.cli.history.views import run_view
+from cuebook.cli.replay.destinations import Recording
+from cuebook.cli.replay.pace import Pace, parse_speed
+from cuebook.cli.replay.sending import Progress, Sending, Where, parse_destination
+from cuebook.cli.replay.slices import Choice, make_slice
+from cuebook.cli.runs.diffs import run_fields
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import Connection, connect
 from cuebook.events.copies import original_of

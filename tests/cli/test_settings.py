@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuebook.cli.exits import InputError
-from cuebook.cli.limits import Limits, parse_bytes
-from cuebook.cli.settings_files import SettingsFiles
+from cuebook.cli.serving.limits import Limits, parse_bytes
+from cuebook.cli.units.settings_files import SettingsFiles
 from tests.cli.conftest import Cli, Start
 
 

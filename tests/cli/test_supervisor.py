@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cuebook.cli import supervisor
-from cuebook.cli.cores import count_processes, usable_cores
 from cuebook.cli.exits import InputError
-from cuebook.cli.supervised import VARIABLE
-from cuebook.cli.supervisor import Group, Plan, environment_of
+from cuebook.cli.serving import supervisor
+from cuebook.cli.serving.cores import count_processes, usable_cores
+from cuebook.cli.serving.supervised import VARIABLE
+from cuebook.cli.serving.supervisor import Group, Plan, environment_of
 from tests.cli import supervised_program
 from tests.waiting import eventually
 
@@ -299,4 +299,4 @@ def test_a_number_of_processes_is_a_number() -> None:
 
 @pytest.fixture(autouse=True)
 def _logs(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "cuebook.cli.supervisor")
+    caplog.set_level(logging.INFO, "cuebook.cli.serving.supervisor")

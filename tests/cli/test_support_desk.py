@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cuebook.cli import support_desk
+from cuebook.cli.dev import support_desk
 from cuebook.cli.loading import load_agents, load_sagas
 from cuebook.events.errors import ConfigurationError
 

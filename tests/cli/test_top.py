@@ -19,11 +19,11 @@ import pytest
 from textual.widgets import DataTable, Input, Static
 
 from cuebook.actors.client import Client
-from cuebook.cli import top as command_line
-from cuebook.cli.board import ENDINGS, WINDOW_S, Board
-from cuebook.cli.frame import SORTS
-from cuebook.cli.top_view import Top
-from cuebook.cli.watching import Watch
+from cuebook.cli.top import commands as command_line
+from cuebook.cli.top.board import ENDINGS, WINDOW_S, Board
+from cuebook.cli.top.frame import SORTS
+from cuebook.cli.top.screen import Top
+from cuebook.cli.top.watching import Watch
 from cuebook.events.connection import connect
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import UnavailableError
@@ -246,7 +246,7 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(
 
 
 async def test_memory_does_not_grow_with_the_log(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuebook.cli.board.REMEMBERED_RUNS", 200)
+    monkeypatch.setattr("cuebook.cli.top.board.REMEMBERED_RUNS", 200)
     board, count = Board(log.subjects.space), 1_000
     for n in range(count):
         for item in _story(log, n):

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cuebook.cli.main import app
-from cuebook.cli.unit_files import UNITS, render
+from cuebook.cli.units.unit_files import UNITS, render
 from cuebook.events.errors import ConfigurationError
 
 PROGRAM = Path("/opt/cuebook/bin/cuebook")

@@ -9,9 +9,10 @@ import nats
 import psutil
 import pytest
 
-from cuebook.cli import children, upkeep
-from cuebook.cli.children import running
-from cuebook.cli.upkeep import kept_up
+from cuebook.cli.dev import upkeep
+from cuebook.cli.dev.upkeep import kept_up
+from cuebook.cli.serving import children
+from cuebook.cli.serving.children import running
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.errors import ConfigurationError
 from tests.cli.test_children import IS_DEAF, Output, python

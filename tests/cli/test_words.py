@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuebook.cli.exits import Exit, reported_errors
+from cuebook.cli.history.timeline import event_line, words
+from cuebook.cli.history.views import event_view
 from cuebook.cli.inputs import read_json
 from cuebook.cli.moments import clock, iso, now, parse_duration, parse_point, parse_since, span
 from cuebook.cli.output import compact, plain, to_json
-from cuebook.cli.timeline import event_line, words
-from cuebook.cli.views import event_view
 from cuebook.events import catalogue, errors, facts
 from cuebook.events.envelope import Envelope
 from cuebook.events.subjects import Address

@@ -143,7 +143,7 @@ def test_a_traceparent_that_does_not_count_is_as_none(text: str) -> None:
 
 def test_services_without_traces_load_nothing_of_opentelemetry() -> None:
     program = (
-        "import sys, cuebook.cli.services, cuebook.cli.session, cuebook.actors.orchestrator.service,"
+        "import sys, cuebook.cli.serving.services, cuebook.cli.session, cuebook.actors.orchestrator.service,"
         "cuebook.actors.runtime, cuebook.projections.runner\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )

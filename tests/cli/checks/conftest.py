@@ -17,7 +17,7 @@ from cuebook.actors.runtime import AgentHost
 from cuebook.cli.checks.areas import AREAS, LIMITS, look
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Finding, Level, Limits
-from cuebook.cli.checks.probe import Sources, gather
+from cuebook.cli.diagnosis.probe import Sources, gather
 from cuebook.cli.options import Target
 from cuebook.events.connection import Connection, connect
 from cuebook.events.facts import AgentRegistered, HandlerSpec

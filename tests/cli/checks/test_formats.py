@@ -8,7 +8,7 @@ import re
 import pytest
 
 from cuebook.cli.checks.finding import Finding, Level, Limits, Measure, Report
-from cuebook.cli.checks.formats import nagios_line, prometheus_text
+from cuebook.cli.diagnosis.formats import nagios_line, prometheus_text
 from cuebook.cli.exits import PluginExit
 from tests.cli.checks.conftest import Quick, System
 from tests.cli.conftest import Cli

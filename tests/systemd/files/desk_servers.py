@@ -6,8 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from cuebook.cli.support_desk import support_desk
-from cuebook.cli.systemd import notify
+from cuebook.cli.dev.support_desk import support_desk
+from cuebook.cli.units.sd_notify import notify
 from cuebook.embedded.postgres import postgres
 
 

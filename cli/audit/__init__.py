@@ -1,0 +1,1 @@
+"""The audit log: searched, verified against its seals, and proofs of single events."""

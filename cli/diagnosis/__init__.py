@@ -1,0 +1,1 @@
+"""`cuebook doctor` and `cuebook check`: everybody is asked once, and what was found is said."""

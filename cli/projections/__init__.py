@@ -1,0 +1,1 @@
+"""The tables in PostgreSQL: how far they are, and building them again."""

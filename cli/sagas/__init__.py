@@ -1,0 +1,1 @@
+"""The present code of sagas, held against what was recorded of their runs."""

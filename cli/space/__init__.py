@@ -1,0 +1,1 @@
+"""A space as a whole: the generations of its log, and old history in segments."""
