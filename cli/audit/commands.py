@@ -95,9 +95,9 @@ def key(
 ) -> None:
     """Make the key that seals a log, readable by you alone, and print the public one that others verify with."""
     with reported_errors(as_json=output.for_programs):
-        from cuebook.cli.audit import verifying
+        from cuebook.cli import keys
 
-        verifying.make_key(file, name, space, output)
+        keys.make_key(file, name, space, output)
 
 
 @app.command()

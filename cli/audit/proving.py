@@ -10,9 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cuebook.cli.audit.verifying import public_key, record_view
+from cuebook.cli.audit.verifying import record_view
 from cuebook.cli.events.log_reading import find_message
 from cuebook.cli.exits import InputError
+from cuebook.cli.keys import public_key
 from cuebook.cli.meter import Meter
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import fields, note, show_one

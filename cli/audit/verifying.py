@@ -1,58 +1,34 @@
-"""What an auditor does without the system: keys, verifying exports, checking proofs."""
+"""What an auditor does without the system: verifying exports, checking proofs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cuebook.cli.exits import InputError
+from cuebook.cli.keys import public_key
 from cuebook.cli.meter import Meter
 from cuebook.cli.moments import iso
 from cuebook.cli.options import Output
-from cuebook.cli.output import fields, heading, line, note, show_one
+from cuebook.cli.output import fields, heading, line, show_one
 from cuebook.events.errors import CuebookError
-from cuebook.events.subjects import check_token
 from cuebook.ledger.errors import ExportError, TamperedError
 from cuebook.ledger.exports import open_export
-from cuebook.ledger.notes import Checkpoint, PrivateKey, PublicKey
+from cuebook.ledger.notes import Checkpoint
 from cuebook.ledger.proofs import check_proof
 from cuebook.ledger.record import Record, view_of
 from cuebook.ledger.segments.manifest import MANIFEST, range_of
 from cuebook.ledger.verify import Report, read_checkpoints, verify
 
-__all__ = ["check", "default_name", "make_key", "public_key", "verify_export"]
+__all__ = ["check", "record_view", "verify_export"]
 
 _MAX_PROOF_BYTES = 4 * 1024 * 1024
 _SHOWN = 20
 """Findings printed for people; programs get up to a thousand."""
-
-
-def default_name(space: str) -> str:
-    """A name for the log of a space that was given none."""
-    return f"{os.uname().nodename.lower()}/cuebook/{check_token(space, 'space')}"
-
-
-def make_key(file: Path, name: str, space: str, output: Output) -> None:
-    """Write a key pair. Raises ConfigurationError."""
-    made = PrivateKey.generate(name or default_name(space))
-    public = made.save(file)
-    view = {"name": made.public.name, "key": str(file), "public_key": str(public), "public": str(made.public)}
-    show_one(output, view, lambda: line(str(made.public)))
-    note(f"{file} seals the log: cuebook serve sealer --key {file}; give {public} to whoever verifies", output)
-
-
-def public_key(text: str) -> PublicKey:
-    """The public key that was named. Raises InputError when there is none, ConfigurationError."""
-    if not text:
-        raise InputError(
-            "without the public key nothing is proved", remedy="say --key, as FILE.pub or as the key itself"
-        )
-    return PublicKey.parse(text)
 
 
 def verify_export(path: str, key: str, files: Sequence[Path], output: Output) -> None:

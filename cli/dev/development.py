@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from cuebook.actors.client import Client
-from cuebook.cli.audit.verifying import default_name
 from cuebook.cli.dev.parts import parts_of_a_space
 from cuebook.cli.dev.servers import NATS_URL, Servers, exports, servers
 from cuebook.cli.dev.support_desk import AGENTS, SAGA, support_desk
 from cuebook.cli.dev.upkeep import kept_up
 from cuebook.cli.durability import syncs_always
+from cuebook.cli.keys import default_name
 from cuebook.cli.loading import load_agents, load_sagas
 from cuebook.cli.options import DEFAULT_SPACE, Target
 from cuebook.cli.serving.children import Say

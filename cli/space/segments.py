@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cuebook.cli.audit.verifying import public_key
 from cuebook.cli.exits import InputError, Interruption
+from cuebook.cli.keys import public_key
 from cuebook.cli.meter import Meter
 from cuebook.cli.moments import day_and_clock, iso, parse_point
 from cuebook.cli.options import Output, Target
