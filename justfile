@@ -26,7 +26,7 @@ test *arguments:
 
 # Let agents, processes and machines come, go and die while 1,000 tasks/s flow; ROUNDS times the story of the test
 test-growing rounds="10":
-    GROWING_ROUNDS={{ rounds }} uv run pytest tests/cli/test_growing.py --capture=no -n 0
+    GROWING_ROUNDS={{ rounds }} uv run pytest tests/cli/serving/test_growing.py --capture=no -n 0
 
 # Check the wire format from Node; needs node and npm
 test-node:

@@ -15,7 +15,7 @@ from cuebook.cli.serving import children
 from cuebook.cli.serving.children import running
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.errors import ConfigurationError
-from tests.cli.test_children import IS_DEAF, Output, python
+from tests.cli.serving.test_children import IS_DEAF, Output, python
 from tests.waiting import eventually
 
 

@@ -21,7 +21,7 @@ from cuebook.cli.serving import supervisor
 from cuebook.cli.serving.cores import count_processes, usable_cores
 from cuebook.cli.serving.supervised import VARIABLE
 from cuebook.cli.serving.supervisor import Group, Plan, environment_of
-from tests.cli import supervised_program
+from tests.cli.serving import supervised_program
 from tests.waiting import eventually
 
 
