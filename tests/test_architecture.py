@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,26 @@ ALLOWED = {
     "ledger": {"events"},
     "cli": {"actors", "embedded", "events", "examples", "ledger", "projections", "telemetry"},
 }
+
+# The same inside the command line: what each folder may import from the others. What all share stands beside them.
+CLI = {
+    "agents": {"history", "runs"},
+    "audit": {"events", "space"},
+    "checks": set[str](),
+    "demo": {"dev", "serving"},
+    "dev": {"serving"},
+    "diagnosis": {"checks", "history"},
+    "events": {"history"},
+    "history": set[str](),
+    "projections": set[str](),
+    "replay": {"agents", "history", "runs", "sagas"},
+    "runs": {"history"},
+    "sagas": {"history", "runs"},
+    "serving": {"units"},
+    "space": set[str](),
+    "top": {"diagnosis", "history"},
+    "units": set[str](),
+}
 MODULES = sorted(path.relative_to(ROOT) for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
 
 
@@ -30,6 +51,20 @@ def test_imports_point_one_way(module: Path) -> None:
     package = module.parts[0]
     wrong = {name for name in imported(module) if not may_import(package, name)}
     assert not wrong, f"{package} may import only {sorted(ALLOWED[package])} of ours"
+
+
+def test_each_folder_of_the_command_line_says_what_it_needs_of_the_others_and_none_goes_round() -> None:
+    needs: dict[str, set[str]] = {
+        path.name: set() for path in (ROOT / "cli").iterdir() if (path / "__init__.py").exists()
+    }
+    for module in (module for module in MODULES if module.parts[0] == "cli"):
+        others = {folder for name in imported(module) if (folder := folder_of_cli(name)) in needs}
+        if len(module.parts) == 2:
+            assert not others, f"{module} is shared by all and may import none of them"
+        else:
+            needs[module.parts[1]] |= others - {module.parts[1]}
+    assert needs == CLI
+    list(TopologicalSorter(CLI).static_order())  # raises CycleError
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -70,6 +105,12 @@ def imported(module: Path) -> Iterator[str]:
                 parts = ["cuebook", *module.parent.parts]
                 where = ".".join([*parts[: len(parts) - node.level + 1], where]).rstrip(".")
             yield from (f"cuebook.{alias.name}" for alias in node.names) if where == "cuebook" else [where]
+
+
+def folder_of_cli(name: str) -> str:
+    """The folder of the command line that a module stands in; empty for the shared ones and for other packages."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["cuebook", "cli"] and len(parts) > 2 else ""
 
 
 def may_import(package: str, name: str) -> bool:
