@@ -85,7 +85,7 @@ def _print_schema(view: dict[str, Any]) -> None:
 def check_schemas(specs: Sequence[str], file: str, output: Output, *, write: bool) -> None:
     """Hold the types against those released. Raises DriftError when one was edited, or is not recorded as it is.
 
-    With `write` what may be added is recorded first.
+    With `write` what may be added is recorded first: in the file where one is given, else in cuebook's own.
     """
     if bool(specs) is not bool(file):
         raise InputError(
@@ -96,9 +96,10 @@ def check_schemas(specs: Sequence[str], file: str, output: Output, *, write: boo
     findings = compare(released, present, CATALOGUE.upcasters)
     kept, outside = (_read(Path(file)), _outside(specs)) if file else ({}, {})
     findings_outside = compare(kept, outside, {})
-    if write:
+    if write and file:
+        findings_outside = _record(Path(file), kept, outside, findings_outside)
+    elif write:
         findings = _record(own, released, present, findings)
-        findings_outside = _record(Path(file), kept, outside, findings_outside) if file else []
     found = [*findings, *findings_outside]
     rows = [
         {"type": one.event_type, "what": one.kind, "details": one.details, "next": _NEXT[one.kind]} for one in found
