@@ -202,6 +202,10 @@ class Connection(Client):
                 self._transport.close()  # type: ignore[no-untyped-call]
             raise
 
+    async def _process_connect_init(self) -> None:
+        with _cancellation_kept():
+            await super()._process_connect_init()
+
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before our credentials are sent. nats-py takes "tls://" for a wish; a server that offers none got them.
         server = self._current_server
@@ -217,6 +221,15 @@ class Connection(Client):
                 self._transport.writelines(pending)
                 await self._transport.drain()  # type: ignore[no-untyped-call]
         await super()._close(status, do_cbs)
+        reconnecting = self._reconnection_task
+        if reconnecting is not None and reconnecting is not asyncio.current_task():
+            await ended(reconnecting)  # nats-py waits for a moment only, and it may have got through meanwhile
+            for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+                if task is not None and task is not asyncio.current_task():
+                    task.cancel()
+            self._status = status
+            if self._transport:
+                self._transport.close()  # type: ignore[no-untyped-call]
 
     async def _unlisten(self, subscription: Subscription, sid: int) -> None:
         if sid not in self._direct:

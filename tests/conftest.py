@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
@@ -38,6 +39,9 @@ WITH_TIMESCALE: Final = {
 }
 
 _Server = TypeVar("_Server")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; and what we start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "cuebook", settings(), deadline=None

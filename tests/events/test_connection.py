@@ -69,7 +69,8 @@ def test_nats_py_still_has_the_inner_shape_we_build_on() -> None:
 
 
 def test_the_parts_that_are_overridden_are_there() -> None:
-    for name in ("_process_msg", "_process_info", "_close", "_flush_pending", "_connect_to_server", "flush", "request"):
+    names = ("_process_msg", "_process_info", "_process_connect_init", "_connect_to_server", "_close")
+    for name in (*names, "_flush_pending", "flush", "request"):
         assert getattr(Connection, name) is not getattr(Client, name)
 
 
