@@ -19,10 +19,10 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Generic, TypeVar, get_type_hints, overload
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints, overload
 
 from pydantic import BaseModel, PydanticUserError
 
@@ -85,16 +85,16 @@ class Retry:
                 "Retry needs attempts >= 1, backoff_s >= 0, max_s >= 0, factor >= 1 and jitter between 0 and 1",
                 remedy="attempts is a whole number, the others are numbers, in seconds",
             )
-        if not isinstance(self.never, tuple | list) or not isinstance(self.on, Mapping):
+        never, on = cast(Any, self.never), cast(Any, self.on)
+        if not (isinstance(never, Collection) and isinstance(on, Mapping)):
             raise ConfigurationError(
-                f"Retry has never={self.never!r} and on={self.on!r}",
+                f"Retry has never={never!r} and on={on!r}",
                 remedy="write them as never=(KeyError,) and on={TimeoutError: Retry(attempts=9)}",
             )
-        named: tuple[Any, ...] = (*self.never, *self.on)
-        for cls in named:
+        for cls in (*never, *on):
             if not (inspect.isclass(cls) and issubclass(cls, BaseException)):
                 raise ConfigurationError(f"Retry takes classes of errors, not {cls!r}")
-        if any(not isinstance(retry, Retry) or retry.never or retry.on for retry in self.on.values()):
+        if any(not isinstance(retry, Retry) or retry.never or retry.on for retry in on.values()):
             raise ConfigurationError("what stands for one class of error is a Retry without rules of its own")
 
     def policy(self) -> RetryPolicy:

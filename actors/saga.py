@@ -457,7 +457,8 @@ def saga(
         raise ConfigurationError("on, key and name of a saga are strings")
     if isinstance(continues, str):
         raise ConfigurationError(f"continues={continues!r} is one word", remedy='say continues=("1",)')
-    if not isinstance(continues, Sequence) or not all(type(one) in (str, int) for one in (version, *continues)):
+    older = cast(Any, continues)
+    if not (isinstance(older, Sequence) and all(type(one) in (str, int) for one in (version, *older))):
         raise ConfigurationError("a version is text or a whole number", remedy="such as version=2, continues=(1,)")
     versions = [str(one) for one in (version, *continues)]
     if not all(one.isprintable() and 0 < len(one) <= MAX_VERSION_LENGTH for one in versions):

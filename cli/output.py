@@ -122,6 +122,11 @@ class Lines(AbstractContextManager["Lines"]):
         if self._output is Output.JSON:
             _print("\n]" if self._count else "[]")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was printed yet."""
+        return not self._count
+
     def add(self, item: dict[str, Any], line: Callable[[], str]) -> None:
         """Print one item; `line` is how people see it."""
         match self._output:
