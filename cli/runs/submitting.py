@@ -13,7 +13,7 @@ from cuebook.cli.directory import check_saga, check_task
 from cuebook.cli.exits import OUTCOMES, Exit, InputError, Interruption, print_error
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import document, line, note, show_one
-from cuebook.cli.run_show import find_run
+from cuebook.cli.runs.showing import find_run
 from cuebook.cli.session import session
 from cuebook.events.errors import NotFoundError, UnavailableError
 from cuebook.events.subjects import check_token, parse_task_id
