@@ -457,7 +457,7 @@ def test_a_decorator_without_its_brackets_says_so() -> None:
 
     for decorator, remedy in ((handler, "write @handler()"), (saga, "write @saga()")):
         with pytest.raises(ConfigurationError) as caught:
-            decorator(add)  # type: ignore[operator]
+            decorator(add)  # type: ignore[arg-type]
         assert caught.value.remedy == remedy
 
 

@@ -50,7 +50,7 @@ def test_a_sagas_words_are_words(options: dict[str, Any]) -> None:
 
 @saga()
 async def gathers_a_list(run: Run, number: Number) -> None:
-    await run.gather([run.call(Bank.add, number)])  # type: ignore[arg-type]
+    await run.gather([run.call(Bank.add, number)])  # type: ignore[call-overload]
 
 
 @saga()
