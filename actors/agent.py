@@ -19,10 +19,10 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Generic, TypeVar, get_type_hints, overload
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints, overload
 
 from pydantic import BaseModel, PydanticUserError
 
@@ -38,6 +38,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_RECYCLE_AFTER = 100
+_LARGEST_COUNT = 2**31
 
 
 class PermanentError(CuebookError):
@@ -72,17 +73,29 @@ class Retry:
     on: Mapping[type[BaseException], Retry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pauses = all(math.isfinite(value) and value >= 0 for value in (self.backoff_s, self.max_s))
-        if self.attempts < 1 or not pauses or not 1 <= self.factor < math.inf or not 0 <= self.jitter <= 1:
+        numbers = all(map(_is_number, (self.backoff_s, self.max_s, self.factor, self.jitter)))
+        if (
+            not (numbers and _is_count(self.attempts))
+            or self.attempts < 1
+            or min(self.backoff_s, self.max_s) < 0
+            or self.factor < 1
+            or not 0 <= self.jitter <= 1
+        ):
             raise ConfigurationError(
-                "Retry needs attempts >= 1, backoff_s >= 0, max_s >= 0, factor >= 1 and jitter between 0 and 1"
+                "Retry needs attempts >= 1, backoff_s >= 0, max_s >= 0, factor >= 1 and jitter between 0 and 1",
+                remedy="attempts is a whole number, the others are numbers, in seconds",
             )
-        named: tuple[Any, ...] = (*self.never, *self.on)
-        for cls in named:
+        never, on = cast(Any, self.never), cast(Any, self.on)
+        if not (isinstance(never, Collection) and isinstance(on, Mapping)):
+            raise ConfigurationError(
+                f"Retry has never={never!r} and on={on!r}",
+                remedy="write them as never=(KeyError,) and on={TimeoutError: Retry(attempts=9)}",
+            )
+        for cls in (*never, *on):
             if not (inspect.isclass(cls) and issubclass(cls, BaseException)):
                 raise ConfigurationError(f"Retry takes classes of errors, not {cls!r}")
-        if any(retry.never or retry.on for retry in self.on.values()):
-            raise ConfigurationError("a Retry for one class of error has no rules of its own")
+        if any(not isinstance(retry, Retry) or retry.never or retry.on for retry in on.values()):
+            raise ConfigurationError("what stands for one class of error is a Retry without rules of its own")
 
     def policy(self) -> RetryPolicy:
         """The same as data, as the registration event carries it."""
@@ -148,6 +161,8 @@ class Handler(Generic[In, Out]):
         *,
         pure: bool = False,
     ) -> None:
+        if not inspect.isfunction(inspect.unwrap(function)) or isinstance(function, staticmethod | classmethod):
+            raise ConfigurationError(f"@handler() decorates a method, not {function!r}")
         self.function, self.timeout_s, self.retry, self.owner, self.pure = function, timeout_s, retry, owner, pure
         self.name = function.__name__.replace("__", "-").strip("_")
         self.undo: Callable[..., Any] | None = None
@@ -174,6 +189,8 @@ class Handler(Generic[In, Out]):
 
     def compensation(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: `function(self, input, output, task)` undoes what the handler did. It must be safe to repeat."""
+        if self.undo is not None:
+            raise ConfigurationError(f"handler {self.name} has two compensations", remedy="leave one of them out")
         self.undo = function
         return function
 
@@ -231,6 +248,10 @@ class Handler(Generic[In, Out]):
                 f"compensation {self.undo.__qualname__} must look like (self, input, output, task)",
                 remedy="the task may be left out",
             )
+        if self.undo is not None and (
+            inspect.isasyncgenfunction(self.undo) or inspect.isgeneratorfunction(self.undo)
+        ):  # it would be called, and nothing of it would run
+            raise ConfigurationError(f"compensation {self.undo.__qualname__} is a generator", remedy="remove its yield")
 
     def spec(self) -> HandlerSpec:
         """What the registration event says about this handler. Raises ConfigurationError for types without a schema."""
@@ -254,15 +275,24 @@ class Handler(Generic[In, Out]):
 
 
 def handler(
-    *, timeout_s: float = DEFAULT_TIMEOUT_S, retry: Retry | None = None, pure: bool = False
+    function: None = None,
+    /,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retry: Retry | None = None,
+    pure: bool = False,
 ) -> _HandlerDecorator:
     """Make a method of an Agent a handler. One attempt may take `timeout_s` seconds.
 
     `pure` says that it changes nothing outside, though it may ask there, such as a model: `cuebook replay diff` may run
     it again on recorded inputs, without a fake.
     """
-    if not 0 < timeout_s < math.inf:
-        raise ConfigurationError("timeout_s must be more than 0, in seconds")
+    if function is not None:
+        raise ConfigurationError("@handler is called before it decorates", remedy="write @handler()")
+    if not _is_number(timeout_s) or timeout_s <= 0:
+        raise ConfigurationError(f"timeout_s must be more than 0, in seconds, not {timeout_s!r}")
+    if not isinstance(retry, Retry | None):
+        raise ConfigurationError(f"retry must be a Retry, not {retry!r}", remedy="write it as retry=Retry(attempts=5)")
     return _HandlerDecorator(timeout_s, retry or Retry(), pure=pure)
 
 
@@ -307,18 +337,32 @@ class Agent:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
+            if not isinstance(cls.name, str):
+                raise ConfigurationError(f"name of agent {cls.__name__} must be a string, not {cls.name!r}")
             check_token(cls.name, f"name of agent {cls.__name__}")
-        if cls.concurrency < 1 or cls.recycle_after < 0 or not 0 < cls.heartbeat_s < math.inf:
+        counts = all(map(_is_count, (cls.concurrency, cls.recycle_after, cls.ahead)))
+        if not counts or not all(map(_is_number, (cls.heartbeat_s, cls.offline_for_s))):
+            raise ConfigurationError(
+                f"agent {cls.__name__} needs whole numbers for concurrency, recycle_after and ahead, "
+                "and numbers of seconds for heartbeat_s and offline_for_s"
+            )
+        if cls.concurrency < 1 or cls.recycle_after < 0 or cls.heartbeat_s <= 0:
             raise ConfigurationError(
                 f"agent {cls.__name__} needs concurrency >= 1, recycle_after >= 0 and heartbeat_s > 0"
             )
-        if cls.ahead < 0 or not 0 <= cls.offline_for_s < math.inf or (cls.ahead and not cls.offline_for_s):
+        if cls.ahead < 0 or cls.offline_for_s < 0 or (cls.ahead and not cls.offline_for_s):
             raise ConfigurationError(
                 f"agent {cls.__name__} needs offline_for_s >= 0 and ahead >= 0, and ahead only with offline_for_s",
                 remedy="a task waits in advance for at most offline_for_s; without it, it would run out of time",
             )
-        if not all(isinstance(text, str) for text in (cls.version, *cls.labels, *cls.labels.values())):
-            raise ConfigurationError(f"version and labels of agent {cls.__name__} must be strings")
+        labels: Any = cls.labels
+        if not isinstance(labels, Mapping) or not all(
+            isinstance(text, str) for text in (cls.version, *labels, *labels.values())
+        ):
+            raise ConfigurationError(
+                f"version and labels of agent {cls.__name__} must be strings",
+                remedy='write them as version = "2" and labels = {"gpu": "yes"}',
+            )
         for attribute, value in vars(cls).items():
             if isinstance(value, Handler) and hasattr(Agent, attribute):
                 raise ConfigurationError(
@@ -336,6 +380,14 @@ class Agent:
         """The handlers by name. Raises ConfigurationError for an agent without a name or a handler."""
         if not getattr(cls, "name", ""):
             raise ConfigurationError(f"agent {cls.__name__} has no name", remedy='add name = "..." to the class')
+        for hook in (cls.start, cls.stop):
+            if not inspect.iscoroutinefunction(inspect.unwrap(hook)) or _needs_arguments(hook, cls):
+                raise ConfigurationError(f"{hook.__qualname__} must look like async def {hook.__name__}(self)")
+        if _needs_arguments(cls):
+            raise ConfigurationError(
+                f"agent {cls.__name__} cannot be made without arguments",
+                remedy="take no arguments in __init__, and open what it needs in async def start(self)",
+            )
         found: dict[str, Handler[Any, Any]] = {}
         for attribute in dir(cls):
             if not any(isinstance(vars(base).get(attribute), Handler) for base in cls.__mro__):
@@ -352,6 +404,23 @@ class Agent:
         if not found:
             raise ConfigurationError(f"agent {cls.__name__} has no handler", remedy="decorate a method with @handler()")
         return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value < _LARGEST_COUNT
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _needs_arguments(function: Callable[..., Any], *given: Any) -> bool:
+    """Whether it cannot be called with what is given."""
+    try:
+        inspect.signature(function).bind(*given)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

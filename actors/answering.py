@@ -112,7 +112,7 @@ class Answering:
                     traceparent=envelope.traceparent,
                 )
             except PoisonMessageError as error:
-                fact, answer = "failed", self.failure(work, InvalidOutputError(str(error)))
+                fact, answer = "failed", self.failure(work, InvalidOutputError(_told(error)))
             else:
                 await shelf.answer(work.assigned, fact, body)
                 return fact, answer
@@ -143,7 +143,7 @@ class Answering:
                 done=done,
             )
         except PoisonMessageError as error:
-            failure = self.failure(work, InvalidOutputError(str(error)))
+            failure = self.failure(work, InvalidOutputError(_told(error)))
             self.offer(work, "failed", failure, expected)
 
     async def _offered(self, work: Work, fact: str, answer: Event, expected: int, error: CuebookError) -> None:
@@ -227,3 +227,8 @@ class Answering:
                 return
             else:
                 return
+
+
+def _told(error: CuebookError) -> str:
+    """What no event can hold, and what to do about it: nobody but the author of the handler can."""
+    return f"{error}; {error.remedy}" if error.remedy else str(error)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import itertools
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -30,6 +31,8 @@ __all__ = [
 
 MAX_MESSAGE = 2_000
 """Characters of what a handler says that are stored."""
+MAX_PARTS = 10
+"""Errors of a group that are told."""
 
 _W = TypeVar("_W")
 
@@ -117,7 +120,7 @@ class PreparedHandler:
 def error_of(raised: BaseException) -> Error:
     """What the log keeps of an exception; some kinds are not worth another attempt."""
     classes = class_names(type(raised))
-    permanent = isinstance(raised, PermanentError | InvalidInputError | InvalidOutputError)
+    permanent = any(isinstance(one, PermanentError | InvalidInputError | InvalidOutputError) for one in _parts(raised))
     return Error(type=classes[0], message=text_of(raised), classes=classes, retryable=not permanent)
 
 
@@ -172,8 +175,21 @@ def raise_from_a_person(error: BaseException) -> None:
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, as an event can hold it; the author's own `__str__` may raise."""
+    """What an error says, as an event can hold it, a group with what is in it; the author's `__str__` may raise."""
     try:
-        return str(error)[:MAX_MESSAGE].encode(errors="replace").decode()  # half a surrogate pair cannot be stored
+        text = str(error)
     except Exception:  # noqa: BLE001 - the author's own __str__
-        return "(its text cannot be made)"
+        text = "(its text cannot be made)"
+    if isinstance(error, BaseExceptionGroup):
+        inner = (f"{type(one).__name__}: {text_of(one)}" for one in itertools.islice(_parts(error), MAX_PARTS))
+        text = f"{text}: {'; '.join(inner)}"
+    return text[:MAX_MESSAGE].encode(errors="replace").decode()  # half a surrogate pair cannot be stored
+
+
+def _parts(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group, such as a TaskGroup raises, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _parts(one)
+    else:
+        yield error

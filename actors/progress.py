@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeGuard
 
 from cuebook.actors.attempt import MAX_MESSAGE
 from cuebook.actors.work import Work
@@ -36,7 +37,10 @@ class Progress:
 
     def report(self, work: Work, message: str, fraction: float | None) -> None:
         """Store progress, at most once a second per task: later words replace earlier ones. From any thread."""
-        progress = TaskProgressed(message=str(message)[:MAX_MESSAGE], fraction=fraction, attempt=work.event.attempt)
+        share = min(1.0, max(0.0, fraction)) if _is_number(fraction) else None
+        if share is None and fraction is not None:
+            self._logger.warning("progress of %r is no fraction from 0 to 1", fraction)
+        progress = TaskProgressed(message=str(message)[:MAX_MESSAGE], fraction=share, attempt=work.event.attempt)
         if threading.get_ident() == self._thread:
             self._progress(work, progress)
         else:
@@ -70,3 +74,8 @@ class Progress:
             )
         except PoisonMessageError as error:
             self._logger.warning("progress cannot be stored: %s", error)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """What an author says may be anything; what no event can hold would have to be refused by whoever reads it."""
+    return isinstance(value, int | float) and value == value  # NaN is not

@@ -20,7 +20,7 @@ import hashlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, TypeVarTuple, cast, get_args, get_type_hints, overload
@@ -227,8 +227,8 @@ class Run:
             input=data,
             priority=_checked(int, "priority", priority),
             affinity=_checked(str, "affinity", affinity),
-            labels={name: _checked(str, "a label", value) for name, value in labels.items()} if labels else None,
-            timeout_s=_span(timeout_s),
+            labels=_labels(labels),
+            timeout_s=_timeout(timeout_s),
             retry=_checked(Retry, "retry", retry),
             compensation=handler.undo is not None,
         )
@@ -264,7 +264,8 @@ class Run:
         schema = answer.schema()
         compile_schema(schema)  # else no answer would ever fit
         shown = _plain(context, "context")
-        request = Ask(question=question, schema=schema, context=shown, timeout_s=_span(timeout))
+        asked = _checked(str, "question", question)
+        request = Ask(question=asked, schema=schema, context=shown, timeout_s=_span(timeout))
         return self._step(request, answer)
 
     @overload
@@ -277,6 +278,11 @@ class Run:
     async def gather(self, *steps: Step[T1]) -> tuple[T1, ...]: ...
     async def gather(self, *steps: Step[Any]) -> tuple[Any, ...]:
         """Wait for all of `steps`, which are already under way; then the results, or the first error by position."""
+        for step in steps:
+            if not isinstance(step, Awaitable):
+                raise ConfigurationError(
+                    f"run.gather takes steps, not {type(step).__name__}", remedy="write run.gather(*steps)"
+                )
         results, errors = [], []
         for step in steps:
             try:
@@ -309,9 +315,30 @@ def _checked(kind: type[T1], name: str, value: T1) -> T1:
     return value
 
 
+def _labels(labels: Mapping[str, str] | None) -> dict[str, str] | None:
+    if labels is not None and not isinstance(labels, Mapping):
+        raise ConfigurationError(f"labels must be of type dict, not {labels!r}", remedy='such as {"gpu": "yes"}')
+    return (
+        {_checked(str, "a label", name): _checked(str, "a label", labels[name]) for name in labels} if labels else None
+    )
+
+
+def _timeout(seconds: float | None) -> float | None:
+    """Of a task, which would have no time at all with 0."""
+    span = _span(seconds)
+    if span is not None and span <= 0:
+        raise ConfigurationError(f"timeout_s must be more than 0, in seconds, not {seconds}")
+    return span
+
+
 def _span(seconds: float | None) -> float | None:
     if seconds is None:
         return None
+    if not isinstance(seconds, int | float):
+        raise ConfigurationError(
+            f"a time to wait is a number of seconds, not {seconds!r}",
+            remedy="such as minutes(5); a timedelta has total_seconds()",
+        )
     if not math.isfinite(seconds):
         raise ConfigurationError(f"{seconds} is no time to wait", remedy="leave the timeout out to wait for ever")
     return max(0.0, float(seconds))
@@ -403,6 +430,8 @@ def _name_run(saga: str, basis: str) -> str:
 
 
 def saga(
+    function: None = None,
+    /,
     *,
     on: str = "",
     key: str = "",
@@ -422,8 +451,15 @@ def saga(
     runs; new runs are of the newest version, by the numbers in it. `continues` names older versions whose open runs
     this code goes on with where theirs is not served: it must ask for the same steps as far as they have come.
     """
+    if function is not None:
+        raise ConfigurationError("@saga is called before it decorates", remedy="write @saga()")
+    if not all(isinstance(text, str) for text in (on, key, name)):
+        raise ConfigurationError("on, key and name of a saga are strings")
     if isinstance(continues, str):
         raise ConfigurationError(f"continues={continues!r} is one word", remedy='say continues=("1",)')
+    older = cast(Any, continues)
+    if not (isinstance(older, Sequence) and all(type(one) in (str, int) for one in (version, *older))):
+        raise ConfigurationError("a version is text or a whole number", remedy="such as version=2, continues=(1,)")
     versions = [str(one) for one in (version, *continues)]
     if not all(one.isprintable() and 0 < len(one) <= MAX_VERSION_LENGTH for one in versions):
         raise ConfigurationError(f"a version is up to {MAX_VERSION_LENGTH} printable characters, such as 2 or 1.4")

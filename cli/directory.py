@@ -10,6 +10,7 @@ from typing import Any
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.registry import InstanceState, Registry
+from cuebook.actors.saga import derive_run_id
 from cuebook.cli.exits import InputError
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import NotFoundError, UnavailableError
@@ -24,9 +25,14 @@ __all__ = [
     "check_task",
     "fold_agents",
     "nearest",
+    "nearest_run",
     "require_agent",
     "require_instances",
 ]
+
+
+RECENT = 2_000
+"""Messages at the end of the log in which the name of a run is looked for that is not there as it was typed."""
 
 
 class Directory:
@@ -65,6 +71,25 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known {what}s: {', '.join(known)}" if known else f"there is no {what} yet"
+
+
+async def nearest_run(log: EventLog, run_id: str) -> str:
+    """What to say about a run that is not there. People name the ticket where the run has its saga's name in front."""
+    sagas = set()
+    async with aclosing(log.read(filters=[log.subjects.all_sagas])) as items:
+        async for item in items:
+            sagas.add(item.address.agent if isinstance(item, Envelope) else "")
+    for saga in sorted(sagas - {""}):
+        named = derive_run_id(saga, "key", {"key": run_id})
+        if await log.first_sequence(log.subjects.everything_of(named)):
+            return f"did you mean {named!r}?"
+    recent = set()
+    last = (await log.verify()).last_sequence
+    async with aclosing(log.read(filters=[log.subjects.all_runs], after=max(0, last - RECENT))) as items:
+        async for item in items:
+            recent.add(item.address.run_id if isinstance(item, Envelope) else "")
+    near = difflib.get_close_matches(run_id, sorted(recent - {""}), 1, 0.7)
+    return f"did you mean {near[0]!r}?" if near else "see 'cuebook run list'"
 
 
 def require_agent(directory: Directory, agent: str) -> None:

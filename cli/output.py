@@ -122,6 +122,11 @@ class Lines(AbstractContextManager["Lines"]):
         if self._output is Output.JSON:
             _print("\n]" if self._count else "[]")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was printed yet."""
+        return not self._count
+
     def add(self, item: dict[str, Any], line: Callable[[], str]) -> None:
         """Print one item; `line` is how people see it."""
         match self._output:
@@ -143,7 +148,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
     elif _is_terminal():
         _rich_table(columns, cells)
     else:
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        widths = _widths(columns, cells)
         for row in [list(columns), *cells]:
             _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -212,16 +217,25 @@ def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False)
+    if sum(_widths(columns, cells)) + 2 * (len(columns) - 1) > console.width:
+        filled = [n for n, column in enumerate(zip(*cells, strict=True)) if any(column)]
+        columns, cells = [columns[n] for n in filled], [[row[n] for n in filled] for row in cells]
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, no_wrap=True, overflow="ellipsis")
-    # The last column, which says why, is what gets cut; ids are there to be copied.
-    *others, _ = (max(map(len, column)) for column in zip(columns, *cells, strict=True))
-    room = max(console.width - sum(others) - 2 * len(others), 10)
+    # The last column, which says why, is what gets cut; ids are there to be copied, so a longer line goes on below.
+    *others, _ = _widths(columns, cells)
+    taken = sum(others) + 2 * len(others)
+    room = max(console.width - taken, 10)
+    console.width = taken + room
     for row in cells:
         last = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
         grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in [*row[:-1], last]))
     console.print(grid)
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
 
 
 def _other(value: Any) -> Any:

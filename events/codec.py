@@ -136,7 +136,11 @@ def pack_data(data: Any) -> bytes:
     """Pack plain data. Raises PoisonMessageError for what MessagePack cannot hold."""
     try:
         return _pack(data)
-    except (TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise PoisonMessageError("an integer has more than 64 bits", remedy="send large integers as strings") from error
+    except UnicodeEncodeError as error:
+        raise PoisonMessageError("text holds what is not Unicode", remedy="send bytes as base64") from error
+    except (TypeError, ValueError) as error:
         raise PoisonMessageError(f"cannot be packed: {error}", remedy="use only JSON types") from error
 
 

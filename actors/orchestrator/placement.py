@@ -139,7 +139,7 @@ class Placement:
 
 def fits(task: TaskState, instance: InstanceState) -> bool:
     """Whether an instance is healthy and has the labels that a task requires."""
-    return instance.health == PLACEABLE and (not task.labels or task.labels.items() <= instance.labels.items())
+    return instance.health == PLACEABLE and (not task.labels or instance.has(task.labels))
 
 
 def why(task: TaskState, instances: Iterable[InstanceState], ahead: int, only: str = "") -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ __all__ = ["Drift", "Execution", "Raised", "Returned", "describe", "describe_req
 Request = Call | Sleep | Wait | Ask
 MAX_AWAITS = 100_000
 """Of one run. A step may be awaited again and again, and has its result at once then."""
+
+NO_STEP = "put I/O into an agent, and wait with run.gather, run.sleep and the timeouts of steps"
+_LOOPS = frozenset({"asyncio", "anyio", "sniffio", "trio"})
 
 logger = logging.getLogger(__name__)
 
@@ -134,21 +138,29 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises ends the run
             raise_from_a_person(error)
             self._waiting = None
-            self.outcome = self._compare_new(items) or self._extra(items) or Raised(error)
+            self.outcome = self._compare_new(items) or self._foreign(error) or self._extra(items) or Raised(error)
             return
         self.outcome = self._compare_new(items)
         if isinstance(yielded, Step):
             self._waiting = yielded
         else:
             self.close()
-            self.outcome = Drift(
-                None,
-                None,
-                repr(yielded),
-                "the saga awaited something that is no step; put I/O and waiting into an agent",
-            )
+            self.outcome = Drift(None, None, repr(yielded), f"the saga awaited something that is no step; {NO_STEP}")
+
+    @staticmethod
+    def _foreign(error: BaseException) -> Drift | None:
+        """What asyncio itself raises in a saga, which runs in no task: as bad as awaiting it, and no reason to undo."""
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        modules = (str(frame.f_globals.get("__name__", "")) for frame in frames)
+        module = next((one for one in modules if one.partition(".")[0] in _LOOPS), None)
+        if module is None:
+            return None
+        asked = f"{module}: {type(error).__name__}: {text_of(error)}"
+        return Drift(None, None, asked, f"the saga used what needs an event loop; {NO_STEP}")
 
     def _returned(self, value: Any) -> Returned | Raised:
+        if isinstance(value, Step):
+            return Raised(NotDeterministicError("the saga returned a step; await it"))
         try:
             return Returned(self.saga.output_type.plain(value, warnings=False))
         except BaseException as error:  # noqa: BLE001 - pydantic's, several classes, or whatever a serializer raises

@@ -76,6 +76,8 @@ async def tail(
                 for item in await newest(log, filters, keep, limit, last):
                     add(item)
             if not follow:
+                if lines.is_empty and reach.limit != 0:
+                    note(f"nothing like that is in the log, which ends at {last}", output)
                 return
             interruption.resume = interruption.resume or f"cuebook events tail -f --from {last + 1}{target.hint}"
             async with aclosing(log.follow(after=last, filters=filters)) as items:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.state import RunState, TaskState, fold_run
-from cuebook.cli.directory import ask_or_none
+from cuebook.cli.directory import ask_or_none, nearest_run
 from cuebook.cli.exits import OUTCOMES, Exit
 from cuebook.cli.history.points import find_place
 from cuebook.cli.history.timeline import run_line
@@ -60,7 +60,7 @@ async def find_run(log: EventLog, run_id: str, until: int | None = None) -> tupl
         if first:
             raise NotFoundError(f"run {run_id} began at sequence {first}, after {until}", remedy="say a later --at")
         raise NotFoundError(
-            f"there is no run {run_id!r} in space {log.subjects.space!r}", remedy="see 'cuebook run list'"
+            f"there is no run {run_id!r} in space {log.subjects.space!r}", remedy=await nearest_run(log, run_id)
         )
     return fold_run(run_id, history), history
 

@@ -13,6 +13,7 @@ from cuebook.cli.directory import check_saga, check_task
 from cuebook.cli.exits import OUTCOMES, Exit, InputError, Interruption, print_error
 from cuebook.cli.options import Output, Target
 from cuebook.cli.output import document, line, note, show_one
+from cuebook.cli.runs.showing import find_run
 from cuebook.cli.session import session
 from cuebook.events.errors import NotFoundError, UnavailableError
 from cuebook.events.subjects import check_token, parse_task_id
@@ -134,6 +135,7 @@ async def cancel(target: Target, name: str, reason: str, output: Output, *, by: 
     """Ask for the end of a run or of one task. Raises NotFoundError, CommandRejectedError."""
     run_id, n = parse_task_id(name)
     async with session(target, by=by) as client:
+        await find_run(client.log, run_id)
         sequence = await client.cancel(run_id, n=n if "/" in name else None, reason=reason)
     view = {"run_id": run_id, "requested": "cancel", "sequence": sequence}
     show_one(output, view, lambda: line(f"asked {name} to end; follow it with: cuebook run tail {run_id}{target.hint}"))
@@ -142,6 +144,7 @@ async def cancel(target: Target, name: str, reason: str, output: Output, *, by: 
 async def retry(target: Target, run_id: str, note_text: str, output: Output, *, by: str) -> None:
     """Go on with a stuck run, or repeat an ended one. Raises NotFoundError, CommandRejectedError."""
     async with session(target, by=by) as client:
+        await find_run(client.log, run_id)
         goes_on = await client.retry(run_id, note=note_text)
     show_one(output, {"run_id": goes_on, "retry_of": run_id if goes_on != run_id else None}, lambda: line(goes_on))
     note(f"follow it with: cuebook run tail {goes_on}{target.hint}", output)

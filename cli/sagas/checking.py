@@ -154,9 +154,13 @@ async def check_sagas(target: Target, specs: Sequence[str], since: str, output: 
             began = f" that began since {since}" if since else ""
             raise NotFoundError(
                 f"there is no run of {' or '.join(sagas)}{began} to check in space {log.subjects.space!r}",
-                remedy=f"runs there are of: {', '.join(sorted(seen))}" if seen else nearest("", (), "run"),
+                remedy=f"runs there are of: {', '.join(sorted(seen))}" if seen else _what_else(since),
             )
         check.tell(output)
+
+
+def _what_else(since: str) -> str:
+    return "leave --since out, or say an earlier one" if since else nearest("", (), "run")
 
 
 def _sides(found: dict[str, Any]) -> str:

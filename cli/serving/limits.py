@@ -17,6 +17,8 @@ __all__ = ["Limits", "parse_bytes"]
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BYTES: Final = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
+_LEAST_BYTES: Final = 1 << 20
+"""Who says less has left out the unit, and each process would be spent as soon as it is ready."""
 _MEMORY: Final = Path("/proc/self/statm")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -38,13 +40,16 @@ class Limits:
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as `512M`, `2G` or `1000000`; nothing is 0. Raises InputError."""
+    """A size such as `512M`, `2G` or `1000000000`; nothing is 0. Raises InputError, also for less than 1 MiB."""
     if not text:
         return 0
     found = _BYTES.fullmatch(text.strip())
     if found is None:
         raise InputError(f"{text!r} is no size", remedy="write bytes, or a number with K, M or G, such as 512M")
-    return int(found[1]) * _UNITS[found[2].upper()]
+    size = int(found[1]) * _UNITS[found[2].upper()]
+    if size < _LEAST_BYTES:
+        raise InputError(f"{text!r} is {size} bytes, less than any process has", remedy="say the unit, such as 512M")
+    return size
 
 
 def _resident_bytes() -> int:

@@ -13,7 +13,7 @@ import jsonschema_rs
 import pytest
 from pydantic import BaseModel, Field
 
-from cuebook.actors import Agent, Approval, Handler, PermanentError, Retry, Task, handler
+from cuebook.actors import Agent, Approval, Handler, PermanentError, Retry, Task, handler, saga
 from cuebook.actors.runtime import AgentHost
 from cuebook.events.errors import ConfigurationError, CuebookError, InvalidTokenError
 from cuebook.events.facts import AgentRegistered, RetryPolicy, RetryRule
@@ -313,6 +313,52 @@ def test_a_compensation_takes_input_and_output() -> None:
         Broken.handlers()
 
 
+def test_a_compensation_of_which_nothing_would_run_is_refused() -> None:
+    async def undo(self: Any, number: Number, result: Number) -> AsyncIterator[int]:
+        yield number.n
+
+    def undo_too(self: Any, number: Number, result: Number) -> Iterator[int]:
+        yield number.n
+
+    for function in (undo, undo_too):
+        broken = _agent_with(_echo)
+        broken.handlers()["echo"].compensation(function)
+        with pytest.raises(ConfigurationError, match=f"compensation .*{function.__name__} is a generator"):
+            broken.handlers()
+
+
+def test_a_handler_has_one_compensation() -> None:
+    one = handler()(_echo)
+    one.compensation(_echo)
+    with pytest.raises(ConfigurationError, match="handler echo has two compensations"):
+        one.compensation(_echo)
+
+
+async def _echo(self: Any, number: Number) -> Number:
+    return number
+
+
+def _start_plainly(self: Any) -> None: ...
+async def _start_with(self: Any, server: str) -> None: ...
+
+
+@pytest.mark.parametrize("hook", ["start", "stop"])
+@pytest.mark.parametrize("function", [_start_plainly, _start_with])
+def test_start_and_stop_can_be_called(hook: str, function: Callable[..., Any]) -> None:
+    odd: type[Agent] = type("Odd", (Agent,), {"name": "odd", "echo": handler()(_echo), hook: function})
+    with pytest.raises(ConfigurationError, match=r"must look like async def .*\(self\)"):
+        odd.handlers()
+
+
+def test_an_agent_can_be_made() -> None:
+    def take_a_key(self: Any, key: str) -> None: ...
+
+    odd: type[Agent] = type("Odd", (Agent,), {"name": "odd", "echo": handler()(_echo), "__init__": take_a_key})
+    with pytest.raises(ConfigurationError, match="agent Odd cannot be made without arguments") as caught:
+        odd.handlers()
+    assert "async def start(self)" in caught.value.remedy
+
+
 def test_an_agent_has_a_name_and_a_handler() -> None:
     class Nameless(Agent):
         @handler()
@@ -342,6 +388,16 @@ def test_an_agent_has_a_name_and_a_handler() -> None:
         ("version", 3),
         ("labels", {"gpu": 1}),
         ("labels", {1: "gpu"}),
+        ("labels", ["gpu"]),
+        ("labels", None),
+        ("concurrency", "4"),
+        ("concurrency", 2.5),
+        ("concurrency", 10**12),
+        ("recycle_after", None),
+        ("recycle_after", 1.5),
+        ("heartbeat_s", "1"),
+        ("offline_for_s", None),
+        ("name", 5),
     ],
 )
 def test_an_agents_numbers_and_labels_are_checked(attribute: str, value: Any) -> None:
@@ -349,8 +405,8 @@ def test_an_agents_numbers_and_labels_are_checked(attribute: str, value: Any) ->
         type("Odd", (Agent,), {"name": "odd", attribute: value})
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan")])
-def test_a_timeout_is_a_positive_span(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan"), "5", None, True])
+def test_a_timeout_is_a_positive_span(timeout_s: Any) -> None:
     with pytest.raises(ConfigurationError, match="timeout_s must be more than 0"):
         handler(timeout_s=timeout_s)
 
@@ -372,12 +428,46 @@ def test_a_timeout_is_a_positive_span(timeout_s: float) -> None:
         {"on": {"ValueError": Retry()}},
         {"on": {ValueError: Retry(never=(KeyError,))}},
         {"on": {ValueError: Retry(on={KeyError: Retry()})}},
+        {"on": {ValueError: 3}},
+        {"on": None},
+        {"on": [ValueError]},
+        {"never": ValueError},
+        {"never": None},
+        {"attempts": "3"},
+        {"attempts": 2.5},
+        {"attempts": 10**30},
+        {"backoff_s": "1"},
+        {"max_s": None},
     ],
     ids=repr,
 )
 def test_a_retry_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Retry(**options)
+
+
+def test_a_retry_is_a_retry() -> None:
+    with pytest.raises(ConfigurationError, match="retry must be a Retry, not 3"):
+        handler(retry=3)  # type: ignore[arg-type]
+
+
+def test_a_decorator_without_its_brackets_says_so() -> None:
+    async def add(self: Any, number: Number) -> Number:
+        return number
+
+    for decorator, remedy in ((handler, "write @handler()"), (saga, "write @saga()")):
+        with pytest.raises(ConfigurationError) as caught:
+            decorator(add)  # type: ignore[arg-type]
+        assert caught.value.remedy == remedy
+
+
+@pytest.mark.parametrize("kind", [staticmethod, classmethod])
+def test_a_handler_is_a_method(kind: Callable[..., Any]) -> None:
+    async def add(self: Any, number: Number) -> Number:
+        return number
+
+    with pytest.raises(ConfigurationError, match="decorates a method, not"):
+        handler()(kind(add))
 
 
 def test_a_handlers_name_can_be_part_of_a_subject() -> None:

@@ -347,6 +347,53 @@ async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_u
         assert threading.get_ident() not in threads
 
 
+class Grouping(Agent):
+    name = "grouping"
+
+    @handler(retry=Retry(attempts=3, backoff_s=0.01))
+    async def fail(self, number: Number) -> Number:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(20))
+            raise PermanentError("never") if number.n else ValueError("not yet")
+
+    @handler(retry=Retry(attempts=1))
+    async def give(self, number: Number) -> int:
+        return 2**70
+
+
+async def test_of_a_group_of_errors_each_is_told_and_the_permanent_one_counts(nats_url: str, space: str) -> None:
+    async with Desk(nats_url, space, agents=[Grouping]) as desk:
+        for n, said, attempts in ((0, "ValueError: not yet", 3), (1, "PermanentError: never", 1)):
+            run_id = await desk.client.submit_task("grouping", {"n": n}, handler="fail")
+            await desk.saw(run_id, "escalated")
+            failures = await desk.saw(run_id, "failed")
+            assert len(failures) == attempts
+            assert failures[-1].error.message == f"unhandled errors in a TaskGroup (1 sub-exception): {said}"
+
+
+async def test_a_result_that_no_event_can_hold_is_a_failure_that_says_what_to_do(nats_url: str, space: str) -> None:
+    async with Desk(nats_url, space, agents=[Grouping]) as desk:
+        run_id = await desk.client.submit_task("grouping", {"n": 1}, handler="give")
+        (escalated,) = await desk.saw(run_id, "escalated")
+        assert escalated.error.message == "an integer has more than 64 bits; send large integers as strings"
+
+
+@pytest.mark.parametrize(("given", "stored"), [(7, 1.0), (-1, 0.0), (True, 1.0), ("half", None), (float("nan"), None)])
+async def test_progress_is_a_fraction_or_none(nats_url: str, space: str, given: Any, stored: float | None) -> None:
+    class Vague(Agent):
+        name = "vague"
+
+        @handler()
+        async def work(self, number: Number, task: Task) -> Number:
+            await task.progress("so far", given)
+            return number
+
+    async with Desk(nats_url, space, agents=[Vague]) as desk:
+        await desk.client.run_task("vague", {"n": 1}, handler="work", timeout_s=20)
+        await eventually(functools.partial(told, desk))
+        assert [event.fraction for event in await told(desk)] == [stored]
+
+
 class Chatty(Agent):
     """Says how far it is, fifty times, and then waits until it may go."""
 

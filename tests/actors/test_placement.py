@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuebook.actors.orchestrator import placement as placement_module
-from cuebook.actors.orchestrator.placement import Placement, Queue, why
+from cuebook.actors.orchestrator.placement import Placement, Queue, fits, why
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.state import TaskState
 from tests.actors.cast import Bank
@@ -59,6 +59,13 @@ def test_the_least_loaded_instance_is_chosen() -> None:
     chosen, reason = Placement().choose(task(1), [half, tenth]) or (None, {})
     assert chosen is tenth
     assert reason == {"by": "least loaded", "candidates": 2}
+
+
+def test_a_task_for_a_version_that_is_there_is_not_stranded_because_that_is_busy() -> None:
+    one = instance("i", 1, busy=1, zone="x")
+    one.version = "2"
+    assert fits(task(1, version="2", zone="x"), one)
+    assert not fits(task(2, version="3"), one)
 
 
 def test_full_unhealthy_and_unlabelled_instances_are_not_asked() -> None:

@@ -543,7 +543,7 @@ async def foreign(run: Run, word: Word) -> Word:
 async def test_a_saga_that_awaits_what_is_no_step_is_stuck_and_says_what_to_do(play: Play) -> None:
     async with play(foreign, calls) as desk:
         outcome = await perform(desk, "foreign")
-        assert (outcome.status, "put I/O and waiting into an agent" in outcome.error) == ("stuck", True)
+        assert (outcome.status, "put I/O into an agent" in outcome.error) == ("stuck", True)
         assert (await perform(desk, "calls", run_id="other")).status == "completed"
 
 

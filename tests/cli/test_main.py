@@ -157,6 +157,17 @@ async def test_colour_is_for_terminals_only(cli: Cli, client: Client) -> None:
     assert "\x1b[" not in await cli.ok("run", "list")
 
 
+async def test_ids_are_whole_on_a_narrow_terminal(cli: Cli, client: Client) -> None:
+    run_id = "an-id-that-somebody-wants-to-copy-from-a-terminal-of-eighty"
+    await cli.ok("run", "submit", "--agent", "echo", "1", "--no-check", "--id", run_id)
+    shown = await on_a_terminal(cli, "run", "list", COLUMNS="80", NO_COLOR="1")
+    assert run_id in shown
+    styled = await on_a_terminal(cli, "run", "list", COLUMNS="80")
+    assert run_id in styled
+    assert "requested" in styled
+    assert "WHY" not in styled  # nothing is in it, and there is no room
+
+
 async def test_reading_stdin_never_waits_for_a_person(cli: Cli, client: Client) -> None:
     shown = await on_a_terminal(cli, "events", "publish", "a", "-")
     assert shown == ""

@@ -83,7 +83,9 @@ async def test_without_runs_there_is_nothing_to_check_and_that_is_an_error(
     said = await cli.fails(3, "saga", "check", "other:untried")
     assert "there is no run of untried to check" in said
     assert "runs there are of: doomed, order" in said
-    assert "that began since 0s" in await cli.fails(3, "saga", "check", "mydesk:order", "--since", "0s")
+    said = await cli.fails(3, "saga", "check", "mydesk:order", "--since", "0s")
+    assert "that began since 0s" in said
+    assert "fix: leave --since out, or say an earlier one" in said
     assert await cli.json("saga", "check", "mydesk:order", "--since", "1h") == []
     assert "there is no run 'nobody'" in await cli.fails(3, "saga", "check", "mydesk:order", "--run", "nobody")
 

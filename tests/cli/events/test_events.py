@@ -67,6 +67,16 @@ async def test_which_events(cli: Cli, published: list[int], words: list[str], ch
     assert [row["sequence"] for row in await cli.json("events", "tail", *words)] == chosen
 
 
+@pytest.mark.parametrize("words", [["--from", "99"], ["--type", "tsak.failed"], ["--run", "nobody"]])
+async def test_that_nothing_is_like_that_is_said(cli: Cli, published: list[int], words: list[str]) -> None:
+    result = await cli.run("events", "tail", *words)
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        "",
+        "nothing like that is in the log, which ends at 8\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

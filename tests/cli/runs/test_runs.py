@@ -222,3 +222,16 @@ async def test_an_empty_space_lists_nothing_and_says_so(cli: Cli, client: Client
 async def test_a_space_that_is_not_there(cli: Cli) -> None:
     assert "start the orchestrator once" in await cli.fails(3, "run", "list")
     assert "cannot be part of a subject" in await cli.fails(2, "run", "list", "--space", "a.b")
+
+
+@pytest.mark.usefixtures("agents")
+async def test_of_a_run_that_is_not_there_the_nearest_is_named(cli: Cli) -> None:
+    await cli.ok("events", "publish", "order.placed", '{"n": 7}')
+    await cli.ok("run", "submit", "--agent", "echo", '{"n": 7}', "--id", "another", "--wait")
+    near = "fix: did you mean 'order-7'?"
+    for words in ("run show", "run cancel", "run retry", "run tail", "run diff --from 1", "task show", "trace"):
+        said = await cli.fails(3, *words.split(), "7")
+        assert said.splitlines()[:1] == ["error: there is no run '7' in space " + repr(cli.env["CUEBOOK_SPACE"])]
+        assert near in said, words
+    assert near in await cli.fails(3, "run", "show", "ordre-7")
+    assert "fix: see 'cuebook run list'" in await cli.fails(3, "run", "show", "zebra")

@@ -61,7 +61,9 @@ def test_a_plain_value_is_read_as_it_is(tmp_path_factory: pytest.TempPathFactory
     assert SettingsFiles([file], {}).read_again()[0] == {"CUEBOOK_X": value, "CUEBOOK_Y": value}
 
 
-@pytest.mark.parametrize(("text", "size"), [("", 0), ("17", 17), ("2k", 2048), ("512M", 512 << 20), ("1GiB", 1 << 30)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 0), ("17000000", 17_000_000), ("2048k", 2 << 20), ("512M", 512 << 20), ("1GiB", 1 << 30)]
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
@@ -70,6 +72,13 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is no size"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["0", "512", "1000k"])
+def test_a_size_without_its_unit_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="less than any process has") as caught:
+        parse_bytes(text)
+    assert caught.value.remedy == "say the unit, such as 512M"
 
 
 def test_limits_are_reached_or_not_set() -> None:
