@@ -129,7 +129,7 @@ async def roll(target: Target, by: str, output: Output, *, dry_run: bool, abort:
             meters[0].__enter__()
         meters[0].reached(at, at)
 
-    async with session(target, by=by) as client:
+    async with session(target, by=by, follows=True) as client:
         log = client.log
         roller = Roller(log, by=log.source, say=lambda text: note(text, output), read=read)
         try:
