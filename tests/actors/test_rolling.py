@@ -510,3 +510,32 @@ async def test_a_replicated_space_is_rolled_with_as_many_replicas(tmp_path: Path
         await desk.client.publish("paid", {"n": 7})
         assert (await desk.client.wait("awaited", timeout_s=20)).status == "completed"
         check_single(await desk.log())
+
+
+async def test_the_leader_of_the_old_stream_dies_in_the_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with (
+        nats_cluster(tmp_path / "nats") as cluster,
+        Desk(cluster.url, "cue", sagas=[awaited], agents=[Bank], replicas=3) as desk,
+    ):
+        await desk.client.submit_run("awaited", {"n": 7}, run_id="awaited")
+        await desk.saw("awaited", "waiting")
+        freeze, killed = Roller._freeze, False
+
+        async def frozen(self: Roller, plan: Any) -> None:
+            nonlocal killed
+            await freeze(self, plan)
+            leader = (await self._log.chain.look())["cluster"]["leader"]
+            for node in cluster.nodes:
+                if node.name == leader:
+                    await node.kill()
+                    killed = True
+
+        monkeypatch.setattr(Roller, "_freeze", frozen)
+        rolled = await roll(desk)
+        assert killed
+        assert rolled.generation == 2
+        outcome = await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=40)
+        assert outcome.status == "completed"
+        await desk.client.publish("paid", {"n": 7})
+        assert (await desk.client.wait("awaited", timeout_s=30)).status == "completed"
+        check_single(await desk.log())
