@@ -65,7 +65,8 @@ def test_a_roll_leaves_room_to_drop_all_generations(earlier: list[Generation]) -
 
 
 def test_a_space_that_is_rolled_every_day_lives_for_four_years() -> None:
-    number, last, earlier = 0, 0, []
+    number = last = 0
+    earlier: list[Generation] = []
     while bytes_when_dropped(earlier) < MOST_METADATA - 2048:
         number, last = number + 1, last + 100_000
         stream = "CUE" if number == 1 else f"CUE@{number}"
@@ -119,8 +120,8 @@ async def test_the_newest_of_many_generations_is_found_in_few_steps(
         subjects = [f"rolled.{names.space}.{number}"] if ended else config["subjects"]
         settings = {key: value for key, value in config.items() if key != "republish" or not ended}
         kind = "UPDATE" if number == 1 else "CREATE"
-        request = {**settings, "name": stream, "subjects": subjects, "metadata": metadata}
-        await js_request(connection, f"STREAM.{kind}.{stream}", request)
+        config_of_it = {**settings, "name": stream, "subjects": subjects, "metadata": metadata}
+        await js_request(connection, f"STREAM.{kind}.{stream}", config_of_it)
     asked: list[str] = []
     request_of = connection.request
 
