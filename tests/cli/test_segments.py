@@ -14,7 +14,7 @@ import pytest
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
-from cuebook.cli.run_debug import read_steps
+from cuebook.cli.runs.debugging import read_steps
 from cuebook.cli.session import reading_segments
 from cuebook.events.connection import connect
 from cuebook.events.jetstream import js_request
