@@ -289,6 +289,7 @@ class Roller:
         assert info is not None, "it was folded just now"
         config = info["config"]
         metadata = {**(config.get("metadata") or {}), NEXT: plan.into}
+        self._check()  # it may have waited for the server, and somebody else have rolled
         self._froze_at = time.monotonic()
         await self._update({**config, "subjects": [marker_of(self._names)], "metadata": metadata})
         await self._chain.look()

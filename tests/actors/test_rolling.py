@@ -444,6 +444,24 @@ async def test_of_two_who_roll_at_once_one_does_it(desk: Desk) -> None:
         assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
 
 
+async def test_who_waited_so_long_that_somebody_else_may_have_rolled_freezes_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk:
+        make = Roller._make
+
+        async def late(self: Roller, plan: Any) -> None:
+            await make(self, plan)
+            assert self._reservation is not None
+            self._reservation._until = 0.0
+
+        monkeypatch.setattr(Roller, "_make", late)
+        with pytest.raises(UnavailableError, match="not reserved"):
+            await roll(desk)
+        facts = await desk.client.log.verify()
+        assert (facts.generation, facts.rolling) == (1, False)
+
+
 async def test_with_too_many_generations_nothing_is_frozen(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk:
         await roll(desk)
