@@ -3,12 +3,15 @@
 The numbering goes on, and what is carried over keeps its sequences: so every guard and every position means what it
 meant. The order of the steps makes each of them safe to repeat, and says how far somebody came who was killed:
 
-1. The log is folded, so that little is left for the pause.
+1. The log is folded, and the new stream is made as a mirror of what is open: so little is left for the pause, and
+   what the server would refuse then it refuses now.
 2. The old stream takes in nothing but the marker: the pause begins, and whoever writes tries again.
 3. The marker, the event `space.rolled`, is its last message. The rest is folded.
-4. The new stream is made as a mirror of what is open, and has caught up when it has the marker.
+4. The mirror is made again if more is open by now, and has caught up when it has the marker.
 5. The old stream takes in nothing at all; the new one takes in what is written: the pause ends.
 6. The old stream is sealed.
+
+What goes wrong in the pause, until the old stream has ended, undoes the roll: nobody shall have to wait for a person.
 
 Source: JetStream ADR-43 (subject transforms of mirrors); that a mirror can be made a stream of its own since server
 2.12, and keeps sequences, times, headers and message ids, by measurement on 2.15.1.
@@ -17,10 +20,9 @@ Source: JetStream ADR-43 (subject transforms of mirrors); that a mirror can be m
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,7 +30,7 @@ from typing import Any, Final
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.actors.orchestrator.world import SnapshotGapError, World
-from cuebook.events.errors import CommandRejectedError, ConfigurationError, UnavailableError
+from cuebook.events.errors import CommandRejectedError, ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.facts import SpaceRolled
 from cuebook.events.generations import (
     BEFORE,
@@ -43,8 +45,10 @@ from cuebook.events.generations import (
 )
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
-from cuebook.events.past import Generation
+from cuebook.events.lookup import message_at
+from cuebook.events.past import MOST_METADATA, Generation, bytes_when_dropped, pack_generations
 from cuebook.events.reading import Stored
+from cuebook.events.reservation import Reservation, reserved
 from cuebook.events.stream import refuse_recording, stream_config
 
 __all__ = ["Plan", "Rolled", "Roller"]
@@ -55,6 +59,15 @@ measured on 2.15.1): then all is carried over from where the oldest of them begi
 _NO_STREAM: Final = 10059
 _LOOK_S: Final = 0.01
 _MIRRORED_WITHIN_S: Final = 120.0
+"""How long a stream that is being filled may stand still."""
+_NEARLY_S: Final = 2.0
+_PATIENCE_S: Final = 20.0
+"""How long the server may fail to answer in the pause, as it does while it elects a leader."""
+_AGAIN_S: Final = 0.2
+_AGAIN: Final = "say 'cuebook space roll' again, or 'cuebook space roll --abort' if it was not undone"
+_UNDONE_WITHIN_S: Final = 15.0
+_OTHER_METADATA: Final = 2 * 1024
+"""For what else is in the metadata of a stream: the server's own, and where the log goes on."""
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -91,6 +104,16 @@ class Rolled:
     pause_s: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ending:
+    """The generation that ends, and those before it."""
+
+    stream: str
+    generation: int
+    start: int
+    earlier: Sequence[Generation]
+
+
 class Roller:
     """Rolls one space, or goes on where somebody has stopped. `say` hears of each step; `read` of the folding."""
 
@@ -100,7 +123,7 @@ class Roller:
         self._chain: Chain = log.chain
         self._world = World(log.subjects, {})
         self._froze_at: float | None = None
-        self._filled = 0
+        self._reservation: Reservation | None = None
 
     async def plan(self) -> Plan:
         """Fold the log as it is now. Raises ConfigurationError for a space that cannot be rolled."""
@@ -108,34 +131,56 @@ class Roller:
         refuse_recording(facts)
         if facts.sealed or facts.imported:
             raise ConfigurationError(f"space {self._names.space!r} is an import: nothing more comes, so it stays")
+        self._refuse_too_many(facts.last_sequence)
         await self._restore(facts.last_sequence)
         await self._fold(facts.last_sequence)
-        return self._planned(facts.last_sequence)
+        return self._planned(facts.last_sequence, most=MOST_FILTERS)
 
     async def roll(self) -> Rolled | None:
         """Roll the space, or complete a roll that somebody began.
 
-        None when there was only the old stream left to seal. Raises ConfigurationError, UnavailableError.
+        None when there was only the old stream left to seal. When it cannot be completed, or is cancelled in the pause,
+        it is undone. Raises ConfigurationError, UnavailableError, CommandRejectedError.
         """
-        if not (await self._log.verify()).rolling:
-            if await self._seal_last():
+        replicas = (await self._log.verify()).replicas
+        async with reserved(self._connection, self._names.space, self._by, replicas=replicas) as self._reservation:
+            begun: Plan | None = None
+            if (await self._log.verify()).rolling:
+                self._say("going on with a roll that was begun before")
+            elif await self._seal_last():
                 return None
-            plan = await self.plan()
-            await self._forget_attempt(plan.into)
-            if plan.kept:
-                self._say(f"carrying over all from sequence {plan.kept} on, before the pause")
+            else:
+                begun = plan = await self.plan()
+                await self._forget_attempt(plan.into)
                 await self._make(plan)
-                await self._mirrored(plan.into, plan.last)
-            await self._freeze(plan)
-        else:
-            self._say("going on with a roll that was begun before")
-        return await self._complete()
+                if plan.kept:
+                    self._say(f"carrying over all from sequence {plan.kept} on, before the pause")
+                    await self._mirrored(plan.into, plan.last)
+                else:
+                    await self._nearly_mirrored(plan.into)
+            try:
+                if begun is not None:
+                    await self._freeze(begun)
+                return await self._completed()
+            except (CuebookError, asyncio.CancelledError):
+                await self._undo_if_possible()
+                raise
 
     async def abort(self) -> None:
         """Undo a roll that was begun, before the old stream has ended. Raises CommandRejectedError."""
         facts = await self._log.verify()
         if not facts.rolling:
             raise CommandRejectedError(f"space {self._names.space!r} is not being rolled: there is nothing to undo")
+        async with reserved(
+            self._connection, self._names.space, self._by, replicas=facts.replicas
+        ) as self._reservation:
+            if not (await self._log.verify()).rolling:
+                raise CommandRejectedError(
+                    f"space {self._names.space!r} was rolled meanwhile: there is nothing to undo"
+                )
+            await self._undo()
+
+    async def _undo(self) -> None:
         info = await self._info(self._chain.stream)
         assert info is not None, "it was looked at just now"
         config = info["config"]
@@ -150,6 +195,35 @@ class Roller:
         await self._update({**config, "subjects": [self._names.all], "metadata": metadata})
         await self._chain.look()
         self._say(f"stream {config['name']} takes in everything again")
+
+    async def _undo_if_possible(self) -> None:
+        """After something has gone wrong; who asked for the roll is told that, not what happens here."""
+        try:
+            async with asyncio.timeout(_UNDONE_WITHIN_S):
+                if self._reservation is not None:
+                    await self._reservation.begin(_UNDONE_WITHIN_S)
+                if (await self._log.verify()).rolling:
+                    await self._undo()
+                    self._say("the roll was undone: all is as it was before")
+        except (CuebookError, TimeoutError) as error:
+            logger.debug("the roll was not undone: %s", error)
+
+    def _refuse_too_many(self, last: int) -> None:
+        chain = self._chain
+        ended = Generation(
+            generation=chain.generation,
+            stream=chain.stream,
+            first=1,
+            last=last,
+            bytes=10**12,
+            messages=last,
+            subjects=last,
+        )
+        if bytes_when_dropped([*chain.earlier, ended]) > MOST_METADATA - _OTHER_METADATA:
+            raise ConfigurationError(
+                f"space {self._names.space!r} has {chain.generation} generations, and no server keeps a longer list",
+                remedy="leave this space as it is, readable, and let new work begin in another one",
+            )
 
     # --- the fold ---
 
@@ -187,14 +261,14 @@ class Roller:
         self._world.fold(item, guarded=is_guarded(item, headers, self._chain.generation_of(sequence)))
         self._world.owed.clear()  # for who decides; here nobody does
 
-    def _planned(self, last: int) -> Plan:
+    def _planned(self, last: int, *, most: int) -> Plan:
         world, names = self._world, self._names
         here = [one for one in world.registry.instances.values() if one.health not in ("stopped", "unregistered")]
         filters = [names.all_of_space, names.all_sagas]
         filters += [names.agent_scope(one.agent, one.instance) for one in here]
         filters += [names.everything_of(run_id) for run_id in world.runs]
         kept = 0
-        if len(filters) > MOST_FILTERS:
+        if len(filters) > most:
             kept = max(min((run.opened_sequence for run in world.runs.values()), default=last), 1)
             filters = []
         return Plan(
@@ -215,44 +289,67 @@ class Roller:
         assert info is not None, "it was folded just now"
         config = info["config"]
         metadata = {**(config.get("metadata") or {}), NEXT: plan.into}
+        self._check()  # it may have waited for the server, and somebody else have rolled
         self._froze_at = time.monotonic()
         await self._update({**config, "subjects": [marker_of(self._names)], "metadata": metadata})
         await self._chain.look()
         self._say(f"stream {plan.stream} takes in nothing more: the pause begins")
 
-    async def _complete(self) -> Rolled:
-        """From the freeze on, wherever somebody has come to."""
+    async def _completed(self) -> Rolled:
+        """`_complete`, and again where the server did not answer."""
         chain = self._chain
-        info = await self._info(chain.stream)
+        ending = _Ending(stream=chain.stream, generation=chain.generation, start=chain.start, earlier=chain.earlier)
+        give_up = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                if self._reservation is not None:
+                    await self._reservation.begin(_PATIENCE_S)
+                return await self._complete(ending)
+            except UnavailableError as error:
+                if time.monotonic() > give_up:
+                    raise
+                logger.debug("a step of the roll is tried again: %s", error)
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _complete(self, ending: _Ending) -> Rolled:
+        """From the freeze on, wherever somebody has come to."""
+        info = await self._info(ending.stream)
         assert info is not None, "it was looked at just now"
         old, into = info["config"], info["config"]["metadata"][NEXT]
         if old["subjects"] == [marker_of(self._names)]:
             while True:
-                last = await self._mark(into)
+                last = await self._mark(ending, into)
                 await self._fill(into, last)
                 await self._mirrored(into, last)
-                info = await self._info(chain.stream)
+                info = await self._info(ending.stream)
                 assert info is not None, "nobody removes a stream that is being rolled"
                 if info["state"]["last_seq"] == last:
                     break  # else something was on its way to the old stream when that was frozen
-            await self._update({**old, "subjects": [frozen_subject(self._names, chain.generation)]})
+            self._check()
+            await self._update({**old, "subjects": [frozen_subject(self._names, ending.generation)]})
+        elif not old.get("sealed") and await self._info(into) is None:  # nothing was ever written to it
+            await self._fill(into, info["state"]["last_seq"])
+            await self._mirrored(into, info["state"]["last_seq"])
         ended = Generation(
-            generation=chain.generation,
-            stream=chain.stream,
-            first=chain.start + 1 if chain.earlier else max(info["state"]["first_seq"], 1),
+            generation=ending.generation,
+            stream=ending.stream,
+            first=ending.start + 1 if ending.earlier else max(info["state"]["first_seq"], 1),
             last=info["state"]["last_seq"],
             created=info["created"],
             bytes=info["state"]["bytes"],
             messages=info["state"]["messages"],
             subjects=info["state"].get("num_subjects", 0),
         )
-        await self._promote(into, ended)
+        await self._promote(into, [*ending.earlier, ended])
         pause_s = time.monotonic() - self._froze_at if self._froze_at is not None else None
         self._say(f"stream {into} takes in what is written: the pause is over")
-        found = await chain.look()
-        await self._seal_last()
+        found = await self._chain.look()
+        try:
+            await self._seal_last()
+        except UnavailableError as error:
+            self._say(f"stream {ended.stream} is not sealed yet ({error}): say 'cuebook space roll' again")
         return Rolled(
-            generation=chain.generation,
+            generation=ending.generation + 1,
             stream=ended.stream,
             into=into,
             last=ended.last,
@@ -266,27 +363,30 @@ class Roller:
     async def _fill(self, into: str, last: int) -> None:
         """See that the new stream is being filled with what is open at the end of the old one."""
         info = await self._info(into)
-        if info is not None and self._filled != last and (info["config"].get("mirror") or {}).get("subject_transforms"):
-            await self._forget_attempt(into)  # by somebody else, who may have seen another end
-            info = None
-        if info is None:
-            if self._world.position.sequence == 0:
-                await self._restore(last)
-            await self._fold(last)
-            await self._make(self._planned(last))
-        self._filled = last
+        mirror = info["config"].get("mirror") if info is not None else None
+        if info is not None and not (mirror and mirror.get("subject_transforms")):
+            return  # it takes in what is written, or is being filled with all from a sequence on
+        if self._world.position.sequence == 0:
+            await self._restore(last)
+        await self._fold(last)
+        plan = self._planned(last, most=2 * MOST_FILTERS)  # in the pause a slow mirror of these is quicker than of all
+        if mirror:
+            if plan.filters and {one["src"] for one in mirror["subject_transforms"]}.issuperset(plan.filters):
+                return
+            await self._forget_attempt(into)  # more is open than when it was made
+        await self._make(plan)
 
-    async def _mark(self, into: str) -> int:
+    async def _mark(self, ending: _Ending, into: str) -> int:
         """See that the marker is the last message of the old stream; returns its sequence."""
-        chain, marker = self._chain, marker_of(self._names)
+        marker = marker_of(self._names)
         while True:
-            info = await self._info(chain.stream)
+            info = await self._info(ending.stream)
             assert info is not None, "nobody removes a stream that is being rolled"
             last = int(info["state"]["last_seq"])
-            found = await self._log.message_at(last) if last else None
-            if found is not None and found.subject == marker and last > chain.start:
+            found = await message_at(self._connection, ending.stream, last) if last else None
+            if found is not None and found.subject == marker and last > ending.start:
                 return last
-            event = SpaceRolled(generation=chain.generation + 1, stream=chain.stream, into=into, by=self._by)
+            event = SpaceRolled(generation=ending.generation + 1, stream=ending.stream, into=into, by=self._by)
             await self._log.append(marker, event)
 
     async def _make(self, plan: Plan) -> None:
@@ -307,19 +407,34 @@ class Roller:
         self._say(f"stream {plan.into} is being filled with {_what(plan)}")
 
     async def _mirrored(self, into: str, last: int) -> None:
-        give_up = time.monotonic() + _MIRRORED_WITHIN_S
+        at, give_up = -1, 0.0
         while True:
             info = await self._info(into)
             if info is not None and (not info["config"].get("mirror") or info["state"]["last_seq"] >= last):
                 return
-            if time.monotonic() > give_up:
+            now, came_to = time.monotonic(), info["state"]["last_seq"] if info is not None else at
+            if came_to != at:
+                at, give_up = came_to, now + _MIRRORED_WITHIN_S
+            if info is None:
+                raise UnavailableError(f"stream {into} is gone, while it was being filled", remedy=_AGAIN)
+            if now > give_up:
                 raise UnavailableError(
-                    f"stream {into} was not filled in {_MIRRORED_WITHIN_S:g} s",
-                    remedy="say 'cuebook space roll' again to go on, or 'cuebook space roll --abort' to undo it",
+                    f"stream {into} stands at sequence {at} since {_MIRRORED_WITHIN_S:g} s, of {last}",
+                    remedy=_AGAIN,
                 )
             await asyncio.sleep(_LOOK_S)
 
-    async def _promote(self, into: str, ended: Generation) -> None:
+    async def _nearly_mirrored(self, into: str) -> None:
+        """Wait until the new stream is about as far as the old one, but not for long: in the pause it is made sure."""
+        give_up = time.monotonic() + _NEARLY_S
+        while time.monotonic() < give_up:
+            info = await self._info(into)
+            mirror = (info or {}).get("mirror") or {}
+            if mirror.get("lag") == 0 and mirror.get("active", -1) >= 0:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    async def _promote(self, into: str, before: Sequence[Generation]) -> None:
         info = await self._info(into)
         if info is None:
             raise ConfigurationError(
@@ -328,10 +443,9 @@ class Roller:
         if is_current(info, self._names):
             return
         config, own = info["config"], stream_config(self._names, info["config"]["num_replicas"])
-        before = [*self._chain.earlier, ended]
         metadata = {
             **(config.get("metadata") or {}),
-            BEFORE: json.dumps([one.to_data() for one in before], separators=(",", ":")),
+            BEFORE: pack_generations(before),
         }
         taken = {key: own[key] for key in ("subjects", "republish", "allow_atomic", "description")}
         await self._update({**config, **taken, "mirror": None, "metadata": metadata})
@@ -356,7 +470,13 @@ class Roller:
                 f"there is a stream {into} already, and it is no mirror",
                 remedy="look at it with 'nats stream info', and move it out of the way",
             )
-        await js_request(self._connection, f"STREAM.DELETE.{into}", {})
+        self._check()
+        await js_request(self._connection, f"STREAM.DELETE.{into}", {}, none_for={_NO_STREAM})
+
+    def _check(self) -> None:
+        """Before what cannot be undone: is it still ours to do?"""
+        if self._reservation is not None:
+            self._reservation.check()
 
     async def _info(self, stream: str) -> dict[str, Any] | None:
         info: dict[str, Any] | None = await js_request(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -33,6 +34,8 @@ def checkpoint() -> None:
 
 async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(main)
+    if threading.current_thread() is not threading.main_thread():
+        return await task  # no signal ever comes here
     ignores = signal.getsignal(_IGNORABLE) is signal.SIG_IGN
     taken = [number for number in _SIGNALS if number is not _IGNORABLE or not ignores]
     for number in taken:

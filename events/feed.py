@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from cuebook.events.codec import parse_headers
 from cuebook.events.connection import Connection, Listener, ended
-from cuebook.events.errors import CuebookError, HistoryRegressedError, UnavailableError
+from cuebook.events.errors import CuebookError, HistoryRegressedError, StreamMissingError, UnavailableError
 from cuebook.events.jetstream import js_request
 
 __all__ = ["Feed", "OnMessage", "delivery_numbers", "js_request"]
@@ -37,6 +37,7 @@ UNACKED = 1_000
 ACK_WAIT_S = 24 * 3600
 _STORED = b"$JS.ACK."
 _NOBODY = -1
+_NO_STREAM = 10059
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class Feed:
     connection takes it. With `held`, which says that the receiver is full, it sends at most `UNACKED` messages more,
     until `resume()`.
 
-    Entering raises UnavailableError, ConfigurationError, and HistoryRegressedError when `start` is beyond the next
-    sequence of the stream.
+    Entering raises UnavailableError, ConfigurationError, StreamMissingError, and HistoryRegressedError when `start` is
+    beyond the next sequence of the stream.
     """
 
     def __init__(
@@ -122,6 +123,16 @@ class Feed:
         """The lowest sequence that may still come."""
         return self._next
 
+    @property
+    def stream(self) -> str:
+        """The one that is read."""
+        return self._stream
+
+    @property
+    def last(self) -> tuple[int, int] | None:
+        """Sequence and nanoseconds since 1970 of the last message that came."""
+        return self._last
+
     def stands_at_marker(self) -> None:
         """All up to a marker was read elsewhere: the log may go on in another stream."""
         self._marked = self._next - 1
@@ -152,14 +163,21 @@ class Feed:
         already_read = self._next - 1
         start = self._last[0] if self._last else self._next
         request = {"stream_name": self._stream, "config": self._config(inbox, start)}
-        answer = await js_request(self._connection, f"CONSUMER.CREATE.{self._stream}", request, ANSWER_WITHIN_S)
+        answer = await self._ask("CONSUMER.CREATE", request)
         self._consumer = answer["name"]
         # Asked for more than it holds, the server just waits; and would skip what comes until then.
-        info = await js_request(self._connection, f"STREAM.INFO.{self._stream}", {}, ANSWER_WITHIN_S)
+        info = await self._ask("STREAM.INFO", {})
         if info["state"]["last_seq"] < already_read:
             raise self._regressed(f"ends at {info['state']['last_seq']}", already_read)
         if not self._delivered:
             self.pending = int(answer.get("num_pending", 0))
+
+    async def _ask(self, what: str, request: dict[str, Any]) -> Any:
+        subject = f"{what}.{self._stream}"
+        answer = await js_request(self._connection, subject, request, ANSWER_WITHIN_S, none_for={_NO_STREAM})
+        if answer is None:
+            raise StreamMissingError(f"there is no stream {self._stream} any more", remedy="restore it from its backup")
+        return answer
 
     def _config(self, inbox: str, start: int) -> dict[str, Any]:
         config: dict[str, Any] = {

@@ -8,7 +8,6 @@ again on `live.`, and looks once more after a reconnect, where that may have bee
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Final, Protocol
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, StreamMissingError, UnavailableError
 from cuebook.events.jetstream import js_request
-from cuebook.events.past import Generation, Past, PastOpener, StreamPast
+from cuebook.events.past import Generation, Past, PastOpener, StreamPast, parse_generations
 
 __all__ = [
     "BEFORE", "KEPT", "NEXT", "WHOLE", "Chain", "StreamNames", "chain_of", "frozen_subject", "is_current", "marker_of",
@@ -25,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 BEFORE = "cuebook.before"
-"""Key in the metadata of a stream: the generations before it, as a JSON list; see `Generation`."""
+"""Key in the metadata of a stream: the generations before it, as JSON; see `pack_generations`."""
 NEXT = "cuebook.next"
 """Key in the metadata of a stream that is, or was, rolled: the stream that comes after it."""
 KEPT = "cuebook.kept"
@@ -107,6 +106,7 @@ class Chain:
         """From this sequence on all is in the current stream; see `WHOLE`."""
         self.rolling = False
         """Nothing can be written just now: the next stream is being made."""
+        self._before = "[]"
         self._pasts: dict[int, Past] = {}
         self._stale, self._listening = True, False
         self._looking = asyncio.Lock()
@@ -155,6 +155,12 @@ class Chain:
         """The generations that have ended and hold something after a sequence, oldest first. Raises as `look`."""
         await self.known()
         return [await self._past(one) for one in self.earlier if one.last > after]
+
+    async def past_after(self, after: int) -> Past | None:
+        """The oldest of those that `pasts` gives. Ask again with its end: what is rolled meanwhile counts too."""
+        await self.known()
+        found = next((one for one in self.earlier if one.last > after), None)
+        return await self._past(found) if found is not None else None
 
     async def past_at(self, sequence: int) -> Past | None:
         """The generation that has ended and holds a sequence; None for one of the current. Raises as `look`."""
@@ -218,11 +224,16 @@ class Chain:
                 remedy="start the orchestrator once ('cuebook serve orchestrator' or 'cuebook dev'); "
                 "it creates the stream",
             )
+        looked = False
         while successor := _metadata(info).get(NEXT):
             following = await self._info(successor)
             if following is None or following["config"].get("mirror"):
                 break
             info = following
+            if NEXT in _metadata(info) and not looked:  # one step for each of a hundred generations would take long
+                looked = True
+                if (name := await self._search()) is not None and (newest := await self._info(name)) is not None:
+                    info = newest
         return info
 
     async def _search(self) -> str | None:
@@ -240,12 +251,16 @@ class Chain:
 
     def _take(self, info: dict[str, Any]) -> dict[str, Any]:
         metadata = _metadata(info)
-        try:
-            earlier = [Generation.from_data(one) for one in json.loads(metadata.get(BEFORE, "[]"))]
-        except ValueError as error:
-            raise ConfigurationError(f"stream {info['config']['name']} names its past in no form I know") from error
-        if list(self.earlier) != earlier:
-            self._pasts.clear()
+        before = metadata.get(BEFORE, "[]")
+        earlier = self.earlier
+        if before != self._before:
+            try:
+                earlier = parse_generations(before)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"stream {info['config']['name']}: {error}", remedy=error.remedy) from error
+            if self.earlier != earlier:
+                self._pasts.clear()
+            self._before = before
         stream, self.stream, self.earlier = self.stream, info["config"]["name"], earlier
         self.generation = earlier[-1].generation + 1 if earlier else 1
         self.start = earlier[-1].last if earlier else 0

@@ -13,8 +13,9 @@ from cuebook.events.errors import ConfigurationError, UnavailableError
 
 __all__ = ["js_request"]
 
-_SETTINGS = frozenset({10039, 10074, 10076})
-"""Refusals with code 500 or 503 that no retry mends: JetStream off (account, server), replicas without a cluster."""
+_SETTINGS = frozenset({10039, 10052, 10074, 10076})
+"""Refusals with code 500 or 503 that no retry mends: JetStream off (account, server), replicas without a cluster, a
+stream's configuration that makes no sense to the server."""
 _TOO_FEW_PEERS = 10005
 """A refusal with code 400 that mends itself when the other nodes of the cluster are back."""
 

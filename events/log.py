@@ -19,6 +19,7 @@ from cuebook.events.errors import (
     ConcurrencyConflictError,
     HistoryRegressedError,
     PoisonMessageError,
+    StreamMissingError,
     UnavailableError,
 )
 from cuebook.events.facts import Event
@@ -300,10 +301,10 @@ class EventLog:
         On a replicated stream it may lack the very latest.
         """
         found: list[StoredMessage] = []
-        for past in await self.chain.pasts(after):
+        while (past := await self.chain.past_after(after)) is not None:
             found += await past.matches(scope, after)
-        chain = self.chain
-        found += await matches(self.connection, chain.stream, scope, max(after, chain.start))
+            after = past.last
+        found += await matches(self.connection, self.chain.stream, scope, after)
         return [self.decode(*message) for message in found]
 
     async def first_sequence(self, scope: str) -> int:
@@ -323,10 +324,11 @@ class EventLog:
 
     async def first_match(self, scope: str, after: int = 0) -> StoredMessage | None:
         """The first message stored under a subject filter after a sequence, as the stream's leader has it."""
-        for past in await self.chain.pasts(after):
+        while (past := await self.chain.past_after(after)) is not None:
             if (found := await past.first_match(scope, after)) is not None:
                 return found
-        return await first_match(self.connection, self.chain.stream, scope, max(after, self.chain.start))
+            after = past.last
+        return await first_match(self.connection, self.chain.stream, scope, after)
 
     async def last_match(self, subject: str) -> StoredMessage | None:
         """The last message stored under a subject, as the stream's leader has it."""
@@ -408,11 +410,19 @@ class EventLog:
                 async for batch in batches:
                     yield batch
             return
-        for past in await self.chain.pasts(after):
-            async with aclosing(past.batches(after=after, until=min(until, past.last), filters=filters)) as batches:
-                async for batch in batches:
-                    yield batch
-        after = max(after, self.chain.start)
+        while after < until and (past := await self.chain.past_after(after)) is not None:
+            # one by one, since the log may be rolled while a long one is read
+            try:
+                async with aclosing(past.batches(after=after, until=min(until, past.last), filters=filters)) as batches:
+                    async for batch in batches:
+                        yield batch
+                        after = batch[-1].sequence
+                after = past.last
+            except StreamMissingError:  # dropped in the middle: it is in segments now
+                await self.chain.look()
+                again = await self.chain.past_after(after)
+                if again is None or again.name == past.name:
+                    raise
         if after >= until:
             return
         every = filters or [self.subjects.all]

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Self
 
 from cuebook.events.connection import Connection, ended
-from cuebook.events.errors import CuebookError, HistoryRegressedError, UnavailableError
+from cuebook.events.errors import CuebookError, HistoryRegressedError, StreamMissingError, UnavailableError
 from cuebook.events.feed import RETRY_S, Feed, OnMessage
 from cuebook.events.generations import Chain, marker_of
 from cuebook.events.past import Past
@@ -48,6 +48,7 @@ class LogFeed:
         self._end = 0
         self._room = asyncio.Event()
         self._live: Feed | None = None
+        self._opened_before = 0
         self._pump: asyncio.Task[None] | None = None
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done, with the reason, when the feed can never go on; cancelled when it is left."""
@@ -77,7 +78,7 @@ class LogFeed:
     @property
     def opened(self) -> int:
         """How often live delivery has begun; more than 1 after a loss, a reconnect or a roll."""
-        return self._live.opened if self._live is not None else 0
+        return self._opened_before + (self._live.opened if self._live is not None else 0)
 
     @property
     def pending(self) -> int:
@@ -96,9 +97,11 @@ class LogFeed:
         try:
             while self._next <= self._chain.start:
                 try:
-                    for past in await self._chain.pasts(self._next - 1):
-                        await self._read(past)
-                    await self._chain.look()  # meanwhile it may have been rolled again
+                    past = await self._chain.past_after(self._next - 1)
+                    if past is not None:
+                        await self._read_here_or_elsewhere(past)
+                    else:
+                        await self._chain.look()  # meanwhile it may have been rolled again
                 except UnavailableError as error:
                     await self._wait_for_server(error)
             while self._live is None:
@@ -111,6 +114,15 @@ class LogFeed:
         except Exception as error:  # whatever it is, it is handed on: to go on would be to skip
             logger.exception("a feed ended", extra={"space": self._subjects.space})
             self._fail(error)
+
+    async def _read_here_or_elsewhere(self, past: Past) -> None:
+        try:
+            await self._read(past)
+        except StreamMissingError:  # dropped in the middle: it is in segments now
+            await self._chain.look()
+            found = await self._chain.past_after(self._next - 1)
+            if found is None or found.name == past.name:
+                raise
 
     async def _wait_for_server(self, error: UnavailableError) -> None:
         if self._connection.is_closed:
@@ -160,8 +172,41 @@ class LogFeed:
             live.stands_at_marker()
 
     def _on_failure(self, failure: asyncio.Future[None]) -> None:
-        if not failure.cancelled() and (error := failure.exception()) is not None:
+        if failure.cancelled() or (error := failure.exception()) is None:
+            return
+        if isinstance(error, StreamMissingError) and self._live is not None:
+            self._pump = asyncio.get_running_loop().create_task(self._read_on(self._live, error))
+        else:
             self._fail(error)
+
+    async def _read_on(self, gone: Feed, error: StreamMissingError) -> None:
+        """We were cut off while the log was rolled, and the stream in which we were reading has been dropped since."""
+        try:
+            while True:
+                try:
+                    await self._chain.look()
+                    if self._chain.stream == gone.stream:
+                        raise error
+                    await self._compare(gone.last)
+                    break
+                except UnavailableError as unavailable:
+                    await self._wait_for_server(unavailable)
+        except CuebookError as reason:
+            self._fail(reason)
+            return
+        self._next, self._live = gone.next_sequence, None
+        self._opened_before += gone.opened
+        await gone.__aexit__(None, None, None)
+        await self._read_earlier()
+
+    async def _compare(self, last: tuple[int, int] | None) -> None:
+        """What came last is still the same, wherever it lies now. Raises HistoryRegressedError."""
+        past = await self._chain.past_at(last[0]) if last is not None else None
+        if last is None or past is None:
+            return
+        found = await past.at(last[0])
+        if found is None or found.recorded_at != last[1] // 1000:
+            raise HistoryRegressedError(f"{past.name} holds another message at {last[0]} than was read before")
 
     def _fail(self, error: BaseException) -> None:
         if not self.failure.done():

@@ -5,17 +5,26 @@ Where it lies is its own business: a frozen stream here, elsewhere perhaps files
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.lookup import StoredMessage, first_match, matches, message_at, sequence_before
 from cuebook.events.reading import Stored, stream_batches
 
-__all__ = ["Generation", "Past", "PastOpener", "StreamPast"]
+__all__ = [
+    "MOST_METADATA", "Generation", "Past", "PastOpener", "StreamPast", "bytes_when_dropped", "pack_generations",
+    "parse_generations",
+]  # fmt: skip
+
+MOST_METADATA: Final = 128 * 1024
+"""Bytes that the metadata of a stream may take, keys and values together. Source: nats-server, JSMaxMetadataLen."""
+_FORM: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +56,74 @@ class Generation:
         except (TypeError, KeyError) as error:
             raise ConfigurationError(f"{data!r} describes no generation of a log") from error
 
-    def to_data(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+
+def pack_generations(earlier: Sequence[Generation]) -> str:
+    """The generations of a log, from the first one on, as the metadata of a stream hold them: in few bytes.
+
+    A space that is rolled every day has a thousand of them after three years, and metadata are limited. What follows
+    from the others is left out; `created` is kept of the first one only, since that is when the log was made.
+    """
+    if not earlier:
+        return "[]"
+    places = sorted({one.segments for one in earlier if one.segments})
+    rows = []
+    for one in earlier:
+        row: list[Any] = [one.last, one.bytes, one.messages, one.subjects]
+        if one.segments:
+            row += [places.index(one.segments), _packed(one.digest)]
+        rows.append(row)
+    first = earlier[0]
+    data = {
+        "form": _FORM, "stream": first.stream, "first": first.first, "created": first.created, "places": places,
+        "generations": rows,
+    }  # fmt: skip
+    return json.dumps(data, separators=(",", ":"))
+
+
+def parse_generations(text: str) -> list[Generation]:
+    """Read what `pack_generations` gave, or the list of objects that came before it. Raises ConfigurationError."""
+    try:
+        data = json.loads(text)
+        if isinstance(data, list):
+            return [Generation.from_data(one) for one in data]
+        if data["form"] != _FORM:
+            raise ConfigurationError(
+                f"the generations of the log are written in form {data['form']}, and this release reads up to {_FORM}",
+                remedy="upgrade cuebook",
+            )
+        found: list[Generation] = []
+        for number, (last, size, messages, subjects, *moved) in enumerate(data["generations"], start=1):
+            one = Generation(
+                generation=number,
+                stream=data["stream"] if number == 1 else f"{data['stream']}@{number}",
+                first=found[-1].last + 1 if found else data["first"],
+                last=last,
+                created="" if found else data["created"],
+                bytes=size,
+                messages=messages,
+                subjects=subjects,
+            )
+            if moved:
+                one = replace(one, segments=data["places"][moved[0]], digest=_unpacked(moved[1]))
+            found.append(one)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ConfigurationError(f"{text[:80]!r} describes no generations of a log") from error
+    return found
+
+
+def bytes_when_dropped(earlier: Sequence[Generation]) -> int:
+    """What their list takes at the most once all of them are in segments, as a drop must still be able to say."""
+    left = [one for one in earlier if not one.segments]
+    place = max((len(one.segments) for one in earlier), default=0) + 256
+    return len(pack_generations(earlier)) + len(left) * len(f',999,"{_packed("0" * 64)}"') + place
+
+
+def _packed(digest: str) -> str:
+    return b64encode(bytes.fromhex(digest)).decode().rstrip("=")
+
+
+def _unpacked(digest: str) -> str:
+    return b64decode(digest + "=" * (-len(digest) % 4), validate=True).hex()
 
 
 class Past(Protocol):

@@ -23,6 +23,7 @@ from cuebook.cli.diagnosis.probe_log import count_from_log, fold_agents
 from cuebook.cli.durability import find_varz
 from cuebook.cli.moments import now
 from cuebook.cli.options import Target
+from cuebook.cli.session import reading_segments
 from cuebook.events.connection import Connection, connect, json_object
 from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError, UnavailableError
@@ -100,7 +101,7 @@ async def _connected(sources: Sources) -> AsyncIterator[Connection]:
         target.nats_url, name="cuebook doctor", retry=False, connect_timeout=sources.timeout_s, **target.client_options
     )
     try:
-        yield connection
+        yield reading_segments(connection)
     finally:
         await connection.close()
 

@@ -64,15 +64,17 @@ def roll(
 ) -> None:
     """Let the log go on in a fresh stream, with what is open carried over; the old stream stays readable.
 
-    Nothing has to be stopped: what is written meanwhile waits for about a second. Said again after it was killed, it
-    goes on where it was.
+    Nothing has to be stopped: what is written meanwhile waits for about a second. Interrupted in that second, it is
+    undone; said again after it was killed, it goes on where it was.
     """
     with reported_errors(as_json=output.for_programs):
-        from cuebook.cli.session import run_command
+        from cuebook.cli.interrupts import run_until_interrupted
+        from cuebook.cli.logs import configure_logs
         from cuebook.cli.space import rolling
 
+        configure_logs("warning", "text")
         target = Target(nats_url=nats_url, creds=creds, space=space)
-        run_command(rolling.roll(target, by, output, dry_run=dry_run, abort=abort))
+        run_until_interrupted(rolling.roll(target, by, output, dry_run=dry_run, abort=abort))
 
 
 app.command()(archive)

@@ -121,15 +121,15 @@ async def roll(target: Target, by: str, output: Output, *, dry_run: bool, abort:
     """Roll a space, say what that would do, or undo one that was begun. Raises CuebookError."""
     if dry_run and abort:
         raise InputError("--dry-run and --abort exclude each other")
-    meters: list[Meter] = []
+    meters: dict[int, tuple[int, Meter]] = {}
 
-    def read(at: int, until: int) -> None:
-        if not meters:
-            meters.append(Meter(at, until, silent=output.for_programs))
-            meters[0].__enter__()
-        meters[0].reached(at, at)
+    def read(at: int, until: int) -> None:  # folded twice: what there is, and in the pause what came since
+        if until not in meters:
+            meters[until] = at, Meter(at, until, silent=output.for_programs)
+        first, meter = meters[until]
+        meter.reached(at, at - first + 1)
 
-    async with session(target, by=by) as client:
+    async with session(target, by=by, follows=True) as client:
         log = client.log
         roller = Roller(log, by=log.source, say=lambda text: note(text, output), read=read)
         try:
@@ -146,7 +146,7 @@ async def roll(target: Target, by: str, output: Output, *, dry_run: bool, abort:
                 note(f"space {target.space} is left half rolled: say 'cuebook space roll' again", output)
             raise
         finally:
-            for meter in meters:
+            for _, meter in meters.values():
                 meter.__exit__()
 
 

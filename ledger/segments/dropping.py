@@ -16,8 +16,9 @@ from cuebook.events.errors import ConfigurationError, NotFoundError, Unavailable
 from cuebook.events.generations import BEFORE, marker_of
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
-from cuebook.events.past import Generation, StreamPast
+from cuebook.events.past import Generation, StreamPast, pack_generations
 from cuebook.events.reading import Stored
+from cuebook.events.reservation import reserved
 from cuebook.ledger.errors import TamperedError
 from cuebook.ledger.segments.opening import written_place
 from cuebook.ledger.segments.past import SegmentPast, SegmentReader
@@ -116,17 +117,25 @@ class Dropping:
 
     async def drop(self, about: Generation, shelf: Shelf) -> Dropped:
         """Write down where its messages are now, and remove the stream. Raises ConfigurationError, UnavailableError."""
-        connection, names = self._log.connection, self._log.subjects
+        connection, names, space = self._log.connection, self._log.subjects, self._log.subjects.space
         moved = replace(about, segments=written_place(shelf.store), digest=shelf.digest(about.first, about.last))
-        info = await self._log.chain.look()
-        if self._log.chain.rolling or about.generation >= self._log.chain.generation:
-            raise ConfigurationError(f"space {names.space!r} was rolled meanwhile", remedy="run the same command again")
-        earlier = [moved if one.generation == moved.generation else one for one in self._log.chain.earlier]
-        await self._write(info, earlier)
-        # who has a reader of the stream open looks again where its messages are
-        connection.post(f"live.{marker_of(names)}", json.dumps({"dropped": about.generation}).encode())
-        await connection.flush()
-        answer = await js_request(connection, f"STREAM.DELETE.{about.stream}", {}, none_for={_NO_STREAM}, timeout_s=120)
+        replicas = (await self._log.verify()).replicas
+        async with reserved(connection, space, self._log.source, replicas=replicas) as reservation:
+            info = await self._log.chain.look()
+            chain = self._log.chain
+            if chain.rolling or replace(about, created="") not in [replace(one, created="") for one in chain.earlier]:
+                raise ConfigurationError(
+                    f"the streams of space {space!r} were changed meanwhile", remedy="run the same command again"
+                )
+            earlier = [moved if one.generation == moved.generation else one for one in chain.earlier]
+            await self._write(info, earlier)
+            # who has a reader of the stream open looks again where its messages are
+            connection.post(f"live.{marker_of(names)}", json.dumps({"dropped": about.generation}).encode())
+            await connection.flush()
+            reservation.check()
+            answer = await js_request(
+                connection, f"STREAM.DELETE.{about.stream}", {}, none_for={_NO_STREAM}, timeout_s=120
+            )
         if answer is not None and not answer.get("success"):
             raise UnavailableError(f"stream {about.stream} was not removed", remedy="run the same command again")
         await self._log.chain.look()
@@ -144,7 +153,7 @@ class Dropping:
     async def _write(self, info: dict[str, object], earlier: Sequence[Generation]) -> None:
         config = info["config"]
         assert isinstance(config, dict)
-        metadata = {**(config.get("metadata") or {}), BEFORE: json.dumps([one.to_data() for one in earlier])}
+        metadata = {**(config.get("metadata") or {}), BEFORE: pack_generations(earlier)}
         await js_request(
             self._log.connection, f"STREAM.UPDATE.{config['name']}", {**config, "metadata": metadata}, timeout_s=30
         )

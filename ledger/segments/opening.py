@@ -9,16 +9,14 @@ from pathlib import Path
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.past import Generation, Past
-from cuebook.ledger.errors import SegmentsMissingError, TamperedError
+from cuebook.ledger.errors import ExportError, SegmentsMissingError, TamperedError
 from cuebook.ledger.segments.bucket import BUCKET, BucketStore
 from cuebook.ledger.segments.cache import Cache
 from cuebook.ledger.segments.past import SegmentPast, SegmentReader
 from cuebook.ledger.segments.shelf import Shelf, read_shelf
-from cuebook.ledger.segments.store import DIRECTORY, DirectoryStore, SegmentStore
+from cuebook.ledger.segments.store import DIRECTORY, SETTING, DirectoryStore, SegmentStore
 
 __all__ = ["SegmentOpener", "default_bucket", "store_at", "written_place"]
-
-SETTING = "--segments DIR, or CUEBOOK_SEGMENTS"
 
 
 def default_bucket(space: str) -> str:
@@ -58,14 +56,15 @@ class SegmentOpener:
                 f"{about.first} to {about.last}, was never dropped and is not on the server",
                 remedy="restore that stream from its backup",
             )
-        shelf = await self._shelf(connection, space, about, what)
+        shelf, reader = await self._shelf(connection, space, about, what)
         if about.digest and shelf.digest(about.first, about.last) != about.digest:
+            _opened(connection).pop((space, shelf.store.place), None)
             raise TamperedError(
                 f"the segments in {shelf.store.place} are not those for which stream {about.stream} was dropped",
                 remedy=f"say where the others are: {SETTING}; 'cuebook space segments verify' checks what is there",
             )
         return SegmentPast(
-            SegmentReader(shelf.store, Cache()),
+            reader,
             shelf.covering(about.first, about.last),
             generation=about.generation,
             name=shelf.store.place,
@@ -73,21 +72,40 @@ class SegmentOpener:
             last=about.last,
         )
 
-    async def _shelf(self, connection: Connection, space: str, about: Generation, what: str) -> Shelf:
+    async def _shelf(
+        self, connection: Connection, space: str, about: Generation, what: str
+    ) -> tuple[Shelf, SegmentReader]:
+        """All manifests in a place are read once over a connection, not once for each generation."""
         stores: list[SegmentStore] = [DirectoryStore(Path(self.directory))] if self.directory else []
         stores.append(store_at(connection, about.segments))
-        reasons = []
+        reasons: list[str] = []
+        altered: list[Exception] = []
         for store in stores:
+            key, opened = (space, store.place), _opened(connection)
+            known = opened.get(key)
+            if known is not None and not known[0].gaps(about.first, about.last):
+                return known
+            damaged: list[Exception] = []
             try:
-                shelf = await read_shelf(store, space)
+                shelf = await read_shelf(store, space, damaged=damaged)  # of another generation, it does no harm here
             except ConfigurationError as error:
                 reasons.append(f"{store.place}: {error}")
                 continue
             gaps = shelf.gaps(about.first, about.last)
             if not gaps:
-                return shelf
+                opened[key] = shelf, SegmentReader(shelf.store, Cache())
+                return opened[key]
+            reasons += [f"{store.place}: {error}" for error in damaged[:1]]
+            altered += [error for error in damaged if isinstance(error, ExportError | TamperedError)]
             reasons.append(f"{store.place} lacks {', '.join(map(str, gaps[:3]))}")
+        if altered:
+            raise altered[0]
         raise SegmentsMissingError(
             f"{what}, in {about.segments}, and cannot be read there ({'; '.join(reasons)})",
             remedy=f"bring the segments here and say where they are: {SETTING}",
         )
+
+
+def _opened(connection: Connection) -> dict[tuple[str, str], tuple[Shelf, SegmentReader]]:
+    found: dict[tuple[str, str], tuple[Shelf, SegmentReader]] = connection.shared.setdefault("segments", {})
+    return found

@@ -14,15 +14,16 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from hashlib import sha256
 from typing import Final, TypeVar
 
+from cuebook.events.errors import ConfigurationError
 from cuebook.events.lookup import StoredMessage
 from cuebook.events.reading import Stored
-from cuebook.ledger.errors import TamperedError
+from cuebook.ledger.errors import SegmentsMissingError, TamperedError
 from cuebook.ledger.record import Record
 from cuebook.ledger.segments.blocks import parse_block
 from cuebook.ledger.segments.cache import Cache
 from cuebook.ledger.segments.index import Block, Bucket, Head, bucket_of, hash_of, key_of_filter, parse_bucket
 from cuebook.ledger.segments.manifest import DATA, INDEX, Segment
-from cuebook.ledger.segments.store import SegmentStore
+from cuebook.ledger.segments.store import SETTING, SegmentFileMissingError, SegmentStore
 
 __all__ = ["SegmentPast", "SegmentReader"]
 
@@ -48,7 +49,7 @@ class SegmentReader:
         """Fetched from the store, without what the cache had."""
 
     async def head(self, segment: Segment) -> Head:
-        """What the index of a segment begins with. Raises TamperedError, SegmentFileMissingError, UnavailableError."""
+        """What the index of a segment begins with. Raises TamperedError, SegmentsMissingError, UnavailableError."""
         found = self._heads.get(segment.name)
         if found is None:
             blob, name = segment.head, f"{segment.name}{INDEX}"
@@ -96,7 +97,13 @@ class SegmentReader:
     ) -> bytes:
         if self._cache is not None and (data := await asyncio.to_thread(self._cache.get, digest)) is not None:
             return data
-        data = await self._store.read(name, start, size)
+        try:
+            data = await self._store.read(name, start, size)
+        except (SegmentFileMissingError, ConfigurationError) as error:  # it was there when its manifest was read
+            raise SegmentsMissingError(
+                f"sequences {segment.first} to {segment.last} are only in segments, and cannot be read: {error}",
+                remedy=f"bring the segments here and say where they are: {SETTING}",
+            ) from error
         self.bytes_read += size
         if sha256(data).digest() != digest:
             first, last = (block.first, block.last) if block else (segment.first, segment.last)

@@ -15,10 +15,12 @@ from typing import Final, Protocol
 from cuebook.events.errors import ConfigurationError, NotFoundError
 from cuebook.ledger.segments.manifest import range_of
 
-__all__ = ["DIRECTORY", "ELSEWHERE", "DirectoryStore", "SegmentFileMissingError", "SegmentStore"]
+__all__ = ["DIRECTORY", "ELSEWHERE", "SETTING", "DirectoryStore", "SegmentFileMissingError", "SegmentStore"]
 
 DIRECTORY: Final = "directory "
 """What the place of a directory begins with, where it is written down."""
+SETTING: Final = "--segments DIR, or CUEBOOK_SEGMENTS"
+"""How one says where segments are."""
 _PART: Final = ".part"
 ELSEWHERE: Final = "get the file again from another copy, or write it again with 'cuebook space archive'"
 

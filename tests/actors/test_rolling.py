@@ -334,8 +334,7 @@ async def test_killed_at_any_step_it_is_completed_by_the_next_one(desk: Desk, mo
         check_single(await desk.log())
 
 
-@pytest.mark.parametrize("step", [1, 2])
-async def test_a_roll_that_was_begun_can_be_undone(desk: Desk, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+async def test_a_roll_that_was_begun_can_be_undone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk:
         calls = 0
 
@@ -343,7 +342,7 @@ async def test_a_roll_that_was_begun_can_be_undone(desk: Desk, monkeypatch: pyte
             nonlocal calls
             answer = await js_request(connection, subject, *args, **options)
             calls += not subject.startswith("STREAM.INFO")
-            if calls == step:
+            if calls == 2:  # frozen
                 calls += 1
                 raise KilledError
             return answer
@@ -361,6 +360,150 @@ async def test_a_roll_that_was_begun_can_be_undone(desk: Desk, monkeypatch: pyte
         assert (await desk.client.log.verify()).generation == 1
         assert (await roll(desk)).generation == 2
         assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+
+
+class Faults:
+    """Fails what the roller asks of the server: each call whose configuration takes in the given subjects."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, subjects: str, errors: list[BaseException], after: bool
+    ) -> None:
+        self.left = list(errors)
+
+        async def js(connection: Any, subject: str, request: Any, *args: Any, **options: Any) -> Any:
+            fails = self.left and subject.startswith("STREAM.UPDATE") and request["subjects"][0].startswith(subjects)
+            if fails and not after:
+                raise self.left.pop(0)
+            answer = await js_request(connection, subject, request, *args, **options)
+            if fails:
+                raise self.left.pop(0)
+            return answer
+
+        monkeypatch.setattr(rolling, "js_request", js)
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("no"), asyncio.CancelledError()])
+async def test_what_goes_wrong_in_the_pause_undoes_the_roll(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    async with desk:
+        await desk.client.submit_run("awaited", {"n": 7}, run_id="awaited")
+        with monkeypatch.context() as patched:
+            faults = Faults(patched, "rolled.", [error], after=False)
+            with pytest.raises(type(error)):
+                await roll(desk)
+            assert not faults.left
+        facts = await desk.client.log.verify()
+        assert (facts.generation, facts.rolling) == (1, False)
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+        assert (await roll(desk)).generation == 2
+        await desk.client.publish("paid", {"n": 7})
+        assert (await desk.client.wait("awaited", timeout_s=20)).status == "completed"
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("subjects", ["rolled.", "promoted"])
+async def test_what_the_server_does_not_answer_in_the_pause_is_asked_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, subjects: str, after: bool
+) -> None:
+    async with desk:
+        subjects = subjects.replace("promoted", desk.client.log.subjects.all)
+        faults = Faults(monkeypatch, subjects, [UnavailableError("no leader"), UnavailableError("no leader")], after)
+        rolled = await roll(desk)
+        assert not faults.left or after
+        assert (rolled.generation, rolled.into) == (2, f"{desk.client.log.subjects.stream}@2")
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+        check_single(await desk.log())
+
+
+async def test_a_new_stream_that_is_lost_before_anything_was_written_is_made_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk:
+        await desk.client.submit_run("awaited", {"n": 7}, run_id="awaited")
+        await desk.saw("awaited", "waiting")
+        with monkeypatch.context() as patched:
+            Faults(patched, desk.client.log.subjects.all, [KilledError()], after=False)
+            with pytest.raises(KilledError):
+                await roll(desk)
+        stream = desk.client.log.subjects.stream
+        await js_request(desk.client.log.connection, f"STREAM.DELETE.{stream}@2", {})
+        assert (await roll(desk)).generation == 2
+        await desk.client.publish("paid", {"n": 7})
+        assert (await desk.client.wait("awaited", timeout_s=20)).status == "completed"
+
+
+async def test_of_two_who_roll_at_once_one_does_it(desk: Desk) -> None:
+    async with desk:
+        rolls = [asyncio.create_task(roll(desk)) for _ in range(3)]
+        await asyncio.wait(rolls)
+        failures = [one.exception() for one in rolls if one.exception() is not None]
+        done = [one.result().generation for one in rolls if one.exception() is None]
+        assert all(isinstance(one, CommandRejectedError) for one in failures), failures
+        assert sorted(done) == list(range(2, 2 + len(done)))
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+
+
+async def test_who_waited_so_long_that_somebody_else_may_have_rolled_freezes_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk:
+        make = Roller._make
+
+        async def late(self: Roller, plan: Any) -> None:
+            await make(self, plan)
+            assert self._reservation is not None
+            self._reservation._until = 0.0
+
+        monkeypatch.setattr(Roller, "_make", late)
+        with pytest.raises(UnavailableError, match="not reserved"):
+            await roll(desk)
+        facts = await desk.client.log.verify()
+        assert (facts.generation, facts.rolling) == (1, False)
+
+
+async def test_with_too_many_generations_nothing_is_frozen(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk:
+        await roll(desk)
+        monkeypatch.setattr(rolling, "MOST_METADATA", 2_200)
+        with pytest.raises(ConfigurationError, match="has 2 generations") as refused:
+            await roll(desk)
+        assert "another one" in refused.value.remedy
+        facts = await desk.client.log.verify()
+        assert (facts.generation, facts.rolling) == (2, False)
+
+
+async def test_what_nobody_has_opened_meanwhile_is_mirrored_before_the_pause(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk:
+        await desk.client.submit_run("awaited", {"n": 7}, run_id="awaited")
+        await desk.saw("awaited", "waiting")
+        asked: list[str] = []
+
+        async def js(connection: Any, subject: str, request: Any, *args: Any, **options: Any) -> Any:
+            if not subject.startswith("STREAM.INFO"):
+                asked.append(subject.split(".")[1] + str(request.get("subjects", "")))
+            return await js_request(connection, subject, request, *args, **options)
+
+        monkeypatch.setattr(rolling, "js_request", js)
+        await roll(desk)
+        kinds = [one.partition("[")[0] for one in asked]
+        assert kinds == ["CREATE", "UPDATE", "UPDATE", "UPDATE", "UPDATE"]
+        asked.clear()
+        freeze = Roller._freeze
+
+        async def late(self: Roller, plan: Any) -> None:
+            await desk.client.submit_run("awaited", {"n": 8}, run_id="opened-late")
+            await desk.saw("opened-late", "waiting")
+            await freeze(self, plan)
+
+        monkeypatch.setattr(Roller, "_freeze", late)
+        await roll(desk)
+        assert [one.partition("[")[0] for one in asked].count("CREATE") == 2
+        for n, run_id in ((7, "awaited"), (8, "opened-late")):
+            await desk.client.publish("paid", {"n": n})
+            assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
 
 
 async def test_a_recording_is_not_rolled(desk: Desk) -> None:
@@ -384,4 +527,33 @@ async def test_a_replicated_space_is_rolled_with_as_many_replicas(tmp_path: Path
             assert outcome.status == "completed"
         await desk.client.publish("paid", {"n": 7})
         assert (await desk.client.wait("awaited", timeout_s=20)).status == "completed"
+        check_single(await desk.log())
+
+
+async def test_the_leader_of_the_old_stream_dies_in_the_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with (
+        nats_cluster(tmp_path / "nats") as cluster,
+        Desk(cluster.url, "cue", sagas=[awaited], agents=[Bank], replicas=3) as desk,
+    ):
+        await desk.client.submit_run("awaited", {"n": 7}, run_id="awaited")
+        await desk.saw("awaited", "waiting")
+        freeze, killed = Roller._freeze, False
+
+        async def frozen(self: Roller, plan: Any) -> None:
+            nonlocal killed
+            await freeze(self, plan)
+            leader = (await self._log.chain.look())["cluster"]["leader"]
+            for node in cluster.nodes:
+                if node.name == leader:
+                    await node.kill()
+                    killed = True
+
+        monkeypatch.setattr(Roller, "_freeze", frozen)
+        rolled = await roll(desk)
+        assert killed
+        assert rolled.generation == 2
+        outcome = await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=40)
+        assert outcome.status == "completed"
+        await desk.client.publish("paid", {"n": 7})
+        assert (await desk.client.wait("awaited", timeout_s=30)).status == "completed"
         check_single(await desk.log())

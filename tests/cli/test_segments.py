@@ -14,6 +14,7 @@ import pytest
 from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
+from cuebook.cli.runs.debugging import read_steps
 from cuebook.cli.session import reading_segments
 from cuebook.events.connection import connect
 from cuebook.events.jetstream import js_request
@@ -51,6 +52,7 @@ async def rolled(cli: Cli, agents: AgentHost, client: Client, key: PrivateKey, t
         await cli.ok("run", "submit", "order", json.dumps({"n": n}), "--id", f"old{n}", "--wait")
     await cli.ok("events", "publish", "parcel.lost", '{"p": 1}')
     await cli.ok("run", "submit", "--agent", "nobody", "1", "--no-check", "--id", "open1")
+    await seal(client.log, key, tmp_path)
     await cli.ok("space", "roll")
     await cli.ok("run", "submit", "order", '{"n": 9}', "--id", "new1", "--wait")
     await seal(client.log, key, tmp_path)
@@ -71,15 +73,15 @@ async def first_generation(log: EventLog) -> Any:
     return (await log.verify()).earlier[0]
 
 
-async def readings(cli: Cli, keys: Path, tmp_path: Path, name: str) -> dict[str, Any]:
-    """What every command that reads old history says."""
+async def readings(cli: Cli, keys: Path, tmp_path: Path, name: str, last: int) -> dict[str, Any]:
+    """What every command that reads old history says, of all up to a sequence."""
     old = await cli.json("run", "show", "old1")
     sequences = [one["sequence"] for one in await cli.json("replay", "old1")]
     said: dict[str, Any] = {
         "show": old,
         "event": await cli.json("events", "show", str(sequences[1])),
         "first": await cli.json("events", "show", "1"),
-        "tail": await cli.json("events", "tail", "--from", "1"),
+        "tail": [one for one in await cli.json("events", "tail", "--from", "1") if one["sequence"] <= last],
         "run": await cli.json("events", "tail", "--run", "old1", "--from", "1"),
         "since": await cli.json("events", "tail", "--since", "1d", "--type", "run.completed"),
         "topic": await cli.json("events", "tail", "--topic", "parcel.>", "--from", "1"),
@@ -94,12 +96,15 @@ async def readings(cli: Cli, keys: Path, tmp_path: Path, name: str) -> dict[str,
         "check": await cli.json("saga", "check", "tests.cli.desk:order"),
     }
     for form in ("jsonl", "parquet"):
-        await cli.ok("events", "export", str(tmp_path / f"{name}.{form}"))
+        await cli.ok("events", "export", str(tmp_path / f"{name}.{form}"), "--to", str(last))
         said[form] = (tmp_path / f"{name}.{form}").read_bytes()
     proof = tmp_path / f"{name}.proof"
     await cli.ok("audit", "prove", str(sequences[0]), str(proof))
     said["proof"] = proof.read_text()
     checkpoints = str(tmp_path / "checkpoints")
+    small = Path(checkpoints).read_text().split("\n")[1]
+    await cli.ok("audit", "grown", small, "--to", str(proof))
+    said["grown"] = proof.read_text()
     said["verified"] = await cli.json(
         "audit", "verify", str(tmp_path / f"{name}.jsonl"), "--key", str(keys), "--checkpoint", checkpoints
     )
@@ -113,8 +118,10 @@ async def test_a_dropped_generation_reads_as_before(
     folder = str(tmp_path / "old")
     if where == "directory":
         cli.env["CUEBOOK_SEGMENTS"] = folder
+    reading_segments(rolled.connection)
     about = await first_generation(rolled)
-    before = await readings(cli, keys, tmp_path, "before")
+    last = (await rolled.verify()).last_sequence
+    before = await readings(cli, keys, tmp_path, "before", last)
     told = await cli.json("space", "archive", "--events", "7")
     assert (told["last"], told["unsigned"], told["events"]) == (about.last, 0, about.last)
     verified = await cli.json("space", "segments", "verify", "--key", str(keys))
@@ -125,7 +132,12 @@ async def test_a_dropped_generation_reads_as_before(
     assert dropped["stream"] == about.stream
     gone = await js_request(rolled.connection, f"STREAM.INFO.{about.stream}", {}, none_for={10059})
     assert gone is None
-    after = await readings(cli, keys, tmp_path, "after")
+    steps = await read_steps(rolled, "old1")
+    assert [item.sequence for item in steps.items] == [one["sequence"] for one in before["replay"]]
+    doctor = await cli.run("doctor", "-o", "json")
+    assert about.stream + " " not in doctor.stdout + doctor.stderr
+    assert "not on the server" not in doctor.stdout + doctor.stderr
+    after = await readings(cli, keys, tmp_path, "after", last)
     for name, value in before.items():
         assert after[name] == value, name
 

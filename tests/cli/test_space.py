@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ async def test_who_follows_sees_what_comes_after_a_roll(cli: Cli, client: Client
         await cli.ok("space", "roll")
         await cli.ok("events", "publish", "noise", '{"n": 2}')
         await program.prints('"n": 2')
+
+
+async def test_who_is_told_to_end_in_the_pause_leaves_no_space_that_stands_still(
+    cli: Cli, client: Client, start: Start
+) -> None:
+    await client.log.ensure()
+    for _ in range(2):
+        async with start("space", "roll") as program:
+            await program.says("the pause begins", within_s=60)
+            program.send(signal.SIGTERM)
+            assert await program.ends(within_s=60) in (0, 9)
+        assert not (await client.log.verify()).rolling
+    await cli.ok("events", "publish", "noise", "1")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from cuebook.events.facts import SpaceRolled
 from cuebook.events.generations import BEFORE, NEXT, frozen_subject, marker_of, stream_name
@@ -42,7 +42,7 @@ async def roll(log: EventLog, frozen: asyncio.Event | None = None, go_on: asynci
     await js_request(connection, f"STREAM.UPDATE.{facts.name}", ending)
     first = facts.earlier[-1].last + 1 if facts.earlier else 1
     about = Generation(generation=facts.generation, stream=facts.name, first=first, last=last)
-    before = [one.to_data() for one in (*facts.earlier, replace(about, created=facts.created))]
+    before = [asdict(one) for one in (*facts.earlier, replace(about, created=facts.created))]
     whole = {**next_, "name": into, "subjects": config["subjects"], "republish": config["republish"]}
     await js_request(connection, f"STREAM.UPDATE.{into}", {**whole, "metadata": {BEFORE: json.dumps(before)}})
     await log.chain.look()

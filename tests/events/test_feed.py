@@ -13,8 +13,8 @@ from cuebook.embedded.nats_server import NatsServer
 from cuebook.events import feed as feed_module
 from cuebook.events.connection import Connection, connect
 from cuebook.events.errors import (
-    ConfigurationError,
     HistoryRegressedError,
+    StreamMissingError,
     UnavailableError,
 )
 from cuebook.events.facts import OutsideEvent
@@ -324,7 +324,7 @@ async def test_a_stream_that_came_back_with_another_history_ends_the_feed(
 async def test_a_deleted_stream_ends_the_feed(log: EventLog) -> None:
     async with feeding(log, Received()) as feed:
         await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
-        with pytest.raises(ConfigurationError, match="10059"):
+        with pytest.raises(StreamMissingError, match="there is no stream"):
             async with asyncio.timeout(10):
                 await asyncio.shield(feed.failure)
 
@@ -363,7 +363,7 @@ async def test_a_closed_connection_ends_the_feed(nats_url: str, log: EventLog) -
 
 async def test_a_feed_that_cannot_be_opened_leaves_nothing_behind(connection: Connection, space: str) -> None:
     log = EventLog(connection, space, source="tests")
-    with pytest.raises(ConfigurationError, match="10059"):
+    with pytest.raises(StreamMissingError, match="there is no stream"):
         async with feeding(log, Received()):
             pass
     assert connection._direct == {}

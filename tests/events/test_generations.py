@@ -23,8 +23,10 @@ from cuebook.events.facts import OutsideEvent, RunStarted, SpaceRolled
 from cuebook.events.generations import NEXT, chain_of, marker_of, use_past_opener
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
-from cuebook.events.past import Generation, Past, StreamPast
+from cuebook.events.lookup import StoredMessage
+from cuebook.events.past import Generation, Past, PastOpener, StreamPast
 from cuebook.events.stream import verify_stream
+from tests.events.proxy import proxy
 from tests.events.rolls import roll
 from tests.waiting import eventually
 
@@ -212,7 +214,20 @@ async def test_a_generation_without_its_stream_is_opened_by_who_can_else_it_is_n
     log: EventLog, nats_url: str, connection: Connection
 ) -> None:
     last = await grown(log, rolls=2)
-    first, stream = [item.sequence async for item in log.read()], log.subjects.stream
+    first = [item.sequence async for item in log.read()]
+    opener = await moved_away(log)
+    async with connected(nats_url) as later:
+        other = EventLog(later, log.subjects.space, source="later")
+        assert (await other.ensure()).last_sequence == last
+        with pytest.raises(ConfigurationError, match=r"generation 1 of space .* is not on the server any more"):
+            await other.at(1)
+        use_past_opener(later, opener)
+        assert [item.sequence async for item in other.read()] == first
+
+
+async def moved_away(log: EventLog) -> PastOpener:
+    """Take the stream of the first generation away, to where only the opener finds it."""
+    connection, stream = log.connection, log.subjects.stream
     config = (await js_request(connection, f"STREAM.INFO.{stream}", {}))["config"]
     kept = "KEPT_" + stream
     del config["subjects"], config["republish"]
@@ -221,7 +236,7 @@ async def test_a_generation_without_its_stream_is_opened_by_who_can_else_it_is_n
 
     async def copied() -> bool:
         info = await js_request(connection, f"STREAM.INFO.{kept}", {})
-        return bool(info["state"]["messages"] == log.chain.earlier[0].last)
+        return bool(info["state"]["messages"] >= log.chain.earlier[0].last)
 
     await eventually(copied)
     await js_request(connection, f"STREAM.DELETE.{stream}", {})
@@ -230,13 +245,96 @@ async def test_a_generation_without_its_stream_is_opened_by_who_can_else_it_is_n
         assert space == log.subjects.space
         return StreamPast(connection, Generation(generation=1, stream=kept, first=about.first, last=about.last))
 
-    async with connected(nats_url) as later:
-        other = EventLog(later, log.subjects.space, source="later")
-        assert (await other.ensure()).last_sequence == last
-        with pytest.raises(ConfigurationError, match=r"generation 1 of space .* is not on the server any more"):
-            await other.at(1)
-        use_past_opener(later, opener)
-        assert [item.sequence async for item in other.read()] == first
+    return opener
+
+
+@pytest.mark.parametrize("rolls", [1, 2])
+async def test_who_was_cut_off_since_before_a_roll_goes_on_though_the_stream_is_gone(
+    log: EventLog, nats_url: str, rolls: int
+) -> None:
+    await write(log, 5)
+    followed: list[int] = []
+
+    def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        followed.append(sequence)
+
+    async with proxy(nats_url) as between, connected(between.url) as far:
+        far_log = EventLog(far, log.subjects.space, source="far")
+        async with far_log.feed(receive) as feed:
+            await eventually(lambda: len(followed) == 5)
+            between.flows.clear()
+            between.cut()
+            await write(log, 3)
+            last = await grown(log, rolls=rolls)
+            use_past_opener(far, await moved_away(log))
+            between.flows.set()
+            await eventually(lambda: followed[-1:] == [last] or feed.failure.done(), within_s=20)
+            last = await write(log, 2)
+            await eventually(lambda: followed[-1:] == [last] or feed.failure.done())
+            assert not feed.failure.done() or feed.failure.exception() is None
+    assert followed == list(range(1, last + 1))
+
+
+async def test_who_comes_back_to_another_history_in_place_of_a_stream_that_is_gone_is_stopped(
+    log: EventLog, nats_url: str
+) -> None:
+    await write(log, 5)
+    followed: list[int] = []
+
+    def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        followed.append(sequence)
+
+    async with proxy(nats_url) as between, connected(between.url) as far:
+        far_log = EventLog(far, log.subjects.space, source="far")
+        async with far_log.feed(receive) as feed:
+            await eventually(lambda: len(followed) == 5)
+            between.flows.clear()
+            between.cut()
+            await grown(log, rolls=1)
+            opener = await moved_away(log)
+
+            async def forged(connection: Connection, space: str, about: Generation) -> Past:
+                past = await opener(connection, space, about)
+                there = past.at
+
+                async def at(sequence: int) -> StoredMessage | None:
+                    found = await there(sequence)
+                    return found and found._replace(recorded_at=found.recorded_at + 1)
+
+                past.at = at  # type: ignore[method-assign]
+                return past
+
+            use_past_opener(far, forged)
+            between.flows.set()
+            await asyncio.wait([feed.failure], timeout=20)
+            assert isinstance(feed.failure.exception(), HistoryRegressedError)
+
+
+async def test_a_roll_while_a_long_past_is_read_leaves_nothing_out(log: EventLog) -> None:
+    last = await grown(log, rolls=2)
+    read: list[int] = []
+    async with aclosing(log.batches(until=last)) as batches:
+        async for batch in batches:
+            if not read:
+                await roll(log)
+                await log.chain.look()
+            read += [message.sequence for message in batch]
+    assert read == list(range(1, last + 1))
+    scope = f"{log.subjects.space}.event.>"
+    past_after, rolled = log.chain.past_after, 0
+
+    async def rolling(after: int) -> Past | None:
+        nonlocal rolled
+        found = await past_after(after)
+        if found is not None and found.generation == 3 and not rolled:
+            rolled = 1
+            await write(log, 1)
+            await roll(log)
+        return found
+
+    log.chain.past_after = rolling  # type: ignore[method-assign]
+    found = [item.sequence for item in await log.scope_history(scope)]
+    assert found == [item.sequence async for item in log.read(filters=[scope])]
 
 
 async def test_a_space_is_never_made_anew_while_another_generation_is_there(log: EventLog, nats_url: str) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,14 +22,14 @@ from cuebook.ledger.errors import ExportError, SegmentsMissingError, TamperedErr
 from cuebook.ledger.notes import PrivateKey
 from cuebook.ledger.sealer import Sealer
 from cuebook.ledger.seals import Seals
-from cuebook.ledger.segments import bucket
+from cuebook.ledger.segments import bucket, opening
 from cuebook.ledger.segments.archive import Archive, Archived
 from cuebook.ledger.segments.bucket import BucketStore
 from cuebook.ledger.segments.cache import Cache
 from cuebook.ledger.segments.check import Report, check_segments
 from cuebook.ledger.segments.opening import SegmentOpener
 from cuebook.ledger.segments.past import SegmentPast, SegmentReader
-from cuebook.ledger.segments.shelf import read_shelf
+from cuebook.ledger.segments.shelf import Shelf, read_shelf
 from cuebook.ledger.segments.store import DirectoryStore, SegmentStore
 from cuebook.ledger.source import Source
 from tests.ledger.filling import fill
@@ -404,11 +405,56 @@ async def test_a_reader_is_told_what_is_missing_and_what_to_set(
     opened = await SegmentOpener()(log.connection, space, about)
     assert (opened.first, opened.last) == (1, EVENTS)
     moved = folder.path.rename(tmp_path / "elsewhere")
+    with pytest.raises(SegmentsMissingError, match=r"cannot be read: .* is not in"):
+        await opened.at(1)
+    log.connection.shared.pop("segments")  # as over a new connection
     with pytest.raises(SegmentsMissingError, match=f"sequences 1 to {EVENTS} .* only in segments") as raised:
         await SegmentOpener()(log.connection, space, about)
     assert "CUEBOOK_SEGMENTS" in raised.value.remedy
     assert (await SegmentOpener(str(moved))(log.connection, space, about)).last == EVENTS
     for path in moved.glob("000000001001*"):
         path.unlink()
+    log.connection.shared.pop("segments")
     with pytest.raises(SegmentsMissingError, match="lacks sequences 1001 to 2000"):
         await SegmentOpener(str(moved))(log.connection, space, about)
+
+
+async def test_all_generations_in_one_place_are_opened_with_one_look(
+    log: EventLog, seals: Seals, store: SegmentStore, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await archived(log, seals, store)
+    whole = await read_shelf(store)
+    looks: list[str] = []
+
+    async def counted(store: SegmentStore, *args: Any, **options: Any) -> Shelf:
+        looks.append(store.place)
+        return await read_shelf(store, *args, **options)
+
+    monkeypatch.setattr(opening, "read_shelf", counted)
+    for number, first in enumerate(range(1, EVENTS, 100), start=1):
+        last = min(first + 99, EVENTS)
+        about = Generation(
+            generation=number, stream=f"{space.upper()}@{number}", first=first, last=last,
+            segments=store.place, digest=whole.digest(first, last),
+        )  # fmt: skip
+        past = await SegmentOpener()(log.connection, space, about)
+        found = await past.at(last)
+        assert found is not None
+        assert found.sequence == last
+    assert looks == [store.place]
+
+
+async def test_a_damaged_manifest_hides_its_own_sequences_only(
+    log: EventLog, seals: Seals, folder: DirectoryStore, space: str
+) -> None:
+    await archived(log, seals, folder)
+    manifest = next(folder.path.glob("000000001001*.json"))
+    manifest.write_bytes(manifest.read_bytes().replace(b'"count":1000', b'"count":1001'))
+
+    def about(first: int, last: int) -> Generation:
+        return Generation(generation=1, stream=space.upper(), first=first, last=last, segments=folder.place)
+
+    past = await SegmentOpener()(log.connection, space, about(1, 1000))
+    assert await past.at(1000) is not None
+    with pytest.raises(TamperedError, match="was altered or cut short"):
+        await SegmentOpener()(log.connection, space, about(1001, 1002))
