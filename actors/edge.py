@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from cuebook.actors.shelf import Shelf, open_shelf
+from cuebook.actors.shelf import Shelf, make_stream, open_shelf
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.jetstream import js_request
@@ -52,10 +52,22 @@ class Edge:
         return shelf
 
     async def watch(self, log: EventLog) -> None:
-        """Ask the log whether it is there, without end, and tell when that changes."""
+        """Ask the log whether it is there, without end, and tell when that changes. See to what is kept here, too."""
         while True:
             await self._look(log)
+            await self._look_after_shelves(log.subjects.space)
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look_after_shelves(self, space: str) -> None:
+        """What is kept here outlives the disk that it is on, as long as this process does."""
+        if not any(shelf.is_open for shelf in self.shelves):
+            return
+        try:
+            epoch = await make_stream(self.connection, space)
+            for shelf in self.shelves:
+                await shelf.restore(epoch)
+        except CuebookError as error:  # who has something to keep says it
+            logger.debug("cannot look after what is kept at the edge: %s", error)
 
     async def _look(self, log: EventLog) -> None:
         try:

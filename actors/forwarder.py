@@ -4,6 +4,8 @@ They are stored in a stream of the edge under the subjects they will have. A bat
 with a fact that says up to where the edge's stream has been forwarded, `event.cuebook.edge.<edge>`; the server takes
 all of a batch or nothing, and only behind the last such fact that we have read. So a batch whose acknowledgement was
 lost is never stored twice, whatever time has passed. Source: JetStream ADR-50.
+
+The edge's stream is known by when it was made. When its disk is lost, it is made again, and counts as another one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from cuebook.events.envelope import Envelope
 from cuebook.events.errors import (
     CommandRejectedError,
     ConcurrencyConflictError,
+    ConfigurationError,
+    CuebookError,
+    HistoryRegressedError,
     StreamMissingError,
     UnavailableError,
 )
@@ -39,6 +44,7 @@ DUPLICATE_WINDOW_S = 120
 HEADERS_ADDED = 1_024
 """Room that a forwarded message needs beyond what the edge's stream takes."""
 _NAME_IN_USE = 10058
+_NO_STREAM = 10059
 _DUPLICATE = "10201"
 
 logger = logging.getLogger(__name__)
@@ -46,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Event:
+    stream: str
+    """When the stream was made that it was stored in."""
     subject: str
     body: bytes
     sequence: int
@@ -69,8 +77,12 @@ class Forwarder:
         self._news = asyncio.Event()
         self._feed: Feed | None = None
         self._created = ""
+        self._of = ""
+        """Of which stream the next three tell; another one than `_created` only after that was lost."""
         self._marked = self._through = 0
         """Where the last mark stands in the log, and up to where our events are there."""
+        self._received = 0
+        """The last one read of the edge's stream."""
         self._said_two = False
 
     @property
@@ -80,33 +92,76 @@ class Forwarder:
 
     async def run(self) -> None:
         """Forward until cancelled. Raises ConfigurationError when a stream is not as it must be."""
+        forwarding = asyncio.ensure_future(self._keep_forwarding())
+        receiving = asyncio.ensure_future(self._keep_receiving())
+        try:
+            for ended in (await asyncio.wait([forwarding, receiving], return_when=asyncio.FIRST_COMPLETED))[0]:
+                ended.result()
+        finally:
+            for one in (forwarding, receiving):
+                one.cancel()
+            await asyncio.wait([forwarding, receiving])
+
+    async def _keep_receiving(self) -> None:
+        """See to it that the edge's stream is there, and read it. Where it is lost, begin again with a fresh one."""
         while True:
             try:
                 await self._ensure_stream()
-                break
             except UnavailableError as error:
                 logger.warning("waiting for the edge's JetStream: %s", error)
                 await asyncio.sleep(RETRY_S)
-        self.ready.set()
-        await self._read_mark()
-        async with Feed(
-            self._local,
-            self._stream,
-            filters=[f"{self._log.subjects.space}.event.>"],
-            start=self._through + 1,
-            on_message=self._receive,
-            held=lambda: len(self._queue) > READ_AHEAD,
-        ) as feed:
-            self._feed = feed
-            feed.failure.add_done_callback(lambda _: self._news.set())
-            while True:
-                while self._queue:
-                    await self._forward(self._queue[:BATCH])
-                    feed.resume()
-                if feed.failure.done():
-                    feed.failure.result()
-                self._news.clear()
-                await self._news.wait()
+                continue
+            self.ready.set()
+            try:
+                async with Feed(
+                    self._local,
+                    self._stream,
+                    filters=[f"{self._log.subjects.space}.event.>"],
+                    start=self._received + 1,
+                    on_message=self._receive,
+                    held=lambda: len(self._queue) > READ_AHEAD,
+                ) as self._feed:
+                    await self._feed.failure
+            except UnavailableError as error:
+                logger.debug("the edge's stream of events is read again: %s", error)
+                if self._local.is_closed:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            except (HistoryRegressedError, ConfigurationError) as error:
+                if not await self._is_lost():
+                    raise
+                logger.error(  # noqa: TRY400 - what happened to a disk
+                    "the edge's JetStream has lost its events; those not read yet are gone, and it begins afresh",
+                    extra={"edge": self._edge, "stream": self._stream, "read": len(self._queue), "error": str(error)},
+                )
+            finally:
+                self._feed = None
+
+    async def _keep_forwarding(self) -> None:
+        while True:
+            while self._queue:
+                first = self._queue[0].stream
+                if first == self._of:
+                    await self._forward([event for event in self._queue[:BATCH] if event.stream == first])
+                else:
+                    self._of, self._through = first, 0
+                    await self._read_mark()
+                    self._drop_forwarded()
+                if self._feed is not None:
+                    self._feed.resume()
+            self._news.clear()
+            await self._news.wait()
+
+    async def _is_lost(self) -> bool:
+        """Whether the edge's stream is not there any more, or another one of its name is."""
+        while True:
+            try:
+                info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={_NO_STREAM})
+            except UnavailableError as error:
+                logger.debug("cannot look at the edge's stream of events: %s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return info is None or info["created"] != self._created
 
     async def _ensure_stream(self) -> None:
         space = self._log.subjects.space
@@ -124,7 +179,8 @@ class Forwarder:
         }
         await js_request(self._local, f"STREAM.CREATE.{self._stream}", config, none_for={_NAME_IN_USE})
         info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {})
-        self._created = info["created"]
+        if info["created"] != self._created:
+            self._created, self._received = info["created"], 0
 
     async def _read_mark(self) -> None:
         """Up to where the log says that it has our events, however long it takes until it answers."""
@@ -148,7 +204,7 @@ class Forwarder:
         """Up to where a mark says that our stream has been forwarded; None: it tells of another stream."""
         event = item.event if isinstance(item, Envelope) else None
         told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
-        return int(told.get("through", 0)) if told.get("stream") == self._created else None
+        return int(told.get("through", 0)) if told.get("stream") == self._of else None
 
     async def _search(self, after: int, until: int) -> int:
         """The last mark is of another stream: the edge's disk was replaced, or there are two edges with one name."""
@@ -166,7 +222,10 @@ class Forwarder:
         return ours[-1] if ours else 0
 
     def _receive(self, subject: str, body: bytes, sequence: int, _recorded_at: int, headers: bytes | None) -> None:
-        self._queue.append(_Event(subject, body, sequence, headers))
+        self._received = sequence
+        if self._of == self._created and sequence <= self._through:
+            return  # forwarded before a restart, and not removed yet
+        self._queue.append(_Event(self._created, subject, body, sequence, headers))
         self._news.set()
 
     async def _forward(self, events: list[_Event]) -> None:
@@ -205,7 +264,7 @@ class Forwarder:
     async def _append(self, events: list[_Event], *, through: int = 0) -> None:
         through = through or events[-1].sequence
         event_id = self._log.ids()
-        data = {"edge": self._edge, "stream": self._created, "through": through, "events": len(events)}
+        data = {"edge": self._edge, "stream": self._of, "through": through, "events": len(events)}
         mark = encode(OutsideEvent(data=data), event_id=event_id, source=f"edge-{self._edge}", event_type="event")
         members = [Member(self._mark, mark, event_id), *(self._member(event) for event in events)]
         last = await append_batch(
@@ -222,18 +281,18 @@ class Forwarder:
         """The event as it was, under an id: its author's, or one made of its place in the edge's stream."""
         told = parse_headers(event.headers)
         headers = {name: value for name, value in told.items() if not name.startswith("nats-")}
-        epoch = "".join(digit for digit in self._created[:19] if digit.isdigit())
+        epoch = "".join(digit for digit in event.stream if digit.isdigit())
         event_id = told.get("nats-msg-id") or f"{self._edge}-{epoch}-{event.sequence}"
         return Member(event.subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
 
     def _drop_forwarded(self) -> None:
-        self._queue = [event for event in self._queue if event.sequence > self._through]
+        self._queue = [one for one in self._queue if one.stream != self._of or one.sequence > self._through]
         purge: dict[str, Any] = {"seq": self._through + 1}
-        if not self._queue and self._through:
+        if not self._queue and self._through and self._of == self._created:
             self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
 
     async def _purge(self, request: dict[str, Any]) -> None:
         try:
             await js_request(self._local, f"STREAM.PURGE.{self._stream}", request)
-        except UnavailableError as error:
+        except CuebookError as error:  # also when it is gone
             logger.debug("removed later: %s", error)  # with the next batch
