@@ -104,7 +104,7 @@ def read_setting(context: Any, parameter: Any, value: str) -> str:
         named = max(parameter.opts, key=len)
         print_error(
             f"{named} is to be read from {value[1:]!r}: {error}",
-            f"correct {parameter.envvar} or {named}",
+            f"correct {parameter.envvar} or {named}" if parameter.envvar else f"correct {named}",
             as_json=False,
         )
         raise typer.Exit(Exit.USAGE) from error
