@@ -29,7 +29,7 @@ LOST = ["the edge's JetStream "]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Till.gate = asyncio.Event()
-    monkeypatch.setattr(feed, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(feed, "HEARTBEAT_S", 0.5)
     monkeypatch.setenv("CAST_LEDGER", str(tmp_path / "ledger"))
 
 
