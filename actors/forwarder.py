@@ -32,6 +32,7 @@ from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.lookup import last_match
 from cuebook.events.stream import MAX_MESSAGE_BYTES
 from cuebook.events.subjects import check_token
 
@@ -40,6 +41,8 @@ __all__ = ["Forwarder"]
 BATCH = 100
 READ_AHEAD = 1_000
 RETRY_S = 1.0
+PATIENCE = 5
+"""Attempts to read what the log's older generations say, before it goes on without."""
 DUPLICATE_WINDOW_S = 120
 HEADERS_ADDED = 1_024
 """Room that a forwarded message needs beyond what the edge's stream takes."""
@@ -83,7 +86,9 @@ class Forwarder:
         """Where the last mark stands in the log, and up to where our events are there."""
         self._received = 0
         """The last one read of the edge's stream."""
-        self._said_two = False
+        self._unreadable = 0
+        """How often what older marks say could not be read, one after the other."""
+        self._said_two = self._said_unreadable = False
 
     @property
     def waiting(self) -> int:
@@ -187,18 +192,49 @@ class Forwarder:
         while True:
             try:
                 await self._log.verify()  # the link may be back before the hub has its stream
-                found = await self._log.last_match(self._mark)
-                if found is None:
-                    self._marked = self._through = 0
-                    return
-                through = self._told(self._log.decode(*found))
-                if through is None:
-                    through = await self._search(self._marked, found.sequence)
+                self._marked, self._through = await self._last_mark()
             except (UnavailableError, StreamMissingError):
                 await asyncio.sleep(RETRY_S)
-                continue
-            self._marked, self._through = found.sequence, through
-            return
+            else:
+                return
+
+    async def _last_mark(self) -> tuple[int, int]:
+        """Where the last mark stands in the log, and up to where our events are there.
+
+        Raises UnavailableError, ConfigurationError while the log does not answer, or is not as it must be.
+        """
+        found = await last_match(self._log.connection, self._log.chain.stream, self._mark)
+        try:
+            if found is None and (found := await self._log.last_match(self._mark)) is None:
+                return 0, 0
+            through = self._told(self._log.decode(*found))
+            if through is None:
+                through = await self._search(self._marked, found.sequence)
+        except (UnavailableError, ConfigurationError) as error:
+            await self._log.verify()  # is it there? then what is not is older, and lies where we cannot read
+            if not self._log.chain.earlier:
+                raise
+            self._unreadable += 1
+            if self._unreadable < PATIENCE:  # it may have been the link, for a moment
+                raise UnavailableError(str(error)) from error
+            known = self._through or await self._removed()
+            if not self._said_unreadable:
+                self._said_unreadable = True
+                logger.error(  # noqa: TRY400 - a stream that somebody has dropped
+                    "up to where the log has the events of this edge cannot be read any more: it goes on after those"
+                    " that are removed here, so some may be told twice",
+                    extra={"edge": self._edge, "through": known, "error": str(error), "remedy": error.remedy},
+                )
+            return found.sequence if found is not None else self._marked, known
+        self._unreadable = 0
+        return found.sequence, through
+
+    async def _removed(self) -> int:
+        """Up to where events were removed from the edge's stream, since the log had them. Raises UnavailableError."""
+        info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={_NO_STREAM})
+        if info is None or info["created"] != self._of:
+            return 0
+        return max(int(info["state"]["first_seq"]) - 1, 0)
 
     def _told(self, item: Envelope | Unreadable) -> int | None:
         """Up to where a mark says that our stream has been forwarded; None: it tells of another stream."""
@@ -288,7 +324,7 @@ class Forwarder:
     def _drop_forwarded(self) -> None:
         self._queue = [one for one in self._queue if one.stream != self._of or one.sequence > self._through]
         purge: dict[str, Any] = {"seq": self._through + 1}
-        if not self._queue and self._through and self._of == self._created:
+        if self._through and self._of == self._created:
             self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
 
     async def _purge(self, request: dict[str, Any]) -> None:
