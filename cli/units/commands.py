@@ -64,8 +64,9 @@ def install(
     place = Place(user=user, root=root)
     with reported_errors():
         roles = [NatsNode.parse(nats_cluster, nats_node), EdgeNode.parse(edge, hub), Hub.parse(edges)]
-        role, *others = [one for one in roles if one is not None] or [None]
-        if others:
+        found = [one for one in roles if one is not None]
+        role = found[0] if found else None
+        if len(found) > 1:
             raise InputError(
                 "a nats-server is one of a cluster, or at an edge, or the hub of edges",
                 remedy="install twice for a cluster's node that edges connect to, first with --nats-cluster",

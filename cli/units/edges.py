@@ -74,7 +74,6 @@ class Hub:
     """This machine's nats-server has the log, and edges connect to it at `listen`, an address of this machine."""
 
     listen: str
-    configuration = ""
     reaches = _ANY
 
     @classmethod

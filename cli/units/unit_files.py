@@ -188,9 +188,11 @@ def _write_settings(folder: Path, role: NatsNode | EdgeNode | Hub | None) -> Ite
             directory.mkdir(parents=True, mode=mode)
             directory.chmod(mode)  # whatever the umask is
     texts = {name: _template(name) for name in _SETTINGS} | {"agents/example.env": _template("agent.env")}
-    if role is not None and role.configuration:
+    if isinstance(role, NatsNode | EdgeNode):
         _make_way(folder / "nats.conf", role)
-    texts["nats.conf"] = _configuration((role and role.configuration) or "production.conf")
+        texts["nats.conf"] = _configuration(role.configuration)
+    else:
+        texts["nats.conf"] = _configuration("production.conf")
     if isinstance(role, NatsNode):
         yield from role.write(folder)
     for name, text in texts.items():
