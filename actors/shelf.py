@@ -23,7 +23,7 @@ from cuebook.events.jetstream import js_request
 from cuebook.events.lookup import matches
 from cuebook.events.subjects import Subjects, check_token
 
-__all__ = ["KeptTask", "Shelf", "make_stream", "open_shelf"]
+__all__ = ["ASK_S", "KeptTask", "Shelf", "make_stream", "open_shelf"]
 
 RETRY_S = 1.0
 ANSWER_S = 5.0
@@ -55,6 +55,7 @@ class Shelf:
     """
 
     def __init__(self, connection: Connection, space: str, edge: str, agent: str) -> None:
+        self.agent = agent
         self.instance, self.received = "", 0
         self.tasks: list[KeptTask] = []
         self._connection, self._space, self._stream = connection, space, f"{space.upper()}_EDGE"

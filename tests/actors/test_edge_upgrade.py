@@ -71,3 +71,22 @@ async def test_what_the_old_release_was_given_the_new_one_does_under_the_same_na
                 one for one in desk.stages[0].service.core.world.registry.instances.values() if one.agent == "till"
             ]
             assert (state.version, state.slots) == ("2", 2)
+
+
+async def test_an_agent_that_is_served_no_more_and_has_work_there_is_named(
+    servers: NatsEdge, space: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Desk(servers.hub.url, space) as desk:
+        async with Site(servers, space, Till, Door) as old:
+            await desk.client.submit_task("door", {"n": 1}, run_id="door-0")
+            await eventually(lambda: sum(one.in_flight for one in old.host.instances) == 1)
+            servers.link.cut()
+            await eventually(lambda: old.edge.linked is False)
+            old.host.drain_s = 0.0
+        async with Site(servers, space, Till):
+            servers.link.mend()
+            [told] = [one for one in caplog.records if "nobody serves an agent that has work here" in one.getMessage()]
+            assert (vars(told)["agent"], vars(told)["tasks"]) == ("door", 1)
+        Till.gate.set()
+        async with Site(servers, space, Till, Door):
+            assert (await desk.client.wait("door-0", timeout_s=20)).status == "completed"
