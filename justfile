@@ -38,7 +38,7 @@ test-node:
 test-systemd *arguments:
     @command -v systemd-nspawn >/dev/null || { echo "error: systemd-nspawn is missing; apt-get install systemd-container" >&2; exit 1; }
     @[ "$(id -u)" = 0 ] || { echo "error: booting a machine needs root; sudo just test-systemd" >&2; exit 1; }
-    uv run pytest --numprocesses 0 tests/systemd/check_systemd.py tests/systemd/check_full_disk.py {{ arguments }}
+    uv run pytest --numprocesses 0 tests/systemd/check_systemd.py tests/systemd/check_edge.py tests/systemd/check_full_disk.py {{ arguments }}
 
 # Watch agents at the edge go on while the link is cut: two servers, on this machine; --step waits for Enter
 edge *arguments:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
-from cuebook.actors.shelf import Shelf, open_shelf
+import nats.errors
+
+from cuebook.actors.shelf import ASK_S, Shelf, make_stream, open_shelf
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.jetstream import js_request
@@ -51,11 +55,38 @@ class Edge:
         self.shelves.append(shelf)
         return shelf
 
+    async def say_what_nobody_serves(self, space: str) -> None:
+        """Warn of work that is kept here for an agent that is not served, such as one that was taken off the list."""
+        served = {shelf.agent for shelf in self.shelves}
+        request = {"subjects_filter": f"edge.{space}.{self.name}.*.task.*"}
+        info = await js_request(self.connection, f"STREAM.INFO.{space.upper()}_EDGE", request)
+        kept = Counter(subject.split(".")[3] for subject in info["state"].get("subjects") or {})
+        for agent in sorted(kept.keys() - served):
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await self.connection.request(f"who.{space}.{self.name}.{agent}", b"", timeout=ASK_S)
+                continue  # another process has it
+            logger.warning(
+                "nobody serves an agent that has work here: serve it until that is told, or its tasks go to others",
+                extra={"edge": self.name, "agent": agent, "tasks": kept[agent]},
+            )
+
     async def watch(self, log: EventLog) -> None:
-        """Ask the log whether it is there, without end, and tell when that changes."""
+        """Ask the log whether it is there, without end, and tell when that changes. See to what is kept here, too."""
         while True:
             await self._look(log)
+            await self._look_after_shelves(log.subjects.space)
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look_after_shelves(self, space: str) -> None:
+        """What is kept here outlives the disk that it is on, as long as this process does."""
+        if not any(shelf.is_open for shelf in self.shelves):
+            return
+        try:
+            epoch = await make_stream(self.connection, space)
+            for shelf in self.shelves:
+                await shelf.restore(epoch)
+        except CuebookError as error:  # who has something to keep says it
+            logger.debug("cannot look after what is kept at the edge: %s", error)
 
     async def _look(self, log: EventLog) -> None:
         try:

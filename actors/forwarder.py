@@ -4,6 +4,8 @@ They are stored in a stream of the edge under the subjects they will have. A bat
 with a fact that says up to where the edge's stream has been forwarded, `event.cuebook.edge.<edge>`; the server takes
 all of a batch or nothing, and only behind the last such fact that we have read. So a batch whose acknowledgement was
 lost is never stored twice, whatever time has passed. Source: JetStream ADR-50.
+
+The edge's stream is known by when it was made. When its disk is lost, it is made again, and counts as another one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from cuebook.events.envelope import Envelope
 from cuebook.events.errors import (
     CommandRejectedError,
     ConcurrencyConflictError,
+    ConfigurationError,
+    CuebookError,
+    HistoryRegressedError,
     StreamMissingError,
     UnavailableError,
 )
@@ -27,6 +32,7 @@ from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog, Unreadable
+from cuebook.events.lookup import last_match
 from cuebook.events.stream import MAX_MESSAGE_BYTES
 from cuebook.events.subjects import check_token
 
@@ -35,10 +41,13 @@ __all__ = ["Forwarder"]
 BATCH = 100
 READ_AHEAD = 1_000
 RETRY_S = 1.0
+PATIENCE = 5
+"""Attempts to read what the log's older generations say, before it goes on without."""
 DUPLICATE_WINDOW_S = 120
 HEADERS_ADDED = 1_024
 """Room that a forwarded message needs beyond what the edge's stream takes."""
 _NAME_IN_USE = 10058
+_NO_STREAM = 10059
 _DUPLICATE = "10201"
 
 logger = logging.getLogger(__name__)
@@ -46,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Event:
+    stream: str
+    """When the stream was made that it was stored in."""
     subject: str
     body: bytes
     sequence: int
@@ -69,9 +80,15 @@ class Forwarder:
         self._news = asyncio.Event()
         self._feed: Feed | None = None
         self._created = ""
+        self._of = ""
+        """Of which stream the next three tell; another one than `_created` only after that was lost."""
         self._marked = self._through = 0
         """Where the last mark stands in the log, and up to where our events are there."""
-        self._said_two = False
+        self._received = 0
+        """The last one read of the edge's stream."""
+        self._unreadable = 0
+        """How often what older marks say could not be read, one after the other."""
+        self._said_two = self._said_unreadable = False
 
     @property
     def waiting(self) -> int:
@@ -80,33 +97,76 @@ class Forwarder:
 
     async def run(self) -> None:
         """Forward until cancelled. Raises ConfigurationError when a stream is not as it must be."""
+        forwarding = asyncio.ensure_future(self._keep_forwarding())
+        receiving = asyncio.ensure_future(self._keep_receiving())
+        try:
+            for ended in (await asyncio.wait([forwarding, receiving], return_when=asyncio.FIRST_COMPLETED))[0]:
+                ended.result()
+        finally:
+            for one in (forwarding, receiving):
+                one.cancel()
+            await asyncio.wait([forwarding, receiving])
+
+    async def _keep_receiving(self) -> None:
+        """See to it that the edge's stream is there, and read it. Where it is lost, begin again with a fresh one."""
         while True:
             try:
                 await self._ensure_stream()
-                break
             except UnavailableError as error:
                 logger.warning("waiting for the edge's JetStream: %s", error)
                 await asyncio.sleep(RETRY_S)
-        self.ready.set()
-        await self._read_mark()
-        async with Feed(
-            self._local,
-            self._stream,
-            filters=[f"{self._log.subjects.space}.event.>"],
-            start=self._through + 1,
-            on_message=self._receive,
-            held=lambda: len(self._queue) > READ_AHEAD,
-        ) as feed:
-            self._feed = feed
-            feed.failure.add_done_callback(lambda _: self._news.set())
-            while True:
-                while self._queue:
-                    await self._forward(self._queue[:BATCH])
-                    feed.resume()
-                if feed.failure.done():
-                    feed.failure.result()
-                self._news.clear()
-                await self._news.wait()
+                continue
+            self.ready.set()
+            try:
+                async with Feed(
+                    self._local,
+                    self._stream,
+                    filters=[f"{self._log.subjects.space}.event.>"],
+                    start=self._received + 1,
+                    on_message=self._receive,
+                    held=lambda: len(self._queue) > READ_AHEAD,
+                ) as self._feed:
+                    await self._feed.failure
+            except UnavailableError as error:
+                logger.debug("the edge's stream of events is read again: %s", error)
+                if self._local.is_closed:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            except (HistoryRegressedError, ConfigurationError) as error:
+                if not await self._is_lost():
+                    raise
+                logger.error(  # noqa: TRY400 - what happened to a disk
+                    "the edge's JetStream has lost its events; those not read yet are gone, and it begins afresh",
+                    extra={"edge": self._edge, "stream": self._stream, "read": len(self._queue), "error": str(error)},
+                )
+            finally:
+                self._feed = None
+
+    async def _keep_forwarding(self) -> None:
+        while True:
+            while self._queue:
+                first = self._queue[0].stream
+                if first == self._of:
+                    await self._forward([event for event in self._queue[:BATCH] if event.stream == first])
+                else:
+                    self._of, self._through = first, 0
+                    await self._read_mark()
+                    self._drop_forwarded()
+                if self._feed is not None:
+                    self._feed.resume()
+            self._news.clear()
+            await self._news.wait()
+
+    async def _is_lost(self) -> bool:
+        """Whether the edge's stream is not there any more, or another one of its name is."""
+        while True:
+            try:
+                info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={_NO_STREAM})
+            except UnavailableError as error:
+                logger.debug("cannot look at the edge's stream of events: %s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return info is None or info["created"] != self._created
 
     async def _ensure_stream(self) -> None:
         space = self._log.subjects.space
@@ -124,31 +184,63 @@ class Forwarder:
         }
         await js_request(self._local, f"STREAM.CREATE.{self._stream}", config, none_for={_NAME_IN_USE})
         info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {})
-        self._created = info["created"]
+        if info["created"] != self._created:
+            self._created, self._received = info["created"], 0
 
     async def _read_mark(self) -> None:
         """Up to where the log says that it has our events, however long it takes until it answers."""
         while True:
             try:
                 await self._log.verify()  # the link may be back before the hub has its stream
-                found = await self._log.last_match(self._mark)
-                if found is None:
-                    self._marked = self._through = 0
-                    return
-                through = self._told(self._log.decode(*found))
-                if through is None:
-                    through = await self._search(self._marked, found.sequence)
+                self._marked, self._through = await self._last_mark()
             except (UnavailableError, StreamMissingError):
                 await asyncio.sleep(RETRY_S)
-                continue
-            self._marked, self._through = found.sequence, through
-            return
+            else:
+                return
+
+    async def _last_mark(self) -> tuple[int, int]:
+        """Where the last mark stands in the log, and up to where our events are there.
+
+        Raises UnavailableError, ConfigurationError while the log does not answer, or is not as it must be.
+        """
+        found = await last_match(self._log.connection, self._log.chain.stream, self._mark)
+        try:
+            if found is None and (found := await self._log.last_match(self._mark)) is None:
+                return 0, 0
+            through = self._told(self._log.decode(*found))
+            if through is None:
+                through = await self._search(self._marked, found.sequence)
+        except (UnavailableError, ConfigurationError) as error:
+            await self._log.verify()  # is it there? then what is not is older, and lies where we cannot read
+            if not self._log.chain.earlier:
+                raise
+            self._unreadable += 1
+            if self._unreadable < PATIENCE:  # it may have been the link, for a moment
+                raise UnavailableError(str(error)) from error
+            known = self._through or await self._removed()
+            if not self._said_unreadable:
+                self._said_unreadable = True
+                logger.error(  # noqa: TRY400 - a stream that somebody has dropped
+                    "up to where the log has the events of this edge cannot be read any more: it goes on after those"
+                    " that are removed here, so some may be told twice",
+                    extra={"edge": self._edge, "through": known, "error": str(error), "remedy": error.remedy},
+                )
+            return found.sequence if found is not None else self._marked, known
+        self._unreadable = 0
+        return found.sequence, through
+
+    async def _removed(self) -> int:
+        """Up to where events were removed from the edge's stream, since the log had them. Raises UnavailableError."""
+        info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={_NO_STREAM})
+        if info is None or info["created"] != self._of:
+            return 0
+        return max(int(info["state"]["first_seq"]) - 1, 0)
 
     def _told(self, item: Envelope | Unreadable) -> int | None:
         """Up to where a mark says that our stream has been forwarded; None: it tells of another stream."""
         event = item.event if isinstance(item, Envelope) else None
         told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
-        return int(told.get("through", 0)) if told.get("stream") == self._created else None
+        return int(told.get("through", 0)) if told.get("stream") == self._of else None
 
     async def _search(self, after: int, until: int) -> int:
         """The last mark is of another stream: the edge's disk was replaced, or there are two edges with one name."""
@@ -166,7 +258,10 @@ class Forwarder:
         return ours[-1] if ours else 0
 
     def _receive(self, subject: str, body: bytes, sequence: int, _recorded_at: int, headers: bytes | None) -> None:
-        self._queue.append(_Event(subject, body, sequence, headers))
+        self._received = sequence
+        if self._of == self._created and sequence <= self._through:
+            return  # forwarded before a restart, and not removed yet
+        self._queue.append(_Event(self._created, subject, body, sequence, headers))
         self._news.set()
 
     async def _forward(self, events: list[_Event]) -> None:
@@ -205,7 +300,7 @@ class Forwarder:
     async def _append(self, events: list[_Event], *, through: int = 0) -> None:
         through = through or events[-1].sequence
         event_id = self._log.ids()
-        data = {"edge": self._edge, "stream": self._created, "through": through, "events": len(events)}
+        data = {"edge": self._edge, "stream": self._of, "through": through, "events": len(events)}
         mark = encode(OutsideEvent(data=data), event_id=event_id, source=f"edge-{self._edge}", event_type="event")
         members = [Member(self._mark, mark, event_id), *(self._member(event) for event in events)]
         last = await append_batch(
@@ -222,18 +317,18 @@ class Forwarder:
         """The event as it was, under an id: its author's, or one made of its place in the edge's stream."""
         told = parse_headers(event.headers)
         headers = {name: value for name, value in told.items() if not name.startswith("nats-")}
-        epoch = "".join(digit for digit in self._created[:19] if digit.isdigit())
+        epoch = "".join(digit for digit in event.stream if digit.isdigit())
         event_id = told.get("nats-msg-id") or f"{self._edge}-{epoch}-{event.sequence}"
         return Member(event.subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
 
     def _drop_forwarded(self) -> None:
-        self._queue = [event for event in self._queue if event.sequence > self._through]
+        self._queue = [one for one in self._queue if one.stream != self._of or one.sequence > self._through]
         purge: dict[str, Any] = {"seq": self._through + 1}
-        if not self._queue and self._through:
+        if self._through and self._of == self._created:
             self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
 
     async def _purge(self, request: dict[str, Any]) -> None:
         try:
             await js_request(self._local, f"STREAM.PURGE.{self._stream}", request)
-        except UnavailableError as error:
+        except CuebookError as error:  # also when it is gone
             logger.debug("removed later: %s", error)  # with the next batch

@@ -124,6 +124,8 @@ class AgentHost:
     async def _add_at_edge(self, edge: Edge) -> None:
         """First those that have been here before, which need no log; then those that have to register with it."""
         shelves = [(cls, await edge.shelf(self._space, cls.name)) for cls in self._agents]
+        if shelves:
+            await edge.say_what_nobody_serves(self._space)
         for cls, shelf in sorted(shelves, key=lambda one: not one[1].instance):
             while not self._stopping.is_set():
                 try:

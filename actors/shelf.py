@@ -18,17 +18,18 @@ import nats.errors
 
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection, Listener, ended
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.jetstream import js_request
 from cuebook.events.lookup import matches
 from cuebook.events.subjects import Subjects, check_token
 
-__all__ = ["KeptTask", "Shelf", "open_shelf"]
+__all__ = ["ASK_S", "KeptTask", "Shelf", "make_stream", "open_shelf"]
 
 RETRY_S = 1.0
 ANSWER_S = 5.0
 ASK_S = 0.5
 _NAME_IN_USE = 10058
+_NO_STREAM = 10059
 _FORMAT = 1
 
 logger = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ class Shelf:
     """
 
     def __init__(self, connection: Connection, space: str, edge: str, agent: str) -> None:
+        self.agent = agent
         self.instance, self.received = "", 0
         self.tasks: list[KeptTask] = []
-        self._connection, self._stream = connection, f"{space.upper()}_EDGE"
+        self._connection, self._space, self._stream = connection, space, f"{space.upper()}_EDGE"
         self._scope = f"edge.{space}.{edge}.{agent}"
         self._who = f"who.{space}.{edge}.{agent}"
         self._title = f"agent {agent!r} of edge {edge!r}"
@@ -64,6 +66,8 @@ class Shelf:
         self._settled: set[int] = set()
         self._news = asyncio.Event()
         self._listener: Listener | None = None
+        self._epoch = ""
+        self._refused = False
         self.is_open = False
 
     @property
@@ -88,6 +92,7 @@ class Shelf:
         self._listener = await self._connection.listen(self._who, self._answer)
         self._kept, self._settled = {}, set()
         try:
+            self._epoch = await make_stream(self._connection, self._space)
             found = await matches(self._connection, self._stream, f"{self._scope}.>")
         except BaseException:
             await self._listener.close()  # else it is we who would have it when we try again
@@ -121,8 +126,26 @@ class Shelf:
         await ended(self._cleaner)
         try:
             await self._purge(f"{self._scope}.>")
-        except UnavailableError as error:
+        except CuebookError as error:
             logger.warning("the shelf could not be emptied: %s", error)
+
+    async def restore(self, epoch: str) -> None:
+        """Write all of it again into a stream that was begun anew, since the disk of the edge was lost.
+
+        `epoch`: see `make_stream`. Raises UnavailableError; then it is still to be done.
+        """
+        if not self.is_open or epoch == self._epoch:
+            return
+        logger.error(
+            "the edge's JetStream has lost what was kept there; it is written again, from memory",
+            extra={"stream": self._stream, "scope": self._scope, "tasks": len(self._kept)},
+        )
+        if self.instance:
+            await self._store(f"{self._scope}.instance", {"instance": self.instance, "received": self.received})
+        for sequence in sorted(self._kept):
+            if task := self._kept.get(sequence):  # it may have been settled meanwhile
+                await self._store(f"{self._scope}.task.{sequence}", _record(task))
+        self._epoch = epoch
 
     async def keep(self, task: KeptTask) -> None:
         """Store an assignment. Returns when it is stored, however long that takes."""
@@ -159,7 +182,7 @@ class Shelf:
             for sequence in sorted(done):
                 try:
                     await self._purge(f"{self._scope}.task.{sequence}")
-                except UnavailableError as error:
+                except CuebookError as error:  # also when the stream is gone, which is made anew
                     logger.info("removed later: %s", error)
                     self._news.set()
                     await asyncio.sleep(RETRY_S)
@@ -168,27 +191,33 @@ class Shelf:
                 self._settled.discard(sequence)
 
     async def _write(self, task: KeptTask) -> None:
-        record = {name: getattr(task, name) for name in KeptTask.__slots__}
-        await self._persist(f"{self._scope}.task.{task.sequence}", record)
+        await self._persist(f"{self._scope}.task.{task.sequence}", _record(task))
 
     async def _persist(self, subject: str, record: dict[str, Any]) -> None:
-        level, body = logging.ERROR, msgpack.packb(record)
         while True:
             try:
-                answer = await self._connection.request(subject, body, timeout=ANSWER_S)
-                told = json.loads(answer.data)
-                if "error" not in told:
-                    return
-                error = str(told["error"].get("description"))
-            except (nats.errors.Error, TimeoutError, ValueError) as failure:
-                error = str(failure) or type(failure).__name__
-            logger.log(
-                level,
-                "the edge's JetStream does not take what is to be kept; work waits, give it room or start it",
-                extra={"stream": self._stream, "error": error},
-            )
-            level = logging.DEBUG  # once is enough
-            await asyncio.sleep(RETRY_S)
+                await self._store(subject, record)
+            except UnavailableError as error:
+                logger.log(
+                    logging.DEBUG if self._refused else logging.ERROR,  # once is enough, for all that waits
+                    "the edge's JetStream does not take what is to be kept; work waits, give it room or start it",
+                    extra={"stream": self._stream, "error": str(error)},
+                )
+                self._refused = True
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._refused = False
+                return
+
+    async def _store(self, subject: str, record: dict[str, Any]) -> None:
+        """Store it now. Raises UnavailableError with the server's words."""
+        try:
+            answer = await self._connection.request(subject, msgpack.packb(record), timeout=ANSWER_S)
+            told = json.loads(answer.data)
+        except (nats.errors.Error, TimeoutError, ValueError) as failure:
+            raise UnavailableError(str(failure) or type(failure).__name__) from failure
+        if "error" in told:
+            raise UnavailableError(str(told["error"].get("description")))
 
     async def _purge(self, subject: str) -> None:
         await js_request(self._connection, f"STREAM.PURGE.{self._stream}", {"filter": subject})
@@ -203,8 +232,19 @@ async def open_shelf(connection: Connection, space: str, edge: str, agent: str) 
 
     Raises ConfigurationError when another process has it, UnavailableError when JetStream does not answer.
     """
-    subjects = Subjects(space)
-    stream = f"{subjects.stream}_EDGE"
+    Subjects(space)
+    shelf = Shelf(connection, space, check_token(edge, "edge"), check_token(agent, "agent"))
+    await shelf.open()
+    return shelf
+
+
+async def make_stream(connection: Connection, space: str) -> str:
+    """Make the stream of all shelves of a space if it is missing.
+
+    Returns when it was made, to the nanosecond: another answer means another stream, whatever is in it. Raises
+    ConfigurationError, UnavailableError.
+    """
+    stream = f"{space.upper()}_EDGE"
     config = {
         "name": stream,
         "description": f"cuebook space {space}: work at the edge on its way to the log",
@@ -217,7 +257,12 @@ async def open_shelf(connection: Connection, space: str, edge: str, agent: str) 
         "allow_direct": True,
         "num_replicas": 1,
     }
-    await js_request(connection, f"STREAM.CREATE.{stream}", config, none_for={_NAME_IN_USE})
-    shelf = Shelf(connection, space, check_token(edge, "edge"), check_token(agent, "agent"))
-    await shelf.open()
-    return shelf
+    info = await js_request(connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM})
+    if info is None:
+        await js_request(connection, f"STREAM.CREATE.{stream}", config, none_for={_NAME_IN_USE})
+        info = await js_request(connection, f"STREAM.INFO.{stream}", {})
+    return str(info["created"])
+
+
+def _record(task: KeptTask) -> dict[str, Any]:
+    return {name: getattr(task, name) for name in KeptTask.__slots__}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cuebook.cli.completion import complete_agent, complete_run, complete_task
-from cuebook.cli.exits import Exit, InputError, print_error
+from cuebook.cli.exits import InputError
 from cuebook.events.errors import InvalidTokenError
 from cuebook.events.subjects import check_token
 from cuebook.projections.timeseries import Timeseries
@@ -94,7 +94,7 @@ class Target:
 def read_setting(context: Any, parameter: Any, value: str) -> str:
     """A setting that may be a secret: `@FILE` stands for what the file says; an empty file is as if nothing was said.
 
-    Raises InputError for a file that cannot be read.
+    Raises BadParameter for a file that cannot be read.
     """
     if not value.startswith("@"):
         return value
@@ -102,12 +102,7 @@ def read_setting(context: Any, parameter: Any, value: str) -> str:
         text = Path(value[1:]).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         named = max(parameter.opts, key=len)
-        print_error(
-            f"{named} is to be read from {value[1:]!r}: {error}",
-            f"correct {parameter.envvar} or {named}",
-            as_json=False,
-        )
-        raise typer.Exit(Exit.USAGE) from error
+        raise typer.BadParameter(f"{named} is to be read from {value[1:]!r}: {error}") from error
     return text or str(parameter.get_default(context) or "")
 
 

@@ -45,6 +45,9 @@ CONNECT_TIMEOUT_S = 5
 ABANDON_S = 1.0
 """What closing takes at most that never was open: after a TLS handshake that failed nats-py would wait for ever."""
 
+_REFUSED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
+"""Source: nats-server's `-ERR`, which nats-py gives in lower case."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +77,11 @@ class Connection(Client):
         self.shared: dict[object, Any] = {}
         """What those who use the connection know together, by keys of their own."""
         self.closed = asyncio.Event()
+        self._refused: set[str] = set()
+
+    def is_refused(self, subject: str) -> bool:
+        """Whether the server has said on this connection that we may not publish there; it answers nobody who tries."""
+        return subject.lower() in self._refused
 
     @property
     def has_jetstream(self) -> bool:
@@ -349,6 +357,8 @@ async def connect(url: str, *, name: str, retry: bool = True, **options: Any) ->
     async def failed(error: Exception) -> None:
         # While disconnected every attempt fails in the same way, and `disconnected` has said so already.
         level = logging.WARNING if connection.is_connected else logging.DEBUG
+        if told := _REFUSED.search(_text(error)):
+            connection._refused.add(told[1].lower())  # noqa: SLF001 - its other half
         logger.log(level, "nats reported an error", extra={"client": name, "error": _text(error)})
 
     async def disconnected() -> None:
@@ -357,6 +367,7 @@ async def connect(url: str, *, name: str, retry: bool = True, **options: Any) ->
 
     async def reconnected() -> None:
         logger.info("reconnected to nats", extra={"client": name})
+        connection._refused.clear()  # noqa: SLF001 - its other half
         for callback in list(connection.on_reconnect):
             try:
                 callback()

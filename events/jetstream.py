@@ -9,7 +9,7 @@ from typing import Any
 import nats.errors
 
 from cuebook.events.connection import Connection
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import AccessDeniedError, ConfigurationError, UnavailableError
 
 __all__ = ["js_request"]
 
@@ -35,6 +35,11 @@ async def js_request(
     try:
         answer = await connection.request(f"$JS.API.{subject}", json.dumps(request).encode(), timeout=timeout_s)
     except (nats.errors.Error, TimeoutError) as error:
+        if connection.is_refused(f"$JS.API.{subject}"):
+            raise AccessDeniedError(
+                f"the server does not let this user publish to $JS.API.{subject}",
+                remedy="let the user publish to '$JS.API.>' in nats.conf, or use other credentials",
+            ) from error
         raise UnavailableError(f"JetStream did not answer {subject}: {str(error) or type(error).__name__}") from error
     content = json.loads(answer.data)
     failure = content.get("error")

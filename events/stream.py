@@ -158,6 +158,11 @@ async def verify_stream(connection: Connection, subjects: StreamNames) -> Stream
     info = await chain.look()
     config, state = info["config"], info["state"]
     wrong = find_differences(config, subjects)
+    if "sealed" in wrong:
+        raise ConfigurationError(
+            f"stream {config['name']} is sealed: nothing is written to it any more, and no edit undoes that",
+            remedy=f"keep what is there with 'nats stream backup {config['name']} FOLDER', and use another space",
+        )
     if wrong:
         raise ConfigurationError(
             f"stream {config['name']} could lose events: " + "; ".join(wrong.values()),

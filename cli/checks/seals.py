@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cuebook.cli.checks.facts import Facts
-from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
+from cuebook.cli.checks.finding import UNSEEN, Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.moments import span
 from cuebook.cli.output import counted
 
@@ -22,6 +22,9 @@ LIMITS = {"seals.unsealed": Limits(120, 3_600)}
 def check_seals(facts: Facts, limits: Thresholds) -> Report:
     """The newest seal against the log."""
     report = Report(area="seals")
+    if facts.seals is None and (why := facts.no_log or facts.failures.get("seals")):
+        report.findings.append(UNSEEN.found(f"not looked at: {why}", about="seals"))
+        return report
     if facts.seals is None:
         report.lines.append("the log is not sealed")
         return report

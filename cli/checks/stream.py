@@ -62,6 +62,12 @@ MESSAGE_SIZE = Kind(
     "The stream refuses events that are allowed to be.",
     "nats stream edit {stream} --max-msg-size=266240",
 )
+SEALED = Kind(
+    "log.sealed",
+    Level.CRITICAL,
+    "The stream is sealed: nothing is written to it any more, and no edit undoes that.",
+    "nats stream backup {stream} FOLDER keeps what is there; then begin a new space with --space",
+)
 SETTINGS = Kind(
     "log.settings",
     Level.CRITICAL,
@@ -105,7 +111,7 @@ RECORDING_LEFT = Kind(
     "nats stream rm {stream}",
 )
 KINDS = (
-    MISSING, DISCARDS_OLD, LIMITED, DELETABLE, IN_MEMORY, DUPLICATES, MESSAGE_SIZE, SETTINGS, CONSUMERS, FULL,
+    MISSING, DISCARDS_OLD, LIMITED, DELETABLE, IN_MEMORY, DUPLICATES, MESSAGE_SIZE, SEALED, SETTINGS, CONSUMERS, FULL,
     REPLICAS, NO_LEADER, REPLICA_LOST, RECORDING_LEFT,
 )  # fmt: skip
 LIMITS = {"log.consumers": Limits(80, 95), "log.bytes": Limits(80, 90)}
@@ -120,6 +126,7 @@ _SORTED: Final = {
     "storage": IN_MEMORY,
     "duplicate_window": DUPLICATES,
     "max_msg_size": MESSAGE_SIZE,
+    "sealed": SEALED,
 }
 """By setting; the others are SETTINGS."""
 
@@ -133,7 +140,7 @@ def check_stream(facts: Facts, limits: Thresholds) -> Report:
     info = facts.log_info
     if nats.streams is None:
         message = f"JetStream does not say which streams there are: {facts.failures.get('streams', 'no answer')}"
-        report.findings.append(NO_LEADER.found(message))
+        report.findings.append(NO_LEADER.found(message, remedy=facts.remedies.get("streams")))
         return report
     for name in nats.mute:
         if name.startswith((facts.space.upper(), f"KV_{facts.space}_", f"OBJ_{facts.space}_")):

@@ -21,6 +21,7 @@ from cuebook.cli.checks.facts import Beat, Clock, Disk, Facts, NatsFacts, SealFa
 from cuebook.cli.diagnosis.probe_database import ask_database
 from cuebook.cli.diagnosis.probe_log import count_from_log, fold_agents
 from cuebook.cli.durability import find_varz
+from cuebook.cli.exits import InputError
 from cuebook.cli.moments import now
 from cuebook.cli.options import Target
 from cuebook.cli.session import reading_segments
@@ -85,7 +86,7 @@ async def _bounded(facts: Facts, what: str, timeout_s: float, collect: _Collect)
         facts.failures.setdefault(what, f"no answer within {timeout_s:g} s")
     except CuebookError as error:
         facts.failures[what] = str(error)
-        if isinstance(error, ConfigurationError):  # else it may come back by itself
+        if isinstance(error, ConfigurationError | InputError):  # else it may come back by itself
             facts.remedies[what] = error.remedy
     except nats.errors.Error as error:
         facts.failures[what] = str(error) or type(error).__name__

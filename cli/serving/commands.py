@@ -157,6 +157,7 @@ def serve_edge(
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     monitor_url: MonitorUrl = "",
+    metrics: MetricsOption = "",
     settings_files: SettingsFilesOption = None,
 ) -> None:
     """Serve agents behind a link that may be cut, and forward the events that are published there."""
@@ -172,6 +173,7 @@ def serve_edge(
         log_level=log_level,
         monitor_url=monitor_url,
         files=SettingsFiles(settings_files) if settings_files else None,
+        metrics=metrics,
     )
     plan = EdgePlan(name=name, agents=agents or [], url=edge_url, offline_s=offline_s, slots=slots, ahead=ahead)
     run_service(settings, "edge", lambda serving: serve(serving, plan))

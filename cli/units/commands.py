@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from cuebook.cli.exits import reported_errors
+from cuebook.cli.exits import InputError, reported_errors
 from cuebook.cli.groups import Noun
-from cuebook.cli.options import Output, OutputOption, flag
+from cuebook.cli.options import Output, OutputOption, flag, read_setting
 
 __all__ = ["app"]
 
@@ -43,20 +43,44 @@ def install(
         ),
     ] = "",
     nats_node: Annotated[str, flag("--nats-node", metavar="NODE", help="Which of them it is.")] = "",
+    edge: Annotated[str, flag("--edge", metavar="NAME", help="This machine is an edge, and is called so.")] = "",
+    hub: Annotated[
+        str,
+        flag(
+            "--hub",
+            metavar="URL|@FILE",
+            callback=read_setting,
+            help="Where the edge's nats-server connects: nats-leaf://edge:PASSWORD@HOST:7422.",
+        ),
+    ] = "",
+    edges: Annotated[
+        str, flag("--edges", metavar="HOST[:PORT]", help="Let edges connect to this machine's nats-server there.")
+    ] = "",
 ) -> None:
     """Write the units, and settings where there are none. Starts nothing; again after an upgrade does no harm."""
+    from cuebook.cli.units.edges import EdgeNode, Hub
     from cuebook.cli.units.unit_files import NatsNode, Place, installed_program, write
 
     place = Place(user=user, root=root)
     with reported_errors():
-        node = NatsNode.parse(nats_cluster, nats_node)
-        for path in write(place, program or installed_program(), force=force, node=node):
+        roles = [NatsNode.parse(nats_cluster, nats_node), EdgeNode.parse(edge, hub), Hub.parse(edges)]
+        found = [one for one in roles if one is not None]
+        role = found[0] if found else None
+        if len(found) > 1:
+            raise InputError(
+                "a nats-server is one of a cluster, or at an edge, or the hub of edges",
+                remedy="install twice for a cluster's node that edges connect to, first with --nats-cluster",
+            )
+        for path in write(place, program or installed_program(), force=force, role=role):
             typer.echo(f"wrote {path}")
         _reload_manager(place.user, place.root)
     scope = " --user" if user else ""
-    parts = "cuebook.target cuebook-nats cuebook-orchestrator cuebook-projections"
+    parts = "cuebook-nats cuebook-edge" if edge else "cuebook-nats cuebook-orchestrator cuebook-projections"
     typer.echo(f"settings are in {place.settings}; secrets in {place.settings / 'credentials'}, a file each")
-    typer.echo(f"then: systemctl{scope} enable --now {parts}")
+    typer.echo(f"then: systemctl{scope} enable --now cuebook.target {parts}")
+    if isinstance(role, Hub):
+        typer.echo(f"a server that runs already needs: systemctl{scope} restart cuebook-nats")
+        typer.echo(role.at_an_edge(place.settings))
 
 
 @app.command("list")

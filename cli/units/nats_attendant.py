@@ -18,12 +18,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
+from cuebook.cli.exits import InputError
 from cuebook.cli.units.sd_notify import notify, watchdog_s
 from cuebook.embedded.nats_server import server_program
 from cuebook.embedded.process import dies_with_this_thread
 
 __all__ = ["attend", "become_nats_server"]
 
+VARIABLES: Final = (
+    "CUEBOOK_EDGE_NAME",
+    "CUEBOOK_EDGE_PASSWORD",
+    "CUEBOOK_HUB_URL",
+    "CUEBOOK_LEAF_LISTEN",
+    "CUEBOOK_LEAF_PASSWORD",
+)
+"""Of leaf.conf and hub.conf, all of them text."""
 MONITOR_URL: Final = "http://127.0.0.1:8222"
 POLL_S: Final = 0.05
 LOOK_EVERY_S: Final = 2.0
@@ -35,6 +44,7 @@ ROOM_BYTES: Final = 16 * 1024 * 1024
 def become_nats_server(config: Path, monitor_url: str) -> None:
     """Replace this process by the server; never returns. Raises ConfigurationError when the program is missing."""
     program = server_program()
+    _fill_in_variables()
     if os.environ.get("NOTIFY_SOCKET"):
         end_with_server = dies_with_this_thread(signal.SIGKILL)
         sys.stdout.flush()
@@ -43,6 +53,27 @@ def become_nats_server(config: Path, monitor_url: str) -> None:
                 end_with_server()
             attend(monitor_url or MONITOR_URL)
     os.execv(program, [program, "--config", str(config)])  # noqa: S606 - an argument list, no shell
+
+
+def _fill_in_variables() -> None:
+    """Make what a configuration takes from variables fit: a value is text, in quotes, and `@FILE` is what that says.
+
+    nats-server reads them as it reads its file, where 7 is a number and 5m a time; an empty file is as if there were
+    no such variable. Raises InputError for a file that cannot be read.
+    """
+    for name in VARIABLES:
+        value = os.environ.get(name, "")
+        if value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{name} is to be read from a file: {error}", remedy=f"correct {name}") from error
+        if value and not value.startswith('"'):
+            value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        if value:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
 
 
 def attend(monitor_url: str) -> None:
@@ -113,7 +144,11 @@ def _status(varz: dict[str, Any]) -> str:
     synced = "acknowledged means on disk" if config.get("sync_always") else "acknowledged does not mean on disk"
     megabytes = int(stats.get("storage", 0)) / 1e6
     slow = varz.get("slow_consumers", 0)
-    return f"connections {varz.get('connections', 0)}, log {megabytes:.1f} MB, slow consumers {slow}, {synced}"
+    told = f"connections {varz.get('connections', 0)}, log {megabytes:.1f} MB, slow consumers {slow}, {synced}"
+    leaf, linked = varz.get("leaf") or {}, int(varz.get("leafnodes") or 0)
+    if leaf.get("remotes"):
+        return f"{told}, {'linked to the hub' if linked else 'cut off from the hub'}"
+    return f"{told}, edges {linked}" if leaf.get("port") else told
 
 
 def _ask(monitor_url: str, path: str) -> dict[str, Any] | None:

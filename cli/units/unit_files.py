@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cuebook.cli.exits import InputError
+from cuebook.cli.units.edges import EDGE_CREDENTIALS, EdgeNode, Hub
 from cuebook.embedded.nats_server import CONFIGURATIONS
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.subjects import check_token
@@ -32,9 +33,27 @@ UNITS: Final = (
     "cuebook-projections.service",
     "cuebook-sealer.service",
     "cuebook-agent@.service",
+    "cuebook-edge.service",
 )
-_SETTINGS: Final = ("cuebook.env", "orchestrator.env", "orchestrator@standby.env", "projections.env", "sealer.env")
-_CREDENTIALS: Final = ("nats-creds", "nats-url", "database-url", "otlp-headers", "nats-cert", "nats-key")
+_SETTINGS: Final = (
+    "cuebook.env",
+    "orchestrator.env",
+    "orchestrator@standby.env",
+    "projections.env",
+    "sealer.env",
+    "edge.env",
+)
+_CREDENTIALS: Final = (
+    "nats-creds",
+    "nats-url",
+    "database-url",
+    "otlp-headers",
+    "nats-cert",
+    "nats-key",
+    *EDGE_CREDENTIALS,
+)
+_REACHES: Final = "cuebook-nats.service.d/reaches-others.conf"
+"""What lets the server of an edge, or of a hub, out of its own machine."""
 _FEWEST_NODES: Final = 3
 """Of a cluster; and an odd number, since a fourth node makes it no safer than three."""
 _MARK: Final = "# Written by 'cuebook units install', which replaces it; change it with 'systemctl edit'. Checked by "
@@ -68,6 +87,8 @@ class NatsNode:
 
     name: str
     addresses: Mapping[str, str]
+    configuration = "production-cluster.conf"
+    title = "a cluster's node"
 
     @classmethod
     def parse(cls, cluster: str, name: str) -> NatsNode | None:
@@ -85,8 +106,13 @@ class NatsNode:
             raise InputError(f"{name!r} is none of the nodes", remedy=f"--nats-node is one of {', '.join(addresses)}")
         return cls(name=name, addresses=addresses)
 
-    def environment(self) -> str:
-        """The text of `nats.env`."""
+    def write(self, folder: Path) -> Iterator[Path]:
+        """Write `nats.env`, and how many replicas there are, into a folder of settings that has neither."""
+        replicas = _template("orchestrator.env").replace("#CUEBOOK_REPLICAS=", "CUEBOOK_REPLICAS=")
+        for name, text in (("nats.env", self._environment()), ("orchestrator.env", replicas)):
+            yield from _write_once(folder / name, text)
+
+    def _environment(self) -> str:
         routes = ", ".join(f'"tls://{address}:6222"' for address in self.addresses.values())
         text = _template("nats.env")
         for gap, value in {
@@ -112,16 +138,21 @@ def render(unit: str, program: Path, *, user: bool) -> str:
     text = text.replace("@LOCALHOST_ONLY@\n", "" if user else _template("localhost-only.conf"))
     text = text.replace("@HARDENING@\n", hardening).replace("@CUEBOOK@", _quoted(program))
     text = text.replace("@TARGET@", "default.target" if user else "multi-user.target")
-    return f"{_MARK}{_digest(text)}\n{text}"
+    return _marked(text)
 
 
-def write(place: Place, program: Path, *, force: bool = False, node: NatsNode | None = None) -> list[Path]:
+def write(
+    place: Place, program: Path, *, force: bool = False, role: NatsNode | EdgeNode | Hub | None = None
+) -> list[Path]:
     """Write all units, and what is missing of the settings; returns what was written.
 
-    `node`: the server is one of a cluster; a configuration of one that is not is replaced, if nobody has edited it.
-    Raises ConfigurationError for a file that somebody has edited, unless forced, and where we may not write.
+    `role`: what the server is beside or in place of one alone; a configuration of such a one is replaced, if nobody
+    has edited it. Raises ConfigurationError for a file that somebody has edited, unless forced, and where we may not
+    write.
     """
     texts = {place.units / unit: render(unit, program, user=place.user) for unit in UNITS}
+    if isinstance(role, EdgeNode | Hub) and not place.user:  # those of a user reach all anyway
+        texts[place.units / _REACHES] = _marked(_template("reaches-others.conf").replace("@ADDRESSES@", role.reaches))
     try:
         edited = [str(path) for path in texts if _is_edited(path)]
         if edited and not force:
@@ -129,62 +160,72 @@ def write(place: Place, program: Path, *, force: bool = False, node: NatsNode | 
                 f"edited since it was installed: {', '.join(edited)}",
                 remedy="move your changes into 'systemctl edit', or replace them with --force",
             )
-        place.units.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        return [*texts, *_write_settings(place.settings, node)]
+        return [*texts, *_write_settings(place.settings, role)]
     except OSError as error:
         raise _refused(error) from error
 
 
 def remove(place: Place) -> list[Path]:
     """Take the unit files away, settings and data stay; returns what is gone. Raises ConfigurationError."""
-    gone = [path for unit in UNITS if (path := place.units / unit).exists()]
+    gone = [path for unit in (*UNITS, _REACHES) if (path := place.units / unit).exists()]
     try:
         for path in gone:
             path.unlink()
+            if path.parent != place.units and not any(path.parent.iterdir()):
+                path.parent.rmdir()
     except OSError as error:
         raise _refused(error) from error
     return gone
 
 
-def _write_settings(folder: Path, node: NatsNode | None) -> Iterator[Path]:
+def _write_settings(folder: Path, role: NatsNode | EdgeNode | Hub | None) -> Iterator[Path]:
     secrets = folder / "credentials"
     for directory, mode in ((folder, 0o755), (folder / "agents", 0o755), (secrets, 0o700)):
         if not directory.exists():
             directory.mkdir(parents=True, mode=mode)
             directory.chmod(mode)  # whatever the umask is
-    texts = {folder / name: _template(name) for name in _SETTINGS}
-    texts[folder / "agents/example.env"] = _template("agent.env")
-    alone = (CONFIGURATIONS / "production.conf").read_text(encoding="utf-8")
-    texts[folder / "nats.conf"] = alone
-    if node is not None:
-        texts[folder / "nats.conf"] = (CONFIGURATIONS / "production-cluster.conf").read_text(encoding="utf-8")
-        texts[folder / "nats.env"] = node.environment()
-        replicas = texts[folder / "orchestrator.env"].replace("#CUEBOOK_REPLICAS=", "CUEBOOK_REPLICAS=")
-        texts[folder / "orchestrator.env"] = replicas
-        _make_way(folder / "nats.conf", alone, texts[folder / "nats.conf"])
-    for path, text in texts.items():
-        if not path.exists():
-            path.write_text(text, encoding="utf-8")
-            path.chmod(0o644)
-            yield path
+    texts = {name: _template(name) for name in _SETTINGS} | {"agents/example.env": _template("agent.env")}
+    if isinstance(role, NatsNode | EdgeNode):
+        _make_way(folder / "nats.conf", role)
+        texts["nats.conf"] = _configuration(role.configuration)
+    else:
+        texts["nats.conf"] = _configuration("production.conf")
+    if isinstance(role, NatsNode):
+        yield from role.write(folder)
+    for name, text in texts.items():
+        yield from _write_once(folder / name, text)
+    if isinstance(role, EdgeNode | Hub):
+        yield from role.write(folder)
     for path in (secrets / name for name in _CREDENTIALS):
         if not path.exists():
             path.touch(mode=0o600)
             yield path
 
 
-def _make_way(config: Path, alone: str, wanted: str) -> None:
+def _write_once(path: Path, text: str) -> Iterator[Path]:
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644)
+        yield path
+
+
+def _make_way(config: Path, role: NatsNode | EdgeNode) -> None:
     """Take away the configuration of a server that is alone, which only we have written."""
     present = config.read_text(encoding="utf-8") if config.exists() else ""
-    if present == alone:
+    if present == _configuration("production.conf"):
         config.unlink()
-    elif present not in ("", wanted):
+    elif present not in ("", _configuration(role.configuration)):
         raise ConfigurationError(
-            f"{config} has been edited, and is not that of a cluster's node",
+            f"{config} has been edited, and is not that of {role.title}",
             remedy="move it away, install again, and put your changes into the new one",
         )
+
+
+def _configuration(name: str) -> str:
+    return (CONFIGURATIONS / name).read_text(encoding="utf-8")
 
 
 def _require_in_sight(program: Path) -> None:
@@ -214,6 +255,10 @@ def _refused(error: OSError) -> ConfigurationError:
 
 def _template(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _marked(text: str) -> str:
+    return f"{_MARK}{_digest(text)}\n{text}"
 
 
 def _digest(text: str) -> str:

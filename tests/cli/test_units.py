@@ -123,6 +123,99 @@ def test_what_is_no_cluster_is_refused(root: Path, cluster: str, node: str, reas
     assert not root.exists()
 
 
+HUB = ("--edge", "shop-7", "--hub", "edge:s3cret@hub.example")
+
+
+def test_an_edge_has_all_it_needs_but_its_agents(root: Path) -> None:
+    install(root)  # one that was alone before
+    said = install(root, *HUB)
+    settings = root / "etc/cuebook"
+    secret = {path.name: path.read_text().strip() for path in (settings / "credentials").iterdir()}
+    assert secret["hub-url"] == "nats-leaf://edge:s3cret@hub.example:7422"
+    assert secret["nats-url"] == f"nats://uplink:{secret['edge-password']}@127.0.0.1:4222"
+    assert secret["edge-url"] == f"nats://keeper:{secret['edge-password']}@127.0.0.1:4222"
+    assert len(secret["edge-password"]) >= 32
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (settings / "credentials").iterdir()} == {0o600}
+    assert "domain: $CUEBOOK_EDGE_NAME" in (settings / "nats.conf").read_text()
+    assert "CUEBOOK_EDGE_NAME=shop-7" in (settings / "edge.env").read_text().splitlines()
+    assert "IPAddressAllow=any" in (root / "etc/systemd/system/cuebook-nats.service.d/reaches-others.conf").read_text()
+    assert "systemctl enable --now cuebook.target cuebook-nats cuebook-edge" in said
+    assert "s3cret" not in said
+
+
+def test_an_edge_installed_again_keeps_its_secrets_and_follows_a_hub_that_has_moved(root: Path) -> None:
+    install(root, *HUB)
+    files = [path for path in (root / "etc/cuebook").rglob("*") if path.is_file()]
+    before = {path: path.read_text() for path in files}
+    install(root, *HUB)
+    install(root)
+    assert {path: path.read_text() for path in files} == before
+    said = install(root, "--edge", "shop-7", "--hub", "tls://edge:other@[2001:db8::1]:7000")
+    hub = root / "etc/cuebook/credentials/hub-url"
+    assert [line for line in said.splitlines() if f"wrote {root}/etc/cuebook/" in line] == [f"wrote {hub}"]
+    assert hub.read_text() == "tls://edge:other@[2001:db8::1]:7000\n"
+    drop_in = root / "etc/systemd/system/cuebook-nats.service.d/reaches-others.conf"
+    assert "IPAddressAllow=2001:db8::1" in drop_in.read_text().splitlines()
+    units(0, "remove", "--root", str(root))
+    assert not drop_in.parent.exists()
+
+
+def test_an_edge_does_not_change_its_name_unnoticed(root: Path) -> None:
+    install(root, *HUB)
+    said = install(root, "--edge", "shop-8", *HUB[2:], status=1)
+    assert "says CUEBOOK_EDGE_NAME=shop-7, not shop-8" in said
+
+
+def test_a_hub_lets_edges_in_and_says_what_to_type_there(root: Path) -> None:
+    install(root)
+    config = root / "etc/cuebook/nats.conf"
+    alone = config.read_text()
+    said = install(root, "--edges", "0.0.0.0")
+    assert config.read_text() == f"{alone}\ninclude ./hub.conf\n"
+    assert "authorization" in (root / "etc/cuebook/hub.conf").read_text()
+    assert (root / "etc/cuebook/nats.env").read_text() == "CUEBOOK_LEAF_LISTEN=0.0.0.0:7422\n"
+    password = (root / "etc/cuebook/credentials/leaf-password").read_text()
+    assert len(password) >= 32
+    assert password.strip() not in said
+    assert "at each edge: cuebook units install --edge NAME --hub edge:PASSWORD@THIS-MACHINE:7422" in said
+    assert f"wrote {root}/etc/cuebook" not in install(root, "--edges", "0.0.0.0:7422")
+    assert (root / "etc/cuebook/credentials/leaf-password").read_text() == password
+
+
+def test_a_node_of_a_cluster_may_be_a_hub_too(root: Path) -> None:
+    install(root, "--nats-cluster", CLUSTER, "--nats-node", "b")
+    install(root, "--edges", "10.0.0.2")
+    assert (root / "etc/cuebook/nats.env").read_text().endswith("CUEBOOK_LEAF_LISTEN=10.0.0.2:7422\n")
+    assert (root / "etc/cuebook/nats.conf").read_text().endswith("\ninclude ./hub.conf\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--edge", "shop-7"), "an edge has a name and a hub"),
+        (("--hub", "hub.example"), "an edge has a name and a hub"),
+        (("--edge", "Shop 7", "--hub", "hub.example"), "'Shop 7' cannot be part of a subject"),
+        (("--edge", "shop-7", "--hub", "http://hub.example"), "is no address of a server"),
+        (("--edge", "shop-7", "--hub", "edge:s3cret@"), "'' is no address of a server"),
+        (("--edge", "shop-7", "--hub", "hub:port"), "is no address of a server"),
+        (("--edge", "shop-7", "--hub", "@/nowhere/hub-url"), "--hub is to be read from '/nowhere/hub-url'"),
+        (("--edges", ":7422"), "is no address of a server"),
+        (("--edges", "0.0.0.0", *HUB), "is one of a cluster, or at an edge, or the hub"),
+    ],
+)
+def test_what_is_no_edge_is_refused(root: Path, words: tuple[str, ...], reason: str) -> None:
+    said = install(root, *words, status=2)
+    assert reason in said
+    assert "s3cret" not in said
+    assert not root.exists()
+
+
+def test_a_server_that_was_set_up_by_hand_is_not_made_an_edge(root: Path) -> None:
+    install(root)
+    (root / "etc/cuebook/nats.conf").write_text("port: 4222\n")
+    assert "has been edited, and is not that of an edge" in install(root, *HUB, status=1)
+
+
 def test_remove_takes_the_units_and_leaves_the_settings(root: Path) -> None:
     install(root)
     units(0, "remove", "--root", str(root))

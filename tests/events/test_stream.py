@@ -108,7 +108,7 @@ async def test_a_sealed_stream_is_refused(connection: Connection, space: str) ->
     await ensure_stream(connection, subjects)
     config = stream_config(subjects, replicas=1) | {"sealed": True}
     await js_request(connection, f"STREAM.UPDATE.{subjects.stream}", config)
-    with pytest.raises(ConfigurationError, match="sealed is "):
+    with pytest.raises(ConfigurationError, match="is sealed: nothing is written to it"):
         await verify_stream(connection, subjects)
 
 

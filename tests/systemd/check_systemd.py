@@ -342,7 +342,11 @@ def test_all_of_it_stops_and_starts_again(machine: Machine) -> None:
     assert [unit for unit in ALL if not is_up(machine, unit)] == []
     assert set(ends(machine, "a")) == {one.ticket.id for one in TICKETS}, "the log is still there"
     rows = json.loads(machine.cuebook("units", "list", "-o", "json"))
-    assert {row["unit"] for row in rows} == {"cuebook.target", *(f"{unit}.service" for unit in ALL)}
+    assert {row["unit"] for row in rows} == {
+        "cuebook.target",
+        "cuebook-edge.service",  # there, and not enabled
+        *(f"{unit}.service" for unit in ALL),
+    }
 
 
 def test_how_long_each_unit_takes_until_it_is_ready(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,13 @@ import pytest
 from cuebook.cli.checks.areas import LIMITS, look
 from cuebook.cli.checks.facts import Disk
 from cuebook.cli.checks.finding import Level, Limits
+from cuebook.cli.diagnosis.probe import Sources, gather
+from cuebook.cli.options import Target
 from cuebook.embedded.nats_cluster import nats_cluster
 from cuebook.embedded.nats_server import nats_server
 from cuebook.embedded.process import free_port
 from cuebook.events.connection import connect
+from cuebook.events.errors import ConfigurationError
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.jetstream import js_request
 from cuebook.events.stream import stream_config
@@ -78,6 +81,35 @@ async def test_settings_that_lose_events_are_found_with_the_flag_that_mends_them
     assert wrong(found) == [code]
     assert found[code].level is Level.CRITICAL
     assert f"nats stream edit {doctor.space.upper()}" in found[code].remedy
+
+
+async def test_of_a_sealed_stream_it_is_said_that_no_edit_mends_it(system: System, doctor: Doctor) -> None:
+    await system.change(doctor.space.upper(), sealed=True)
+    found = await doctor.finds("log")
+    assert wrong(found) == ["log.sealed"]
+    assert "nats stream backup" in found["log.sealed"].remedy
+    with pytest.raises(ConfigurationError, match="is sealed: nothing is written to it any more"):
+        await system.log.verify()
+
+
+async def test_who_may_not_ask_jetstream_is_told_so(tmp_path: Path, space: str) -> None:
+    settings = f"""
+    jetstream {{ store_dir: "{tmp_path}" }}
+    accounts {{ A {{ jetstream: enabled, users: [
+        {{ user: a, password: a, permissions {{ publish: {{ deny: ["$JS.API.>"] }} }} }} ] }} }}
+    """
+    async with plain_server(tmp_path, settings) as url:
+        found = await Doctor(url.replace("//", "//a:a@"), space).finds("log", "seals")
+    assert found["log.no_leader"].message.endswith("does not let this user publish to $JS.API.STREAM.NAMES")
+    assert "let the user publish to '$JS.API.>'" in found["log.no_leader"].remedy
+    assert found["unseen"].about == "seals"
+
+
+async def test_a_credentials_file_that_is_not_there_is_named_with_its_own_remedy(space: str) -> None:
+    target = Target(nats_url="nats://127.0.0.1:1", creds="/nowhere/a.creds", space=space)
+    facts = await gather(Sources(target=target, database_url="", monitor_url="", timeout_s=1.0, areas=["log"]))
+    [report] = look(facts, ["log"], LIMITS)
+    assert [one.remedy for one in report.findings] == ["correct --nats-creds"]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ async def test_a_setting_may_be_in_a_file(cli: Cli, tmp_path: Path) -> None:
 async def test_a_file_that_is_not_there_is_a_wrong_command_line(cli: Cli) -> None:
     said = await cli.fails(2, "run", "list", env={"CUEBOOK_DATABASE_URL": "@/nowhere/database-url"})
     assert "--database-url is to be read from '/nowhere/database-url'" in said
+    said = await cli.fails(3, "check", "log", env={"CUEBOOK_NATS_URL": "@/nowhere/nats-url"})  # unknown, to a plugin
+    assert "--nats-url is to be read from '/nowhere/nats-url'" in said
 
 
 async def test_an_empty_file_is_as_if_nothing_was_said(start: Start, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 from cuebook.actors import Agent, Task, handler
 
@@ -53,3 +54,16 @@ class Laster(Agent):
     async def last(self, seconds: float, task: Task) -> int:
         await asyncio.sleep(seconds)
         return task.attempt
+
+
+class Porter(Agent):
+    """Waits with all that it has until the gate is there."""
+
+    name = "porter"
+    concurrency = 4
+
+    @handler(timeout_s=600)
+    async def carry(self, text: str, task: Task) -> str:
+        while not Path("/run/gate").exists():  # noqa: ASYNC110 - a file calls nobody
+            await asyncio.sleep(0.1)
+        return f"{text} at attempt {task.attempt}"

@@ -1,0 +1,130 @@
+"""The disk of an edge is lost while it serves: it goes on with what it has in memory, and nothing is told twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+import nats.errors
+import pytest
+from nats.aio.client import Client as Nats
+from nats.js.errors import NotFoundError
+
+from cuebook.embedded.nats_edge import NatsEdge, nats_edge
+from cuebook.events import feed
+from tests.actors.cast import lines
+from tests.actors.desk import Desk
+from tests.actors.site import Site
+from tests.actors.test_edge import TASKS, Till, give
+from tests.waiting import eventually
+
+LOST = ["the edge's JetStream "]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Till.gate = asyncio.Event()
+    monkeypatch.setattr(feed, "HEARTBEAT_S", 0.5)
+    monkeypatch.setenv("CAST_LEDGER", str(tmp_path / "ledger"))
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[NatsEdge]:
+    async with nats_edge(tmp_path / "servers") as running:
+        yield running
+
+
+@pytest.fixture
+async def keeper(servers: NatsEdge) -> AsyncIterator[Nats]:
+    connection = await nats.connect(servers.keeper_url)
+    yield connection
+    await connection.close()
+
+
+async def publish(connection: Nats, space: str, *numbers: int) -> None:
+    """As a device does that tries again until it is told that its event is stored."""
+    for n in numbers:
+        while True:
+            try:
+                answer = await connection.request(f"{space}.event.meter.read", json.dumps({"n": n}).encode())
+            except nats.errors.Error:
+                await asyncio.sleep(0.05)
+            else:
+                assert "error" not in json.loads(answer.data)
+                break
+
+
+async def lose_the_disk(keeper: Nats, space: str) -> None:
+    for stream in ("EDGE", "EVENTS"):
+        with contextlib.suppress(NotFoundError):  # without agents only events are kept
+            await keeper.jetstream().delete_stream(f"{space.upper()}_{stream}")
+
+
+async def readings(desk: Desk) -> list[int]:
+    return [one.event.data["n"] for one in await desk.events_on("meter.read")]  # type: ignore[attr-defined]
+
+
+async def test_what_an_edge_has_in_memory_outlives_its_disk(
+    servers: NatsEdge, keeper: Nats, space: str, tmp_path: Path, expected_errors: list[str]
+) -> None:
+    expected_errors += LOST
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space, Till) as site:
+        [instance] = site.host.instances
+        run_ids = await give(desk)
+        await publish(keeper, space, 1, 2, 3)
+        await eventually(lambda: instance.in_flight == TASKS and site.forwarder.forwarded == 3)
+        servers.link.cut()
+        await publish(keeper, space, 4, 5, 6)
+        await eventually(lambda: site.forwarder.waiting == 3)
+        await lose_the_disk(keeper, space)
+        Till.gate.set()
+        await eventually(lambda: site.kept == TASKS)
+        await publish(keeper, space, 7, 8)
+
+        async def all_is_kept() -> bool:
+            with contextlib.suppress(NotFoundError):
+                info = await keeper.jetstream().stream_info(f"{space.upper()}_EDGE")
+                return int(info.state.messages) == TASKS + 1  # and under which name it goes on
+            return False
+
+        await eventually(all_is_kept)
+        await site.__aexit__()  # and this is what the next process finds
+        async with Site(servers, space, Till) as again:
+            assert [one.id for one in again.host.instances] == [instance.id]
+            servers.link.mend()
+            for run_id in run_ids:
+                assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+            await eventually(lambda: again.kept == 0 and again.forwarder.waiting == 0)
+    assert Counter(key for _, key, *_ in lines(tmp_path / "ledger")) == {f"{run_id}/0": 1 for run_id in run_ids}
+
+
+async def test_events_before_and_after_the_loss_are_told_once_each(
+    servers: NatsEdge, keeper: Nats, space: str, expected_errors: list[str]
+) -> None:
+    expected_errors += LOST
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        await publish(keeper, space, 1, 2, 3)
+        await eventually(lambda: site.forwarder.forwarded == 3)
+        servers.link.cut()
+        await publish(keeper, space, 4, 5, 6)
+        await eventually(lambda: site.forwarder.waiting == 3)
+        await lose_the_disk(keeper, space)
+        await publish(keeper, space, 7, 8)
+        await eventually(lambda: site.forwarder.waiting == 5)
+        servers.link.mend()
+
+        async def told() -> bool:
+            return await readings(desk) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+        await eventually(told, within_s=20)
+        await lose_the_disk(keeper, space)  # while nothing waits
+        await publish(keeper, space, 9)
+        await eventually(lambda: site.forwarder.forwarded == 9)
+        assert await readings(desk) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+        ids = [one.id for one in await desk.events_on("meter.read")]
+        assert len(set(ids)) == len(ids)
