@@ -460,6 +460,8 @@ class Client:
                 priority=task.priority,
                 affinity=task.affinity,
                 labels=task.labels,
+                timeout_s=task.asked_timeout_s,
+                retry=task.retry,
             )
         else:
             subject = self.log.subjects.run(new_id, "requested", state.saga)

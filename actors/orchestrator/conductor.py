@@ -328,9 +328,6 @@ class Conductor:
 
     def _wind_down(self, run: RunState, reason: str, error: Error | None) -> None:
         """Close what is open; once nothing is, undo what was done, or end the run where there is nothing to undo."""
-        execution = self._executions.get(run.run_id)
-        if run.cancel_reason is not None and execution is not None and execution.outcome is None:
-            execution.close()
         run.winding = reason
         still_open = [item for item in run.items.values() if not item.closed and item.status != "new"]
         if still_open or run.run_id in self._requesting:

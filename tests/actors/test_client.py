@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cuebook.actors import client as client_module
 from cuebook.actors.client import Client
 from cuebook.events.connection import connect
 from cuebook.events.errors import (
@@ -170,6 +171,23 @@ async def test_waiting_has_a_limit_and_an_end(play: Play, nats_url: str, space: 
         await connection.close()
 
 
+async def test_what_ends_just_before_its_end_is_listened_for_is_seen_at_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "LOOK_AGAIN_S", 3600.0)
+    async with play as desk:
+        expect = desk.client.expect
+
+        async def expect_late(run_id: str, kind: Any) -> Any:
+            await desk.client.resolve(run_id, 0, action="abort")
+            await desk.saw(run_id, "aborted")
+            return await expect(run_id, kind)
+
+        await refused(desk, "r")
+        monkeypatch.setattr(desk.client, "expect", expect_late)
+        assert (await desk.client.wait("r", timeout_s=20)).status == "aborted"
+
+
 async def test_many_may_wait_for_one_run(play: Play) -> None:
     async with play as desk:
         await refused(desk, "r")
@@ -302,11 +320,13 @@ async def test_what_has_ended_is_run_again_under_a_new_id(play: Play) -> None:
         assert (state.retry_of, state.input) == ("chain-13", {"n": 13})
         assert state.correlation_id == (await client.state("chain-13")).correlation_id
 
-        await client.run_task("bank", {"n": 1}, handler="add", priority=5, affinity="a", run_id="task", timeout_s=20)
+        options: dict[str, Any] = {"priority": 5, "affinity": "a", "labels": {"version": Bank.version}}
+        options |= {"timeout_s": 7.0, "retry": RetryPolicy(attempts=9)}
+        await client.submit_task("bank", {"n": 1}, handler="add", run_id="task", **options)
+        await client.wait("task", timeout_s=20)
         again = await client.retry("task")
         assert (await client.wait(again, timeout_s=20)).result == {"n": 2}
-        (requested,) = await desk.events(again, "requested")
-        assert (requested.priority, requested.affinity) == (5, "a")
+        assert await desk.events(again, "requested") == await desk.events("task", "requested")
 
         await refused(desk, "open")
         with pytest.raises(CommandRejectedError, match="run open is escalated, there is nothing to retry"):

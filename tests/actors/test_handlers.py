@@ -6,6 +6,7 @@ import asyncio
 import functools
 import threading
 import time
+from contextvars import ContextVar
 from datetime import UTC
 from typing import Any, ClassVar
 
@@ -13,8 +14,11 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from cuebook.actors import Agent, PermanentError, Retry, Task, handler, progress
+from cuebook.actors.attempt import PreparedHandler
+from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator import dispatcher
 from cuebook.events.envelope import to_datetime
+from cuebook.events.facts import TaskAssigned
 from tests.actors.cast import Number, stubbornly
 from tests.actors.desk import Desk
 from tests.waiting import eventually
@@ -304,6 +308,22 @@ async def test_a_handler_that_ends_as_if_cancelled_has_failed(nats_url: str, spa
         run_id = await desk.client.submit_task("confused", {"n": 1})
         await desk.saw(run_id, "escalated")
         assert {event.error.type for event in await desk.events(run_id, "failed")} == {"NotFinishedError"}
+
+
+async def test_a_plain_function_sees_the_context_that_it_is_called_in() -> None:
+    tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+    class Asking(Agent):
+        name = "asking"
+
+        @handler()
+        def ask(self, number: Number) -> str:
+            return tenant.get()
+
+    prepared = PreparedHandler(Asking.handlers()["ask"], Asking(), Deadlines())
+    assigned = TaskAssigned(handler="ask", attempt=1, timeout_s=20.0, input={"n": 1})
+    tenant.set("acme")
+    assert await prepared.call(assigned, lambda _: pytest.fail("it wants no context of its task"), None) == "acme"
 
 
 async def test_plain_functions_run_in_threads_and_harm_nobody_by_blocking(nats_url: str, space: str) -> None:

@@ -210,6 +210,9 @@ async def test_nobody_looks_for_a_run_in_the_past_whose_id_its_client_has_made(
             await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)
             await desk.client.run_saga("fan", {"n": 2}, timeout_s=20)
         await desk.client.run_task("bank", {"n": 1}, handler="add", run_id="chosen", timeout_s=20)
+        await desk.client.run_saga("fan", {"n": 2}, run_id="origin", timeout_s=20)
+        fork = await desk.client.fork("origin", new_id="forked")
+        assert (await desk.client.wait(fork.run_id, timeout_s=20)).status == "completed"
         assert looked == []
 
 
@@ -504,6 +507,18 @@ async def test_what_nobody_has_opened_meanwhile_is_mirrored_before_the_pause(
         for n, run_id in ((7, "awaited"), (8, "opened-late")):
             await desk.client.publish("paid", {"n": n})
             assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+
+
+async def test_a_stream_of_somebody_else_in_the_place_of_the_next_one_is_left_alone(desk: Desk) -> None:
+    async with desk:
+        js, name = desk.client.log.connection.jetstream(), f"{desk.client.log.subjects.stream}@2"
+        await js.add_stream(name=name, subjects=["foreign"])
+        await js.publish("foreign", b"theirs")
+        with pytest.raises(ConfigurationError, match="is no mirror"):
+            await roll(desk)
+        assert (await js.stream_info(name)).state.messages == 1
+        await js.delete_stream(name)
+        assert (await roll(desk)).into == name
 
 
 async def test_a_recording_is_not_rolled(desk: Desk) -> None:

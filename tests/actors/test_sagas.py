@@ -349,6 +349,22 @@ async def test_now_is_the_logs_time_and_the_same_when_replayed(play: Play) -> No
         assert outcome.result == [moment.isoformat() for moment in second]
 
 
+@saga()
+async def crossed(run: Run, word: Word) -> list[str]:
+    early, late = run.sleep(0.0), run.sleep(0.1)
+    moments = []
+    for step in (late, early):
+        await step
+        moments.append(run.now.isoformat())
+    return moments
+
+
+async def test_now_does_not_go_back_when_an_earlier_end_is_awaited_later(play: Play) -> None:
+    async with play(crossed) as desk:
+        late, after = (await perform(desk, "crossed")).result
+        assert late == after
+
+
 # --- ends ---
 
 

@@ -16,7 +16,7 @@ from cuebook.actors.orchestrator import service as service_module
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.events.connection import connect
 from cuebook.events.errors import ConfigurationError, HistoryRegressedError, UnavailableError
-from cuebook.events.facts import OutsideEvent, TaskRequested
+from cuebook.events.facts import OutsideEvent, TaskCompleted, TaskRequested
 from tests.actors.cast import Bank, Number, approved, awaited, chain, fan
 from tests.actors.desk import Desk, Stage
 from tests.waiting import eventually
@@ -261,6 +261,34 @@ async def test_many_escalations_fit_into_one_answer(nats_url: str, space: str) -
         answer = await desk.client.ask("escalations")
         assert 0 < len(answer["escalations"]) < 9
         assert len(answer["escalations"]) + answer["more"] == 9
+
+
+# --- what it reads back ---
+
+
+async def test_what_another_has_written_where_its_own_was_lost_is_read_as_it_is(nats_url: str, space: str) -> None:
+    """A server without fsync may come back without what it had acknowledged, and go on counting from there."""
+    async with Desk(nats_url, space, agents=[Bank]) as desk:
+        service = desk.stage.service
+        lost = service.core.world.position.sequence + 1
+        service._own[lost] = "lost", TaskCompleted(), "", "", ""
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).result == {"n": 2}
+        assert lost not in service._own
+
+
+@saga()
+async def burrowing(run: Run, number: Number) -> Any:
+    hole: Any = number.n
+    for _ in range(100):
+        hole = [hole]
+    return hole
+
+
+async def test_what_a_saga_makes_is_looked_at_before_it_is_stored(nats_url: str, space: str) -> None:
+    async with Desk(nats_url, space, sagas=[burrowing]) as desk:
+        outcome = await desk.client.run_saga("burrowing", {"n": 1}, timeout_s=20)
+        assert outcome.status == "failed"
+        assert "nested deeper" in outcome.error
 
 
 # --- time ---

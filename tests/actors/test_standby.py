@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from cuebook.actors.client import Client
-from cuebook.events.connection import connect
+from cuebook.actors.orchestrator.lease import Lease
+from cuebook.events.connection import connect, ended
 from cuebook.events.envelope import Envelope
 from cuebook.events.facts import TERMINAL_RUN_FACTS, TERMINAL_TASK_FACTS
+from cuebook.events.subjects import Subjects
 from tests.actors.cast import Bank, approved, chain, fan, lines
 from tests.actors.desk import Desk
 from tests.actors.processes import Cast
+from tests.events.proxy import proxy
 from tests.waiting import eventually
 
 DECIDES = "this orchestrator decides now"
@@ -58,14 +61,32 @@ async def test_an_orchestrator_that_stops_hands_over_at_once(nats_url: str, spac
         standby = await desk.direct(standby=True)
         await desk.client.submit_run("approved", {"n": 1}, run_id="r")
         await desk.saw("r", "asked")
+        await asyncio.wait_for(standby.service.in_place.wait(), 10)
         assert not standby.service.deciding.is_set()
+        assert standby.service._lease is not None
+        standby.service._lease._holder = "standby"  # both are in one process, whose name is theirs
         await leader.stop()
         bucket = await desk.client.log.connection.jetstream().key_value(f"{space}_leases")
-        held = [item.operation for item in await bucket.history("orchestrator")]
-        assert held[-1] in ("DEL", None)  # given back, or taken by the standby already; not left to expire
+        [held] = await bucket.history("orchestrator")
+        assert held.operation == "DEL" or held.value == b"standby"  # not left to expire
         await eventually(standby.service.deciding.is_set)
         await desk.client.resolve("r", 1, value={"approved": True})
         assert (await desk.client.wait("r", timeout_s=20)).result == {"n": 3}
+
+
+async def test_who_cannot_renew_the_lease_decides_no_longer(nats_url: str, space: str) -> None:
+    async with proxy(nats_url) as line:
+        connection = await connect(line.url, name="tests")
+        lease = Lease(connection, Subjects(space), "a")
+        keeping = asyncio.create_task(lease.keep())
+        await asyncio.wait_for(lease.held.wait(), 10)
+        line.flows.clear()
+        await asyncio.wait_for(lease.lost.wait(), 20)
+        assert not lease.held.is_set()
+        line.flows.set()
+        await asyncio.wait_for(lease.held.wait(), 20)
+        await ended(keeping)
+        await connection.close()
 
 
 async def test_two_that_decide_at_once_decide_everything_once(

@@ -280,6 +280,21 @@ async def test_traffic_that_leaves_no_room_for_heartbeats_is_not_taken_for_silen
         assert feed.opened == 1
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["asked", "asked again"])
+async def test_a_server_that_asks_whether_it_may_go_on_is_answered(log: EventLog, again: bool) -> None:
+    """By flow control, and when no answer comes, by a header of its heartbeats."""
+    connection, answered = log.connection, asyncio.Event()
+    async with feeding(log, Received()) as feed:
+        where = connection.new_inbox()
+        listener = await connection.listen(where, lambda *_: answered.set())
+        info = await connection.jetstream().consumer_info(log.subjects.stream, feed._consumer)
+        told = {"Nats-Last-Consumer": "0", "Nats-Consumer-Stalled": where} if again else None
+        await connection.publish(str(info.config.deliver_subject), b"", reply="" if again else where, headers=told)
+        await asyncio.wait_for(answered.wait(), 10)
+        assert feed.opened == 1
+        await listener.close()
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_a_quiet_log_stays_open(log: EventLog) -> None:
     received = Received()
