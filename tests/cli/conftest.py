@@ -190,7 +190,7 @@ async def orchestrator(client: Client, nats_url: str, space: str) -> AsyncIterat
     """The deciding orchestrator of the space, with the desk's sagas."""
     connection = await connect(nats_url, name="tests orchestrator")
     service = OrchestratorService(connection, space, [desk.order, desk.doomed, desk.twice])
-    running = asyncio.create_task(service.run())
+    running = asyncio.create_task(service.run(), name="orchestrator")
     await asyncio.wait([running, asyncio.ensure_future(service.deciding.wait())], return_when="FIRST_COMPLETED")
     yield service
     service.stop()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.runtime import AgentHost
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
@@ -197,8 +198,10 @@ async def test_what_is_not_sealed_or_not_there_cannot_be_proved(cli: Cli, sealed
 
 
 async def test_a_rewritten_log_proves_nothing_and_its_sealer_stops(
-    cli: Cli, sealed: Sealed, log: EventLog, start: Start
+    cli: Cli, sealed: Sealed, log: EventLog, start: Start, orchestrator: OrchestratorService
 ) -> None:
+    orchestrator.stop()  # who would notice too, and raise
+    await asyncio.wait([task for task in asyncio.all_tasks() if task.get_name() == "orchestrator"])
     await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
     await log.ensure()
     for _ in range(sealed.last):

@@ -76,7 +76,9 @@ async def test_a_log_that_is_rolled_under_the_service_is_followed_and_rebuilt_fr
     log: EventLog, tables: Tables
 ) -> None:
     await append_tasks(log, 20)
-    async with running(Runner(log, tables.url, batch_size=7)):
+    runner = Runner(log, tables.url, batch_size=7)
+    async with running(runner):
+        await runner.ready.wait()
         for prefix in ("second", "third"):
             await roll(log)
             last = await append_tasks(log, 20, prefix=prefix)
