@@ -49,6 +49,8 @@ REBUILD_BATCH: Final = 10_000
 CLOSE: Final = 500
 """Messages that may be left for the switch, while which the service waits."""
 LIVE_WAIT_S: Final = 0.1
+NOTICED_WITHIN_S: Final = 2.0
+"""PostgreSQL ends the session of a program that was killed a moment later."""
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +226,15 @@ class _Rebuild:
         self._batch_size, self._on_progress = batch_size, on_progress
         self._space, self._timeseries = log.subjects.space, timeseries
 
+    async def _unfinished(self, name: str) -> Generation | None:
+        """What somebody builds, or has left. Who was killed has let go only when PostgreSQL has noticed."""
+        give_up = time.monotonic() + NOTICED_WITHIN_S
+        while True:
+            found = next((one for one in await generations_of(self._control, name) if one.state == "building"), None)
+            if found is None or not found.claimed or time.monotonic() > give_up:
+                return found
+            await asyncio.sleep(0.05)
+
     async def begin(
         self, stack: AsyncExitStack, projection: Projection, *, dry_run: bool, trust_log: bool, everything: bool
     ) -> _Build:
@@ -236,9 +247,7 @@ class _Rebuild:
                 remedy="find out which of the two is right; if it is the log, rebuild with --trust-log",
             )
         kept_from = None if everything else live.kept_from
-        found = next(
-            (one for one in await generations_of(self._control, projection.name) if one.state == "building"), None
-        )
+        found = await self._unfinished(projection.name)
         if found is not None and found.claimed:
             raise ConfigurationError(
                 f"a rebuild of projection {projection.name} is under way",
