@@ -425,7 +425,7 @@ class Client:
     # --- deciding as a person ---
 
     async def cancel(self, run_id: str, *, n: int | None = None, reason: str = "") -> int:
-        """Ask for the end of a run or of one task of it. Raises NotFoundError, CommandRejectedError when it is over."""
+        """Ask for the end of a run, or of its task `n`. Raises NotFoundError, CommandRejectedError when it is over."""
         state = await self.state(run_id)
         if state.closed or state.outcome() in _TASK_ENDS:
             raise CommandRejectedError(f"run {run_id} is over: {state.outcome()}")
@@ -433,6 +433,11 @@ class Client:
         if n is None and state.standalone:
             n = 0
         if n is not None:
+            task = state.items.get(n)
+            if not isinstance(task, TaskState):
+                raise NotFoundError(f"run {run_id} has no task {n}", remedy=f"see 'cuebook run show {run_id}'")
+            if task.closed:
+                raise CommandRejectedError(f"task {run_id}/{n} is over: {task.status}")
             return await self.log.append(
                 subjects.task(run_id, n, "cancel_requested"), TaskCancelRequested(reason=reason, by=self._by)
             )

@@ -225,7 +225,7 @@ class Run:
             agent=handler.agent_name,
             handler=handler.name,
             input=data,
-            priority=_checked(int, "priority", priority),
+            priority=_priority(priority),
             affinity=_checked(str, "affinity", affinity),
             labels=_labels(labels),
             timeout_s=_timeout(timeout_s),
@@ -313,6 +313,12 @@ def _checked(kind: type[T1], name: str, value: T1) -> T1:
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise ConfigurationError(f"{name} must be of type {kind.__name__}, not {value!r}")
     return value
+
+
+def _priority(priority: int) -> int:
+    if not -100 <= _checked(int, "priority", priority) <= 100:
+        raise ConfigurationError(f"priority must be from -100 to 100, not {priority}")
+    return priority
 
 
 def _labels(labels: Mapping[str, str] | None) -> dict[str, str] | None:

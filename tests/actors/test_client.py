@@ -306,6 +306,14 @@ async def test_one_task_of_a_run_can_be_cancelled(play: Play) -> None:
         await desk.client.submit_task("bank", {"n": 1}, handler="add", run_id="waits", labels={"zone": "nowhere"})
         await desk.client.cancel("waits", n=0)
         assert (await desk.client.wait("waits", timeout_s=20)).status == "cancelled"
+        sequence = (await desk.client.log.verify()).last_sequence
+        with pytest.raises(NotFoundError, match="run run has no task 99"):
+            await desk.client.cancel("run", n=99)
+        with pytest.raises(NotFoundError, match="run run has no task 1"):  # that is a question
+            await desk.client.cancel("run", n=1)
+        with pytest.raises(CommandRejectedError, match="task run/0 is over: completed"):
+            await desk.client.cancel("run", n=0)
+        assert (await desk.client.log.verify()).last_sequence == sequence
         assert (await desk.client.state("run")).status == "running"
 
 

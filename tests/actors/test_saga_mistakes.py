@@ -22,6 +22,7 @@ ONE = Number(n=1)
     ("ask", "complaint"),
     [
         (lambda run: run.ask_human(5, Approval), "question must be of type str, not 5"),
+        (lambda run: run.call(Bank.add, ONE, priority=101), "priority must be from -100 to 100, not 101"),
         (lambda run: run.call(Bank.add, ONE, labels=["gpu"]), "labels must be of type dict"),
         (lambda run: run.call(Bank.add, ONE, labels={"gpu": 1}), "a label must be of type str, not 1"),
         (lambda run: run.call(Bank.add, ONE, labels={1: "gpu"}), "a label must be of type str, not 1"),
