@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 
+from cuebook.actors import Agent, handler
+from cuebook.actors.orchestrator.core import Orchestrator
 from cuebook.actors.orchestrator.dispatcher import UNKNOWN_AGENT_GRACE_S
+from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.queries import answer_query, pack_answer
+from cuebook.actors.orchestrator.state import RunState, TaskState
 from cuebook.events.facts import (
     MessageRejected,
     RunCancelRequested,
@@ -16,16 +21,75 @@ from cuebook.events.facts import (
     RunRetryRequested,
     RunStarted,
     TaskCancelRequested,
+    TaskCompleted,
     TaskFailed,
     TaskRequested,
     TaskResolved,
     TaskRetried,
 )
-from tests.actors.cast import Bank, awaited, chain
+from tests.actors.cast import Bank, Number, awaited, chain
 from tests.actors.press import counter, last, listener, settle, theatre, waiting
 from tests.actors.theatre import Theatre
 
 LARGE = 250_000
+
+
+class Single(Agent):
+    """One task at a time."""
+
+    name = "single"
+    concurrency = 1
+
+    @handler()
+    async def give_back(self, number: Number) -> Number:
+        return number
+
+
+def test_a_mistake_in_a_decision_is_said_and_the_others_are_made(
+    monkeypatch: pytest.MonkeyPatch, expected_errors: list[str]
+) -> None:
+    expected_errors.append("a decision of the orchestrator failed")
+    play = theatre()
+    director = play.hire()
+    decide = director.core.dispatcher.decide
+
+    def mistaken(run: RunState, task: TaskState) -> None:
+        if run.run_id == "bad":
+            raise RuntimeError("a mistake of ours")
+        decide(run, task)
+
+    monkeypatch.setattr(director.core, "_try", partial(Orchestrator._try, director.core))  # as it is outside of tests
+    monkeypatch.setattr(director.core.dispatcher, "decide", mistaken)
+    for run_id in ("bad", "good"):
+        play.ask("bank", run_id, {"n": 1}, handler="add")
+    while play.take_turn():
+        pass
+    assert [play.book.run(run_id).outcome() for run_id in ("bad", "good")] == ["waiting", "completed"]
+
+
+def test_only_one_expectation_that_nothing_was_there_makes_a_request_guarded() -> None:
+    """Of a header that comes twice the server reads one, and nobody knows which."""
+    play = theatre()
+    play.ask("bank", "r", {"n": 1})
+    item, _ = play.book.read(len(play.book))
+    name = "Nats-Expected-Last-Subject-Sequence"
+    scope, none, some = f"{name}-Subject: play.run.r.>\r\n", f"{name}: 0\r\n", f"{name}: 7\r\n"
+    assert is_guarded(item, f"NATS/1.0\r\n{none}{scope}\r\n".encode(), 1)
+    for lines in (some + none + scope, none + some + scope, some + scope, none):
+        assert not is_guarded(item, f"NATS/1.0\r\n{lines}\r\n".encode(), 1)
+
+
+def test_a_free_slot_is_given_to_who_waits_for_it_at_once() -> None:
+    play = theatre(agents=())
+    director = play.hire()
+    play.troupe.join(Single, "s")
+    for run_id in ("first", "second"):
+        play.ask("single", run_id, {"n": 1})
+    settle(play, director)
+    assert director.core.dispatcher.depths() == {"single": 1}
+    play.book.write("play.run.first.task.0.completed", TaskCompleted(output={"n": 1}, attempt=1))
+    settle(play, director)  # and no time passes
+    assert play.book.facts("second")[-1] == "task.0.assigned.single.s"
 
 
 # --- tasks that nobody can take ---

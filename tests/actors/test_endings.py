@@ -17,9 +17,11 @@ from cuebook.events.facts import (
     RunRetryRequested,
     TaskCancelled,
     TaskCancelRequested,
+    TaskEscalated,
+    TaskResolved,
 )
 from tests.actors.cast import chain
-from tests.actors.press import Press, Text, failing, hasty, listener, settle, theatre
+from tests.actors.press import Press, Text, failing, hasty, listener, printed_twice, settle, theatre
 from tests.actors.theatre import Theatre
 
 
@@ -99,6 +101,46 @@ def test_cancelling_does_not_stop_what_is_being_undone() -> None:
     play.play(until=play.owes_nothing)
     assert play.book.run("r").status == "compensated"
     assert len(play.troupe.undone) == 4
+
+
+def test_a_compensation_that_a_person_has_done_by_hand_needs_no_result() -> None:
+    play = theatre(failing)
+    director = play.hire()
+    play.request("failing", "r", {"text": "x"})
+    while "task.1.requested.press" not in play.book.facts("r"):
+        assert play.take_turn()
+    play.troupe.leave("i0")
+    settle(play, director)
+    play.book.write("play.run.r.task.1.escalated", TaskEscalated(reason="nobody is there"))
+    play.book.write("play.run.r.task.1.resolved", TaskResolved(action="supply", by="ann"))
+    settle(play, director)
+    assert play.book.run("r").status == "compensated"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_step_whose_request_was_under_way_when_its_run_was_cancelled_is_not_left_behind(seed: int) -> None:
+    play = theatre(printed_twice)
+    play.chance.seed(seed)
+    director = play.hire()
+    play.request("printed_twice", "r", {"text": "x"})
+    while not any(post.subject.endswith("task.1.requested.press") for post in director.posted):
+        assert play.take_turn()
+    play.book.write("play.run.r.cancel_requested", RunCancelRequested(reason="no"))
+    director.catch_up()
+    play.play(until=play.owes_nothing)
+    assert play.book.run("r").status == "compensated"
+    assert play.troupe.performed == set(play.troupe.undone)
+
+
+def test_a_step_is_asked_for_once_however_often_its_run_is_decided_about() -> None:
+    play = theatre(printed_twice)
+    director = play.hire()
+    play.request("printed_twice", "r", {"text": "x"})
+    while not any("task.0.requested" in post.subject for post in director.posted):
+        assert play.take_turn()
+    for _ in range(3):
+        director.core.conductor.decide(director.core.world.runs["r"])
+    assert len([post for post in director.posted if "task.0.requested" in post.subject]) == 1
 
 
 def test_a_retry_of_a_run_that_is_not_stuck_is_not_kept_for_later() -> None:

@@ -198,10 +198,11 @@ def test_a_request_that_the_replica_asked_does_not_have_yet_is_looked_for_again(
     assert asked == ["play.run.t.>"] * 2
 
 
-def test_a_start_in_which_another_was_faster_is_not_refused_because_the_replica_asked_does_not_have_it_yet() -> None:
+@pytest.mark.parametrize("behind", ["the replica that is asked", "who asks"])
+def test_a_start_in_which_another_was_faster_is_not_refused_because_somebody_does_not_have_it_yet(behind: str) -> None:
     play = Theatre([chain], [Bank], {"bank.add": add})
     first, second = play.hire(), play.hire()
-    asked = forgetful(second)
+    asked = forgetful(second) if behind != "who asks" else ["nothing is forgotten"]
     play.publish("chain.asked", {"n": 4})
     while first.read < len(play.book) or second.read < len(play.book):
         for director in (first, second):

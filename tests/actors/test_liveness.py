@@ -491,6 +491,34 @@ def test_an_inbox_that_stays_behind_is_opened_anew_from_where_it_stopped() -> No
     assert len(ward.notes.opened) == 1
 
 
+@pytest.mark.parametrize(("fact", "event"), [("draining", AgentDraining()), ("suspected", AgentSuspected())])
+def test_the_inbox_of_one_that_drains_or_is_suspect_is_opened_anew_too(fact: str, event: Event) -> None:
+    ward = Ward()
+    ward.tell(event, fact)
+    ward.instance.newest = 10
+    for second in (0.0, 4.0):
+        ward.liveness.heard("nurse", "i1", 7, second, active=True)
+    assert ward.notes.opened == [("i1", 7, True)]
+
+
+def test_one_that_falls_silent_while_it_drains_is_suspect_and_then_lost() -> None:
+    ward = Ward()
+    ward.tell(AgentDraining(), "draining")
+    ward.look(4.0, 0.0)
+    assert ward.says() == ["suspected"]
+    ward.look(7.0, 4.0)
+    assert ward.says() == ["lost"]
+
+
+def test_who_begins_to_decide_gives_an_inbox_its_time_anew() -> None:
+    ward = Ward()
+    ward.instance.newest = 10
+    ward.liveness.heard("nurse", "i1", 7, 0.0, active=True)
+    ward.liveness.start(100.0)
+    ward.liveness.heard("nurse", "i1", 7, 100.1, active=True)
+    assert ward.notes.opened == []
+
+
 def test_the_inbox_of_an_instance_that_has_received_nothing_begins_where_it_registered() -> None:
     ward = Ward()
     ward.instance.registered_sequence, ward.instance.newest = 40, 50

@@ -100,6 +100,21 @@ def waits(director: Director, run_id: str) -> str:
     return str(answer["waiting"].get("run", ""))
 
 
+def test_of_several_that_go_on_with_a_version_it_is_the_newest() -> None:
+    @saga(name="order", version="2", continues=("1",))
+    async def older(run: Run, number: Number) -> str:
+        return "older"
+
+    @saga(name="order", version="10", continues=("1",))
+    async def newer(run: Run, number: Number) -> str:
+        return "newer"
+
+    served = Repertoire([newer, older])
+    assert served.find("order", "1") is newer
+    assert served.find("order", "2") is older
+    assert served.find("order", "") is newer  # a run from before runs said their version
+
+
 @pytest.mark.parametrize("with_snapshot", [False, True])
 def test_open_runs_go_on_with_their_version_and_new_ones_are_of_the_newest(with_snapshot: bool) -> None:
     play, director = theatre(first)

@@ -634,7 +634,13 @@ async def test_a_run_keeps_the_conversation_of_the_event_that_began_it(play: Pla
         assert (started.causation_id, started.correlation_id) == ("e1", "e1")
         assert (await desk.client.log.at(sequence)).id == "e1"  # type: ignore[union-attr]
         await perform(desk, "calls")
-        assert len({item.correlation_id for item in await desk.log("r")}) == 1
+        history = await desk.log("r")
+        assert len({item.correlation_id for item in history}) == 1
+        tasks = [item for item in history if item.address.kind == "task"]
+        asked = {item.address.n: item.id for item in tasks if item.address.fact == "requested"}
+        assigned = {item.address.n: item.causation_id for item in tasks if item.address.fact == "assigned"}
+        assert {item.causation_id for item in tasks if item.address.fact == "requested"} == {history[0].id}
+        assert assigned == asked
 
 
 @pytest.mark.parametrize(

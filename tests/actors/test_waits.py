@@ -159,6 +159,38 @@ async def test_a_search_alone_finds_what_it_finds_with_others(log: CountedLog) -
     assert [(await look_back(log, search))[0] for search in SEARCHES] == FOUND
 
 
+async def test_who_asks_while_a_topic_is_being_read_gets_what_was_read_before(log: CountedLog) -> None:
+    found: list[int] = []
+    errands: list[asyncio.Task[None]] = []
+    searcher = LookBack(log, lambda attempt: errands.append(asyncio.ensure_future(attempt())))
+
+    def ask_again(sequence: int, data: Any) -> None:
+        found.append(sequence)
+        searcher.find("paid", {"n": 1}, 0, 8, lambda sequence, data: found.append(sequence))
+
+    searcher.find("paid", {"n": 3}, 0, 8, ask_again)
+    while not all(one.done() for one in errands):
+        await asyncio.gather(*errands)
+    assert found == [3, 1]
+
+
+async def test_an_answer_that_is_not_taken_costs_the_others_nothing(
+    log: CountedLog, expected_errors: list[str]
+) -> None:
+    expected_errors.append("an event found for a wait was not taken")
+    found: list[int] = []
+    errands: list[asyncio.Task[None]] = []
+    searcher = LookBack(log, lambda attempt: errands.append(asyncio.ensure_future(attempt())))
+
+    def fail(sequence: int, data: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    searcher.find("paid", {"n": 1}, 0, 8, fail)
+    searcher.find("paid", {"n": 3}, 0, 8, lambda sequence, data: found.append(sequence))
+    await asyncio.gather(*errands)
+    assert found == [3]
+
+
 async def test_a_reading_that_breaks_off_is_repeated_for_those_without_an_answer(log: CountedLog) -> None:
     log.broken = 2
     assert await look_back(log, *SEARCHES[:5]) == FOUND[:5]

@@ -9,20 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuebook.actors import Run, saga
 from cuebook.actors.orchestrator.dumps import dump_run, load_run
 from cuebook.actors.orchestrator.repertoire import Repertoire
-from cuebook.actors.orchestrator.state import RUN_CLOSED, TASK_CLOSED, RunState, TaskState, fold_run
+from cuebook.actors.orchestrator.state import RUN_CLOSED, TASK_CLOSED, RunState, StepState, TaskState, fold_run
 from cuebook.actors.orchestrator.world import World
 from cuebook.events.codec import encode
 from cuebook.events.errors import PoisonMessageError
 from cuebook.events.facts import (
     AgentRegistered,
+    Error,
+    Origin,
     OutsideEvent,
     RetryPolicy,
     RunCancelRequested,
     RunCompensating,
+    RunForked,
     RunRequested,
     RunStarted,
+    RunStuck,
     StepAsked,
     StepSlept,
     StepWaiting,
@@ -32,7 +37,7 @@ from cuebook.events.facts import (
     TaskRequested,
     TaskResolved,
 )
-from tests.actors.cast import Bank, approved, awaited, chain, fan
+from tests.actors.cast import Bank, Number, approved, awaited, chain, fan
 from tests.actors.theatre import Book, Director, Theatre, Troupe
 from tests.events.strategies import EVENT_TYPES, events
 
@@ -42,6 +47,11 @@ NUMBERS = st.sampled_from([0, 1, 2, 999_999_999])
 AGENTS, INSTANCES = st.sampled_from(["bank", "nobody"]), st.sampled_from(["i", "j"])
 TOPICS = st.sampled_from(["chain.asked", "paid", "other"])
 SUBJECTS = Book().subjects
+
+
+@saga()
+async def sleepy(run: Run, number: Number) -> None:
+    await run.sleep(3600)
 
 
 @st.composite
@@ -232,6 +242,31 @@ def _all(run: RunState) -> list[str]:
     return [f"{name} {getattr(part, name)!r}" for part in parts for name in type(part).__annotations__]
 
 
+SAMPLES: dict[str, Any] = {
+    "str": "a", "str | None": "a", "int": 7, "int | None": 7, "float | None": 0.5, "bool": True, "Any": {"a": [1]},
+    "dict[str, Any] | None": {"a": 1}, "dict[str, str] | None": {"a": "b"}, "dict[str, int] | None": {"a": 1},
+    "list[int] | None": [1], "tuple[int, str] | None": (1, "a"), "Error | None": Error(type="E", message="m"),
+    "RetryPolicy | None": RetryPolicy(attempts=9), "TaskResolved | None": TaskResolved(action="retry", by="ann"),
+    "RunStuck | None": RunStuck(reason="r", step=1), "Origin | None": Origin(run_id="o", n=1, sequence=2, recorded_at=3),
+    "RunForked | None": RunForked(
+        saga="s", fork_of="o", at=9, copied=1, started_at=4, started_sequence=2
+    ),
+}  # fmt: skip
+BESIDE = {"pending", "queued", "gone", "takers", "winding", "verified", "kind"}
+"""What is no part of the fold."""
+
+
+@pytest.mark.parametrize("cls", [RunState, TaskState, StepState])
+def test_a_snapshot_forgets_no_field(cls: type[Any]) -> None:
+    run = RunState("r")
+    part = run if cls is RunState else run.items.setdefault(0, cls("r", 0))
+    wanted = {name: SAMPLES[kind] for name, kind in cls.__annotations__.items() if name not in BESIDE}
+    for name, value in wanted.items():
+        setattr(part, name, value)
+    again = load_run(msgpack.unpackb(msgpack.packb(dump_run(run))))
+    assert {name: getattr(again if cls is RunState else again.items[0], name) for name in wanted} == wanted
+
+
 def test_closed_runs_leave_memory_whoever_closes_them() -> None:
     """Also one that somebody closes from outside while its tasks wait."""
     play = Theatre([fan], [], {})
@@ -243,3 +278,14 @@ def test_closed_runs_leave_memory_whoever_closes_them() -> None:
     play.play(until=play.owes_nothing)
     assert not any("assigned" in fact for fact in play.book.facts("r"))
     assert not any(one.tasks for one in director.core.world.registry.instances.values())
+
+
+def test_a_run_that_is_closed_from_outside_leaves_no_timer() -> None:
+    play = Theatre([sleepy], [], {})
+    director = play.hire()
+    play.request("sleepy", "r", {"n": 1})
+    director.settle()
+    assert len(director.core.timers) == 1
+    play.book.write("play.run.r.completed", b"{}")
+    director.settle()
+    assert len(director.core.timers) == 0
