@@ -421,7 +421,7 @@ def json_object(payload: bytes) -> dict[str, Any]:
     """What a message beside the log says; empty where it is no JSON object, since anybody may publish there."""
     try:
         said = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 

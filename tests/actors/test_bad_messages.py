@@ -324,6 +324,17 @@ async def test_what_is_no_control_message_is_named_and_harms_no_instance(
         await desk.works()
 
 
+async def test_what_is_no_heartbeat_harms_nobody(play: Play) -> None:
+    async with play as desk:
+        [instance] = desk.crews[0].host.instances
+        subjects, post = desk.client.log.subjects, desk.client.log.connection.post
+        for body in (b"", b"\xff", b"7", b"[]", b"{}", b'{"received": "7"}', b'{"received": null}', b"[" * 100_000):
+            post(subjects.heartbeat("bank", instance.id), body)
+        post(subjects.heartbeat("bank", "the-last"), b'{"received": 1}')
+        await desk.sees(lambda: ("bank", "the-last") in desk.stage.service.core.liveness._heard)
+        await desk.works()
+
+
 async def test_valid_work_among_a_thousand_bad_messages_is_all_done(play: Play) -> None:
     async with play as desk:
         connection = desk.client.log.connection

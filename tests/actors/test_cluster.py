@@ -61,6 +61,10 @@ async def test_each_node_may_die_while_runs_are_under_way(
         check_single(log)
         effects = Counter(tuple(line[:2]) for line in lines(tmp_path / "ledger"))
         assert set(effects.values()) == {1}
+        await desk.stage.stop()  # saves a snapshot
+        for bucket in ("KV_cue_leases", "OBJ_cue_snapshots"):
+            info = await desk.client.log.connection.jetstream().stream_info(bucket)
+            assert info.config.num_replicas == 3, bucket
 
 
 def has_more_than(items: Sized, count: int) -> bool:

@@ -17,7 +17,9 @@ from cuebook.actors import Retry, Task, handler
 from cuebook.actors.agent import Agent
 from cuebook.actors.forwarder import Forwarder
 from cuebook.actors.orchestrator import dispatcher, liveness
+from cuebook.actors.shelf import KeptTask, open_shelf
 from cuebook.embedded.nats_edge import NatsEdge, nats_edge
+from cuebook.events.connection import connect
 from cuebook.events.errors import ConfigurationError
 from tests.actors.cast import Number, lines, note
 from tests.actors.desk import Desk
@@ -279,7 +281,43 @@ async def test_only_one_process_serves_an_agent_of_an_edge(servers: NatsEdge, sp
             pass
 
 
+async def test_what_was_removed_from_a_shelf_is_known_to_have_come(nats_url: str, space: str) -> None:
+    """Else it would be delivered and done again after a restart."""
+    connection = await connect(nats_url, name="tests")
+    shelf = await open_shelf(connection, space, "shop-7", "till")
+    await shelf.claim("i1")
+    for sequence in (7, 9):
+        await shelf.keep(KeptTask(subject="s", body=b"b", sequence=sequence, recorded_at=1))
+    shelf.settle(7, 8)
+    await eventually(lambda: list(shelf._kept) == [9])
+    await shelf.close()
+    again = await open_shelf(connection, space, "shop-7", "till")
+    assert (again.instance, again.received, [one.sequence for one in again.tasks]) == ("i1", 8, [9])
+    await again.close()
+    await connection.close()
+
+
 # --- events ---
+
+
+async def test_an_event_that_the_log_has_already_holds_up_none_that_came_with_it(servers: NatsEdge, space: str) -> None:
+    sensor = await nats.connect(servers.url)
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        servers.link.cut()
+        for n in range(3):
+            headers = {"Nats-Msg-Id": f"e{n}"}
+            await sensor.request(f"{space}.event.meter.read", json.dumps({"n": n}).encode(), headers=headers)
+        await desk.client.publish("meter.read", {"n": 1}, event_id="e1")
+        servers.link.mend()
+
+        async def all_of_it() -> bool:
+            events = await desk.events_on("meter.read")
+            return [one.event.data["n"] for one in events] == [1, 0, 2]  # type: ignore[attr-defined]
+
+        await eventually(all_of_it)
+        await eventually(lambda: site.forwarder.waiting == 0)
+        assert await all_of_it()
+    await sensor.close()
 
 
 async def test_events_of_the_edge_come_to_the_log_in_order_and_once_wherever_the_link_breaks(

@@ -312,6 +312,32 @@ async def test_an_agent_whose_stop_raises_is_gone_all_the_same(
         await desk.sees(lambda: desk.health(instance) == "stopped")
 
 
+async def test_what_is_taken_ahead_waits_for_its_turn(nats_url: str, space: str) -> None:
+    gate, begun = asyncio.Event(), list[int]()
+
+    class Ahead(Agent):
+        name = "ahead"
+        concurrency = 2
+        ahead = 3
+        offline_for_s = 60.0
+
+        @handler(timeout_s=60)
+        async def wait(self, number: Number) -> Number:
+            begun.append(number.n)
+            await gate.wait()
+            return number
+
+    async with Desk(nats_url, space, agents=[Ahead]) as desk:
+        [one] = desk.crews[0].host.instances
+        run_ids = [await desk.client.submit_task("ahead", {"n": n}) for n in range(6)]
+        await eventually(lambda: one.in_flight == 5)
+        await desk.client.run_task("ahead", {"n": "x"}, timeout_s=20)  # whatever could begin has begun by now
+        assert begun == [0, 1]
+        gate.set()
+        for run_id in run_ids:
+            assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+
+
 async def test_what_hangs_over_its_time_is_stuck_unless_others_have_room_to_work(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

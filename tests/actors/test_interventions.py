@@ -141,6 +141,33 @@ async def test_a_task_is_cancelled_in_the_moment_in_which_it_comes(
         assert [one.in_flight for one in desk.crews[0].host.instances] == [0]
 
 
+async def test_a_cancellation_of_an_earlier_attempt_does_not_reach_the_present_one(
+    nats_url: str, space: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Agent):
+        name = "waiting"
+
+        @handler(timeout_s=60)
+        async def wait(self, number: Number) -> Number:
+            begun.set()
+            await gate.wait()
+            return number
+
+    async with Desk(nats_url, space, agents=[Waiting]) as desk:
+        run_id = await desk.client.submit_task("waiting", {"n": 1})
+        await asyncio.wait_for(begun.wait(), 20)
+        [assigned] = [item for item in await desk.log(run_id) if item.address.fact == "assigned"]
+        control = desk.client.log.subjects.control("waiting", desk.crews[0].host.instances[0].id)
+        old = {"cancel": [run_id, 0, assigned.sequence - 1], "reason": "too late"}
+        for message in (json.dumps(old).encode(), b"the last one"):
+            desk.client.log.connection.post(control, message)
+        await eventually(lambda: "the last one" in caplog.text)
+        gate.set()
+        assert (await desk.client.wait(run_id, timeout_s=20)).result == {"n": 1}
+
+
 async def test_a_late_effect_of_a_cancelled_task_is_undone(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cuebook.actors import Agent, Run, handler, rolling, saga
 from cuebook.actors.client import Client
-from cuebook.actors.orchestrator import dispatcher
+from cuebook.actors.orchestrator import dispatcher, liveness
 from cuebook.actors.orchestrator.guard import is_guarded
 from cuebook.actors.orchestrator.world import World
 from cuebook.actors.rolling import Rolled, Roller
@@ -507,6 +507,48 @@ async def test_what_nobody_has_opened_meanwhile_is_mirrored_before_the_pause(
         for n, run_id in ((7, "awaited"), (8, "opened-late")):
             await desk.client.publish("paid", {"n": n})
             assert (await desk.client.wait(run_id, timeout_s=20)).status == "completed"
+
+
+async def test_a_roll_whose_old_stream_has_ended_cannot_be_undone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk:
+        updates = 0
+
+        async def js(connection: Any, subject: str, *args: Any, **options: Any) -> Any:
+            nonlocal updates
+            answer = await js_request(connection, subject, *args, **options)
+            updates += subject.startswith("STREAM.UPDATE")
+            if updates == 2:
+                raise KilledError
+            return answer
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rolling, "js_request", js)
+            with pytest.raises(KilledError):
+                await roll(desk)
+        async with operator(desk) as client:
+            with pytest.raises(CommandRejectedError, match="has ended"):
+                await Roller(client.log, by="test", say=lambda text: None).abort()
+        assert (await roll(desk)).generation == 2
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+
+
+async def test_inboxes_go_over_with_a_roll_and_none_is_left_behind(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "INBOX_STALLED_S", 3600.0)  # nobody has to notice that nothing comes
+    async with desk:
+        await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)
+        rolled = await roll(desk)
+        outcome = await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)
+        assert outcome.status == "completed"
+        connection = desk.client.log.connection
+
+        async def inboxes(stream: str) -> int:
+            names = (await js_request(connection, f"CONSUMER.NAMES.{stream}", {}))["consumers"] or []
+            return sum("__" in name for name in names)
+
+        async def moved() -> bool:
+            return (await inboxes(rolled.stream), await inboxes(rolled.into)) == (0, 2)
+
+        await eventually(moved)
 
 
 async def test_a_stream_of_somebody_else_in_the_place_of_the_next_one_is_left_alone(desk: Desk) -> None:

@@ -14,6 +14,7 @@ from cuebook.actors import Agent, Run, Task, handler, saga
 from cuebook.actors.orchestrator import lease
 from cuebook.actors.orchestrator import service as service_module
 from cuebook.actors.orchestrator.service import OrchestratorService
+from cuebook.actors.orchestrator.snapshot import SnapshotStore
 from cuebook.events.connection import connect
 from cuebook.events.errors import ConfigurationError, HistoryRegressedError, UnavailableError
 from cuebook.events.facts import OutsideEvent, TaskCompleted, TaskRequested
@@ -261,6 +262,21 @@ async def test_many_escalations_fit_into_one_answer(nats_url: str, space: str) -
         answer = await desk.client.ask("escalations")
         assert 0 < len(answer["escalations"]) < 9
         assert len(answer["escalations"]) + answer["more"] == 9
+
+
+# --- what it keeps ---
+
+
+async def test_a_snapshot_is_saved_while_it_works(nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "SNAPSHOT_EVERY_S", 0.05)
+    monkeypatch.setattr(service_module, "SNAPSHOT_MIN_EVENTS", 1)
+    async with Desk(nats_url, space, agents=[Bank]) as desk:
+        await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)
+        last = (await desk.client.log.verify()).last_sequence
+        await eventually(lambda: desk.stage.service._snapshot_at == last)
+        data = await SnapshotStore(desk.client.log.connection, desk.client.log.subjects).load()
+        assert data is not None
+        assert data["sequence"] == last
 
 
 # --- what it reads back ---

@@ -75,10 +75,11 @@ async def feeding(
         yield feed
 
 
-async def recreate(log: EventLog) -> None:
+async def recreate(log: EventLog, **config: Any) -> None:
     """Replace the stream by an empty one of the same name, as a restored backup or a careless hand does."""
     await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
-    await js_request(log.connection, f"STREAM.CREATE.{log.subjects.stream}", stream_config(log.subjects, 1))
+    config = stream_config(log.subjects, 1) | config
+    await js_request(log.connection, f"STREAM.CREATE.{log.subjects.stream}", config)
 
 
 async def consumers(log: EventLog, count: int) -> list[str]:
@@ -330,6 +331,20 @@ async def test_a_stream_that_came_back_with_another_history_ends_the_feed(
         await recreate(log)
         await fill(log, count)
         with pytest.raises(HistoryRegressedError, match="already read"):
+            async with asyncio.timeout(10):
+                await asyncio.shield(feed.failure)
+    assert received.sequences == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_stream_that_came_back_without_what_was_read_ends_the_feed(log: EventLog) -> None:
+    received = Received()
+    await fill(log, 5)
+    async with feeding(log, received) as feed:
+        await eventually(lambda: len(received) == 5)
+        await recreate(log, first_seq=20)
+        await fill(log, 1)
+        with pytest.raises(HistoryRegressedError, match="begins again at 20, but 5 was already read"):
             async with asyncio.timeout(10):
                 await asyncio.shield(feed.failure)
     assert received.sequences == [1, 2, 3, 4, 5]

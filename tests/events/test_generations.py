@@ -153,6 +153,26 @@ async def test_who_follows_goes_over_without_a_gap_or_a_double(
     assert followed == held == wanted
 
 
+async def test_a_reader_that_is_full_is_waited_for_in_what_has_ended_too(log: EventLog) -> None:
+    last = await grown(log, rolls=2)
+    followed: list[int] = []
+    at: list[int] = []
+
+    def receive(subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
+        followed.append(sequence)
+
+    def held() -> bool:
+        at.append(len(followed))
+        return len(at) == 1
+
+    async with log.feed(receive, held=held) as feed:
+        await eventually(lambda: at)
+        assert 0 < at[0] < last
+        feed.resume()
+        await eventually(lambda: len(followed) == last)
+    assert followed == list(range(1, last + 1))
+
+
 async def test_who_stands_at_the_marker_while_the_next_stream_is_made_goes_on_there(log: EventLog) -> None:
     await write(log, 3)
     followed: list[int] = []
