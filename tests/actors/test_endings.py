@@ -276,8 +276,6 @@ def test_an_input_whose_check_wants_to_end_the_process_is_refused(text: str) -> 
     assert play.book.run("s").status == "completed"
 
 
-@pytest.mark.usefixtures("service_signals")
-@pytest.mark.parametrize("error", [None, SystemExit(1), KeyboardInterrupt()])
 async def test_a_saga_does_not_take_the_task_that_drives_it_for_its_own() -> None:
     """Else `asyncio.timeout` in it would cancel whoever reads the log."""
     own: list[object] = []
@@ -294,6 +292,8 @@ async def test_a_saga_does_not_take_the_task_that_drives_it_for_its_own() -> Non
     assert asyncio.current_task() is not None
 
 
+@pytest.mark.usefixtures("service_signals")
+@pytest.mark.parametrize("error", [None, SystemExit(1), KeyboardInterrupt()])
 def test_a_saga_that_does_not_let_itself_be_closed_is_closed(error: BaseException | None) -> None:
     @saga()
     async def stubborn(run: Run, text: Text) -> None:

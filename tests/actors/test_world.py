@@ -247,7 +247,8 @@ SAMPLES: dict[str, Any] = {
     "dict[str, Any] | None": {"a": 1}, "dict[str, str] | None": {"a": "b"}, "dict[str, int] | None": {"a": 1},
     "list[int] | None": [1], "tuple[int, str] | None": (1, "a"), "Error | None": Error(type="E", message="m"),
     "RetryPolicy | None": RetryPolicy(attempts=9), "TaskResolved | None": TaskResolved(action="retry", by="ann"),
-    "RunStuck | None": RunStuck(reason="r", step=1), "Origin | None": Origin(run_id="o", n=1, sequence=2, recorded_at=3),
+    "RunStuck | None": RunStuck(reason="r", step=1),
+    "Origin | None": Origin(run_id="o", n=1, sequence=2, recorded_at=3),
     "RunForked | None": RunForked(
         saga="s", fork_of="o", at=9, copied=1, started_at=4, started_sequence=2
     ),
