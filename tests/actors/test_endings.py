@@ -118,21 +118,6 @@ def test_a_compensation_that_a_person_has_done_by_hand_needs_no_result() -> None
     assert play.book.run("r").status == "compensated"
 
 
-@pytest.mark.parametrize(("step", "status"), [(0, "cancelled"), (1, "compensated")])
-def test_a_step_whose_request_was_under_way_when_its_run_was_cancelled_is_not_left_open(step: int, status: str) -> None:
-    play = theatre(printed_twice)
-    director = play.hire()
-    play.request("printed_twice", "r", {"text": "x"})
-    while not any(post.subject.endswith(f"task.{step}.requested.press") for post in director.posted):
-        assert play.take_turn()
-    play.book.write("play.run.r.cancel_requested", RunCancelRequested(reason="no"))
-    director.catch_up()
-    play.play(until=play.owes_nothing)
-    assert play.book.run("r").status == status
-    assert all(item.closed for item in play.book.run("r").items.values())
-    assert play.troupe.performed == set(play.troupe.undone)
-
-
 def test_a_step_is_asked_for_once_however_often_its_run_is_decided_about() -> None:
     play = theatre(printed_twice)
     director = play.hire()
