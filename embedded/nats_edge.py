@@ -33,6 +33,7 @@ class Link:
         self._to, self._is_cut = to, False
         self._budget: int | None = None
         self._pipes: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     @property
@@ -51,6 +52,9 @@ class Link:
         assert self._server is not None, "it is open"
         self._server.close()
         await asyncio.gather(*self._pipes, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()  # whatever is left to write
+        await asyncio.sleep(0)
 
     def cut(self) -> None:
         """Break what is connected and refuse what tries to connect, until `mend`."""
@@ -76,6 +80,7 @@ class Link:
             if not self._is_cut:
                 self.accepted += 1
                 hub_reader, hub_writer = await asyncio.open_connection(LOOPBACK, self._to)
+                self._writers.update((writer, hub_writer))
                 pipes = [
                     asyncio.create_task(self._pipe(reader, hub_writer)),
                     asyncio.create_task(self._pipe(hub_reader, writer)),

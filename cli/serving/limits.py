@@ -40,14 +40,14 @@ class Limits:
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as `512M`, `2G` or `1000000000`; nothing is 0. Raises InputError, also for less than 1 MiB."""
+    """A size such as `512M`, `2G` or `1000000000`; 0 or nothing: no limit. Raises InputError, also below 1 MiB."""
     if not text:
         return 0
     found = _BYTES.fullmatch(text.strip())
     if found is None:
         raise InputError(f"{text!r} is no size", remedy="write bytes, or a number with K, M or G, such as 512M")
     size = int(found[1]) * _UNITS[found[2].upper()]
-    if size < _LEAST_BYTES:
+    if 0 < size < _LEAST_BYTES:
         raise InputError(f"{text!r} is {size} bytes, less than any process has", remedy="say the unit, such as 512M")
     return size
 

@@ -21,6 +21,7 @@ class Proxy:
         self.flows.set()
         self.accepted = 0
         self._pipes: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     @property
@@ -41,11 +42,15 @@ class Proxy:
         self._server.close()
         self.cut()
         await asyncio.gather(*self._pipes, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()  # whatever is left to write
+        await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         with contextlib.suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            self._writers.update((writer, server_writer))
             pipes = [
                 asyncio.create_task(self._pipe(reader, server_writer, lambda block: False)),
                 asyncio.create_task(self._pipe(server_reader, writer, lambda block: self.swallow(block))),

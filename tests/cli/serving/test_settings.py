@@ -76,7 +76,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["0", "512", "1000k"])
+@pytest.mark.parametrize("text", ["512", "1000k"])
 def test_a_size_without_its_unit_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="less than any process has") as caught:
         parse_bytes(text)
