@@ -64,7 +64,8 @@ def test_a_plain_value_is_read_as_it_is(tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("", 0), ("17000000", 17_000_000), ("2048k", 2 << 20), ("512M", 512 << 20), ("1GiB", 1 << 30)]
+    ("text", "size"),
+    [("", 0), ("0", 0), ("17000000", 17_000_000), ("2048k", 2 << 20), ("512M", 512 << 20), ("1GiB", 1 << 30)],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
