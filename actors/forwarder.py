@@ -30,7 +30,7 @@ from cuebook.events.errors import (
 )
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
 from cuebook.events.log import EventLog, Unreadable
 from cuebook.events.lookup import last_match
 from cuebook.events.stream import MAX_MESSAGE_BYTES
@@ -46,8 +46,6 @@ PATIENCE = 5
 DUPLICATE_WINDOW_S = 120
 HEADERS_ADDED = 1_024
 """Room that a forwarded message needs beyond what the edge's stream takes."""
-_NAME_IN_USE = 10058
-_NO_STREAM = 10059
 _DUPLICATE = "10201"
 
 logger = logging.getLogger(__name__)
@@ -161,7 +159,7 @@ class Forwarder:
         """Whether the edge's stream is not there any more, or another one of its name is."""
         while True:
             try:
-                info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={_NO_STREAM})
+                info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
             except UnavailableError as error:
                 logger.debug("cannot look at the edge's stream of events: %s", error)
                 await asyncio.sleep(RETRY_S)
@@ -182,7 +180,7 @@ class Forwarder:
             "allow_direct": True,
             "num_replicas": 1,
         }
-        await js_request(self._local, f"STREAM.CREATE.{self._stream}", config, none_for={_NAME_IN_USE})
+        await js_request(self._local, f"STREAM.CREATE.{self._stream}", config, none_for={NAME_IN_USE})
         info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {})
         if info["created"] != self._created:
             self._created, self._received = info["created"], 0
@@ -231,7 +229,7 @@ class Forwarder:
 
     async def _removed(self) -> int:
         """Up to where events were removed from the edge's stream, since the log had them. Raises UnavailableError."""
-        info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={_NO_STREAM})
+        info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
         if info is None or info["created"] != self._of:
             return 0
         return max(int(info["state"]["first_seq"]) - 1, 0)

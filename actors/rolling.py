@@ -43,7 +43,7 @@ from cuebook.events.generations import (
     marker_of,
     stream_name,
 )
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_STREAM, js_request
 from cuebook.events.log import EventLog
 from cuebook.events.lookup import message_at
 from cuebook.events.past import MOST_METADATA, Generation, bytes_when_dropped, pack_generations
@@ -56,7 +56,6 @@ __all__ = ["Plan", "Rolled", "Roller"]
 MOST_FILTERS = 1_000
 """Scopes that are carried over one by one. Of more the server makes no quick mirror (4 s for 3,000, 25 s for 20,000,
 measured on 2.15.1): then all is carried over from where the oldest of them begins."""
-_NO_STREAM: Final = 10059
 _LOOK_S: Final = 0.01
 _MIRRORED_WITHIN_S: Final = 120.0
 """How long a stream that is being filled may stand still."""
@@ -471,7 +470,7 @@ class Roller:
                 remedy="look at it with 'nats stream info', and move it out of the way",
             )
         self._check()
-        await js_request(self._connection, f"STREAM.DELETE.{into}", {}, none_for={_NO_STREAM})
+        await js_request(self._connection, f"STREAM.DELETE.{into}", {}, none_for={NO_STREAM})
 
     def _check(self) -> None:
         """Before what cannot be undone: is it still ours to do?"""
@@ -480,7 +479,7 @@ class Roller:
 
     async def _info(self, stream: str) -> dict[str, Any] | None:
         info: dict[str, Any] | None = await js_request(
-            self._connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM}
+            self._connection, f"STREAM.INFO.{stream}", {}, none_for={NO_STREAM}
         )
         return info
 

@@ -19,7 +19,7 @@ import nats.errors
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
 from cuebook.events.lookup import matches
 from cuebook.events.subjects import Subjects, check_token
 
@@ -28,8 +28,6 @@ __all__ = ["ASK_S", "KeptTask", "Shelf", "make_stream", "open_shelf"]
 RETRY_S = 1.0
 ANSWER_S = 5.0
 ASK_S = 0.5
-_NAME_IN_USE = 10058
-_NO_STREAM = 10059
 _FORMAT = 1
 
 logger = logging.getLogger(__name__)
@@ -257,9 +255,9 @@ async def make_stream(connection: Connection, space: str) -> str:
         "allow_direct": True,
         "num_replicas": 1,
     }
-    info = await js_request(connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM})
+    info = await js_request(connection, f"STREAM.INFO.{stream}", {}, none_for={NO_STREAM})
     if info is None:
-        await js_request(connection, f"STREAM.CREATE.{stream}", config, none_for={_NAME_IN_USE})
+        await js_request(connection, f"STREAM.CREATE.{stream}", config, none_for={NAME_IN_USE})
         info = await js_request(connection, f"STREAM.INFO.{stream}", {})
     return str(info["created"])
 

@@ -32,6 +32,7 @@ from cuebook.events.errors import (
     PoisonMessageError,
     UnavailableError,
 )
+from cuebook.events.jetstream import CONFLICTS
 
 __all__ = ["Appender", "Done", "LogShape"]
 
@@ -48,8 +49,6 @@ RESEND_AFTER_S = 2.0
 """Doubled with every repetition."""
 BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
-_CONFLICTS = frozenset({10070, 10071, 10164})
-"""Another last message id, which only copies expect; another last sequence, on one server and replicated."""
 _TRANSIENT = frozenset({10002, 10158})
 """Limits of the account, which an operator can mend; an earlier sending of ours that is still on its way to the log."""
 _FULL = frozenset({10002, 10023, 10047, 10077})
@@ -334,7 +333,7 @@ class Appender:
         code, err_code = error.get("code", 500), error.get("err_code")
         entry.refusal = f"{error.get('description')}, err_code {err_code}"
         entry.full = err_code in _FULL
-        if err_code in _CONFLICTS and entry.expected is not None:
+        if err_code in CONFLICTS and entry.expected is not None:
             if entry.sent > 1:
                 self._settle(entry)
             else:

@@ -19,6 +19,7 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
+from cuebook.events.jetstream import CONFLICTS
 
 __all__ = ["MAX_BATCH", "Member", "append_batch"]
 
@@ -27,7 +28,6 @@ MAX_BATCH = 1_000
 ANSWER_S = 5.0
 BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
-_CONFLICTS = frozenset({10071, 10164})
 _INCOMPLETE = frozenset({10176, 10210})
 """A part of it was lost on the way, or too many batches are open: the same may be sent again."""
 
@@ -65,7 +65,7 @@ async def append_batch(
         error = answer.get("error")
         if error is None:
             return int(answer["seq"])
-        if error.get("err_code") in _CONFLICTS or error.get("silent"):  # perhaps by our own first attempt
+        if error.get("err_code") in CONFLICTS or error.get("silent"):  # perhaps by our own first attempt
             found = await first_after(scope, expected)
             if found is not None and found[1] == members[0].event_id:
                 return found[0] + len(members) - 1

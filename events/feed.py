@@ -18,7 +18,7 @@ from typing import Any, Self
 from cuebook.events.codec import parse_headers
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.errors import CuebookError, HistoryRegressedError, StreamMissingError, UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_STREAM, js_request
 
 __all__ = ["Feed", "OnMessage", "delivery_numbers", "js_request"]
 
@@ -37,7 +37,6 @@ UNACKED = 1_000
 ACK_WAIT_S = 24 * 3600
 _STORED = b"$JS.ACK."
 _NOBODY = -1
-_NO_STREAM = 10059
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +173,7 @@ class Feed:
 
     async def _ask(self, what: str, request: dict[str, Any]) -> Any:
         subject = f"{what}.{self._stream}"
-        answer = await js_request(self._connection, subject, request, ANSWER_WITHIN_S, none_for={_NO_STREAM})
+        answer = await js_request(self._connection, subject, request, ANSWER_WITHIN_S, none_for={NO_STREAM})
         if answer is None:
             raise StreamMissingError(f"there is no stream {self._stream} any more", remedy="restore it from its backup")
         return answer

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, StreamMissingError, UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_STREAM, js_request
 from cuebook.events.past import Generation, Past, PastOpener, StreamPast, parse_generations
 
 __all__ = [
@@ -32,7 +32,6 @@ KEPT = "cuebook.kept"
 nothing in there. 0 where all that was open is in it from its first message on."""
 WHOLE = "cuebook.whole"
 """Key in the metadata of a stream: from this sequence on all is in it, also what was not open."""
-_NO_STREAM: Final = 10059
 _POLL_S: Final = 0.02
 _POLL_MOST_S: Final = 0.5
 _NAMES: Final = 1024
@@ -210,7 +209,7 @@ class Chain:
 
     async def _info(self, stream: str) -> dict[str, Any] | None:
         info: dict[str, Any] | None = await js_request(
-            self._connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM}
+            self._connection, f"STREAM.INFO.{stream}", {}, none_for={NO_STREAM}
         )
         return info
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 import nats.errors
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import AccessDeniedError, ConfigurationError, UnavailableError
 
-__all__ = ["js_request"]
+__all__ = ["CONFLICTS", "NAME_IN_USE", "NO_MESSAGE", "NO_STREAM", "js_request"]
+
+NO_MESSAGE: Final = 10037
+"""No message with that sequence or subject; so a bucket says that it has no such key."""
+NAME_IN_USE: Final = 10058
+"""A stream of that name is there, with another configuration than the one to be created."""
+NO_STREAM: Final = 10059
+CONFLICTS: Final = frozenset({10070, 10071, 10164})
+"""Another last message id, which only copies expect; another last sequence, on one server and replicated."""
 
 _SETTINGS = frozenset({10039, 10052, 10074, 10076})
 """Refusals with code 500 or 503 that no retry mends: JetStream off (account, server), replicas without a cluster, a

@@ -18,13 +18,12 @@ import nats.errors
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_MESSAGE, js_request
 
 __all__ = ["StoredMessage", "first_match", "last_match", "matches", "message_at", "sequence_before"]
 
 BATCH = 256
 TIMEOUT_S = 5.0
-_NO_MESSAGE = 10037
 _OWN_HEADER = b"\r\nNats-Stream: "
 
 
@@ -82,7 +81,7 @@ async def sequence_before(connection: Connection, stream: str, moment: int) -> i
 
 
 async def _leader_get(connection: Connection, stream: str, request: dict[str, object]) -> StoredMessage | None:
-    answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", request, none_for={_NO_MESSAGE})
+    answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", request, none_for={NO_MESSAGE})
     if answer is None:
         return None
     message = answer["message"]

@@ -15,7 +15,7 @@ from cuebook.events.connection import Connection
 from cuebook.events.copies import IMPORT
 from cuebook.events.errors import ConfigurationError, StreamMissingError
 from cuebook.events.generations import NEXT, StreamNames, chain_of, frozen_subject, marker_of
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NAME_IN_USE, js_request
 from cuebook.events.past import Generation
 
 __all__ = [
@@ -46,7 +46,6 @@ MAX_MESSAGE_BYTES = MAX_BYTES + HEADER_ALLOWANCE
 MAX_CONSUMERS = 100_000
 """The server's own default is 1,000 a stream (err_code 10026), one per agent instance is needed."""
 MINIMUM_SERVER = (2, 12)
-_NAME_IN_USE = 10058
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +142,7 @@ async def ensure_stream(
         await chain_of(connection, subjects).look()
     except StreamMissingError:
         # One that is there with another configuration is left alone: the check says what is wrong with it.
-        await js_request(connection, f"STREAM.CREATE.{subjects.stream}", config, none_for={_NAME_IN_USE})
+        await js_request(connection, f"STREAM.CREATE.{subjects.stream}", config, none_for={NAME_IN_USE})
     return await verify_stream(connection, subjects)
 
 

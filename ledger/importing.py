@@ -19,7 +19,7 @@ from typing import Any, Final
 from cuebook.events.connection import Connection
 from cuebook.events.copies import IMPORT, Original, copy_guard, copy_headers
 from cuebook.events.errors import ConcurrencyConflictError, ConfigurationError, UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import CONFLICTS, NO_MESSAGE, NO_STREAM, js_request
 from cuebook.events.log import EventLog
 from cuebook.events.lookup import message_at
 from cuebook.events.stream import stream_config
@@ -33,13 +33,9 @@ __all__ = ["Importer"]
 WINDOW: Final = 512
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 ANSWER_WITHIN_S: Final = 10.0
-_NO_STREAM: Final = 10059
-_NO_MESSAGE: Final = 10037
 _SEQUENCE: Final = b'"seq":'
 _OURS: Final = b"nats-"
 _NAME: Final = b"nats-msg-id"
-_CONFLICTS: Final = frozenset({10070, 10071, 10164})
-"""Another last message id, another last sequence. Source: nats-server `errors.json`."""
 
 
 class Importer:
@@ -74,7 +70,7 @@ class Importer:
         Raises ConfigurationError for a stream that is something else; UnavailableError.
         """
         stream = self._subjects.stream
-        info = await js_request(self._connection, f"STREAM.INFO.{stream}", {}, none_for={_NO_STREAM})
+        info = await js_request(self._connection, f"STREAM.INFO.{stream}", {}, none_for={NO_STREAM})
         if info is None:
             await js_request(self._connection, f"STREAM.CREATE.{stream}", self._config(replicas))
             await EventLog(self._connection, self._subjects.space, source="import").verify()
@@ -120,7 +116,7 @@ class Importer:
         lease = f"{self._subjects.space}_leases"
         request = {"last_by_subj": f"$KV.{lease}.orchestrator"}
         held = await js_request(
-            self._connection, f"STREAM.MSG.GET.KV_{lease}", request, none_for={_NO_STREAM, _NO_MESSAGE}
+            self._connection, f"STREAM.MSG.GET.KV_{lease}", request, none_for={NO_STREAM, NO_MESSAGE}
         )
         if held is not None and b"KV-Operation: " not in b64decode(held["message"].get("hdrs", "")):  # not given back
             raise ConfigurationError(
@@ -191,7 +187,7 @@ class Importer:
                 raise self._refusal(failure)
 
     def _refusal(self, failure: dict[str, Any]) -> Exception:
-        if failure.get("err_code") in _CONFLICTS:
+        if failure.get("err_code") in CONFLICTS:
             return ConcurrencyConflictError(self._subjects.stream, self._first)
         return UnavailableError(
             f"the server refused a message: {failure.get('description')}",

@@ -28,7 +28,7 @@ from cuebook.cli.session import reading_segments
 from cuebook.events.connection import Connection, connect, json_object
 from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, CuebookError, HistoryRegressedError, UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_MESSAGE, NO_STREAM, js_request
 from cuebook.events.log import EventLog
 from cuebook.events.lookup import first_match
 from cuebook.ledger.seals import SealNames, Seals
@@ -44,7 +44,6 @@ BEATS = 3.5
 SILENCE_AT_LEAST_S = 2.5
 """But a busy machine may stand still for a moment."""
 _MOST_STREAMS = 500
-_NO_STREAM = 10059
 _Collect = Callable[[], Awaitable[None]]
 
 
@@ -190,7 +189,7 @@ async def _ask_streams(connection: Connection, told: NatsFacts, space: str) -> N
 
     async def ask(name: str) -> None:
         try:
-            info = await js_request(connection, f"STREAM.INFO.{name}", {}, ANSWERS_WITHIN_S * 2, none_for={_NO_STREAM})
+            info = await js_request(connection, f"STREAM.INFO.{name}", {}, ANSWERS_WITHIN_S * 2, none_for={NO_STREAM})
         except UnavailableError:
             told.mute.append(name)
         else:
@@ -207,7 +206,7 @@ async def _ask_consumers(connection: Connection, told: NatsFacts, stream: str) -
     consumers: list[dict[str, Any]] = []
     while True:
         request = {"offset": len(consumers)}
-        page = await js_request(connection, f"CONSUMER.LIST.{stream}", request, none_for={_NO_STREAM})
+        page = await js_request(connection, f"CONSUMER.LIST.{stream}", request, none_for={NO_STREAM})
         if page is None:
             return
         consumers += page["consumers"] or []
@@ -217,7 +216,7 @@ async def _ask_consumers(connection: Connection, told: NatsFacts, stream: str) -
 
 
 async def _ask_lease(connection: Connection, told: NatsFacts, space: str) -> None:
-    none_for = {10059, 10037}  # no such bucket, no such key
+    none_for = {NO_STREAM, NO_MESSAGE}
     stream, key = f"KV_{space}_leases", f"$KV.{space}_leases.orchestrator"
     answer = await js_request(connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": key}, none_for=none_for)
     message = (answer or {}).get("message", {})
@@ -325,7 +324,7 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
 async def _ask_seals(log: EventLog, facts: Facts) -> None:
     connection, chain = log.connection, log.chain
     names = SealNames(facts.space)
-    info = await js_request(connection, f"STREAM.INFO.{names.stream}", {}, none_for={10059})
+    info = await js_request(connection, f"STREAM.INFO.{names.stream}", {}, none_for={NO_STREAM})
     if info is None:
         return
     whole = await chain.look()

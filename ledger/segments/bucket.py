@@ -25,7 +25,7 @@ from nats.js.object_store import ObjectStore
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, UnavailableError
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_MESSAGE, NO_STREAM, js_request
 from cuebook.events.lookup import StoredMessage, first_match, message_at
 from cuebook.ledger.segments.manifest import INDEX, MANIFEST, range_of
 from cuebook.ledger.segments.store import SegmentFileMissingError
@@ -41,8 +41,6 @@ TORN_AFTER_S = 3600.0
 """Chunks whose object is not there after this never get one."""
 _AT_ONCE: Final = 64
 """Requests under way."""
-_NO_STREAM: Final = 10059
-_NO_MESSAGE: Final = 10037
 _AGAIN: Final = "write it again with 'cuebook space archive'"
 
 
@@ -175,7 +173,7 @@ class BucketStore:
             self._connection,
             f"STREAM.MSG.GET.{self._stream}",
             {"last_by_subj": subject},
-            none_for={_NO_MESSAGE, _NO_STREAM},
+            none_for={NO_MESSAGE, NO_STREAM},
         )
         if answer is None:
             return None
@@ -212,7 +210,7 @@ class BucketStore:
             if not subject.startswith(f"$O.{self._bucket}.C.") or nuid in known:
                 continue
             newest = await js_request(
-                self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, none_for={_NO_MESSAGE}
+                self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, none_for={NO_MESSAGE}
             )
             if newest is not None and _age_s(newest["message"]["time"]) > TORN_AFTER_S:
                 await js_request(self._connection, f"STREAM.PURGE.{self._stream}", {"filter": subject})
@@ -222,7 +220,7 @@ class BucketStore:
         while True:
             request = {"subjects_filter": which, "offset": len(found)}
             info = await js_request(
-                self._connection, f"STREAM.INFO.{self._stream}", request, none_for={_NO_STREAM}, timeout_s=30
+                self._connection, f"STREAM.INFO.{self._stream}", request, none_for={NO_STREAM}, timeout_s=30
             )
             more = (info or {}).get("state", {}).get("subjects") or {}
             found += more

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from cuebook.events.errors import ConfigurationError, NotFoundError, UnavailableError
 from cuebook.events.generations import BEFORE, marker_of
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_STREAM, js_request
 from cuebook.events.log import EventLog
 from cuebook.events.past import Generation, StreamPast, pack_generations
 from cuebook.events.reading import Stored
@@ -26,7 +26,6 @@ from cuebook.ledger.segments.shelf import Shelf
 
 __all__ = ["Dropped", "Dropping"]
 
-_NO_STREAM = 10059
 Watch = Callable[[int, int], None]
 
 
@@ -80,7 +79,7 @@ class Dropping:
     async def is_there(self, about: Generation) -> bool:
         """Whether its stream is still on the server. Raises UnavailableError."""
         return (
-            await js_request(self._log.connection, f"STREAM.INFO.{about.stream}", {}, none_for={_NO_STREAM}) is not None
+            await js_request(self._log.connection, f"STREAM.INFO.{about.stream}", {}, none_for={NO_STREAM}) is not None
         )
 
     async def compare(self, about: Generation, shelf: Shelf, watch: Watch | None = None) -> None:
@@ -134,7 +133,7 @@ class Dropping:
             await connection.flush()
             reservation.check()
             answer = await js_request(
-                connection, f"STREAM.DELETE.{about.stream}", {}, none_for={_NO_STREAM}, timeout_s=120
+                connection, f"STREAM.DELETE.{about.stream}", {}, none_for={NO_STREAM}, timeout_s=120
             )
         if answer is not None and not answer.get("success"):
             raise UnavailableError(f"stream {about.stream} was not removed", remedy="run the same command again")

@@ -17,7 +17,7 @@ from cuebook.actors.runtime import AgentHost
 from cuebook.cli.runs.debugging import read_steps
 from cuebook.cli.session import reading_segments
 from cuebook.events.connection import connect
-from cuebook.events.jetstream import js_request
+from cuebook.events.jetstream import NO_STREAM, js_request
 from cuebook.events.log import EventLog
 from cuebook.ledger.notes import PrivateKey
 from cuebook.ledger.sealer import Sealer
@@ -130,7 +130,7 @@ async def test_a_dropped_generation_reads_as_before(
     assert [one["first"] for one in listed] == list(range(1, about.last + 1, 7))
     dropped = await cli.json("space", "drop", "1", "--yes", rolled.subjects.space, "--key", str(keys))
     assert dropped["stream"] == about.stream
-    gone = await js_request(rolled.connection, f"STREAM.INFO.{about.stream}", {}, none_for={10059})
+    gone = await js_request(rolled.connection, f"STREAM.INFO.{about.stream}", {}, none_for={NO_STREAM})
     assert gone is None
     steps = await read_steps(rolled, "old1")
     assert [item.sequence for item in steps.items] == [one["sequence"] for one in before["replay"]]
