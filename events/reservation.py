@@ -14,19 +14,16 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import nats.errors
-from nats.js import api
 from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.errors import Error as JetStreamError
-from nats.js.errors import NotFoundError as NoSuchBucketError
 from nats.js.kv import KeyValue
 
 from cuebook.events.connection import Connection, ended
 from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
+from cuebook.events.leases import EXPIRES_S, leases
 
 __all__ = ["Reservation", "reserved"]
 
-EXPIRES_S: Final = 3.0
-"""As the bucket has it, which is that of the orchestrator's lease."""
 _RENEW_S: Final = 0.7
 _TRY_S: Final = 0.2
 _ANSWER_S: Final = 1.5
@@ -93,7 +90,7 @@ async def reserved(connection: Connection, space: str, holder: str, *, replicas:
     Waits for one who was killed. Raises CommandRejectedError when somebody is at it, UnavailableError.
     """
     try:
-        bucket = await _bucket(connection, f"{space}_leases", replicas)
+        bucket = await leases(connection, space, replicas=replicas, timeout_s=_ANSWER_S)
         began, revision = await _acquire(bucket, space, holder)
     except (nats.errors.Error, JetStreamError, TimeoutError) as error:
         raise UnavailableError(
@@ -106,16 +103,6 @@ async def reserved(connection: Connection, space: str, holder: str, *, replicas:
     finally:
         await ended(keeper)
         await found.give_back()
-
-
-async def _bucket(connection: Connection, name: str, replicas: int) -> KeyValue:
-    js = connection.jetstream(timeout=_ANSWER_S)
-    try:
-        return await js.key_value(name)
-    except NoSuchBucketError:
-        return await js.create_key_value(
-            api.KeyValueConfig(bucket=name, ttl=EXPIRES_S, history=1, replicas=replicas, description="who decides")
-        )
 
 
 async def _acquire(bucket: KeyValue, space: str, holder: str) -> tuple[float, int]:

@@ -11,18 +11,16 @@ import logging
 import time
 
 import nats.errors
-from nats.js import api
 from nats.js.errors import APIError, KeyWrongLastSequenceError
 from nats.js.errors import Error as JetStreamError
-from nats.js.errors import NotFoundError as NoSuchBucketError
 from nats.js.kv import KeyValue
 
 from cuebook.events.connection import Connection
+from cuebook.events.leases import EXPIRES_S, leases
 from cuebook.events.subjects import Subjects
 
-__all__ = ["LEASE_S", "Lease"]
+__all__ = ["Lease"]
 
-LEASE_S = 3.0
 RENEW_S = 1.0
 TRY_S = 0.5
 _KEY = "orchestrator"
@@ -35,7 +33,7 @@ class Lease:
 
     def __init__(self, connection: Connection, subjects: Subjects, holder: str, *, replicas: int = 1) -> None:
         """`replicas`: of the bucket, when it is made; as many as the log has, or it is lost with one node."""
-        self._connection, self._bucket, self._holder = connection, f"{subjects.space}_leases", holder
+        self._connection, self._space, self._holder = connection, subjects.space, holder
         self._replicas = replicas
         self._revision = 0
         self._until = 0.0
@@ -62,14 +60,7 @@ class Lease:
             await self._release()
 
     async def _open(self) -> KeyValue:
-        js = self._connection.jetstream()
-        try:
-            return await js.key_value(self._bucket)
-        except NoSuchBucketError:
-            config = api.KeyValueConfig(
-                bucket=self._bucket, ttl=LEASE_S, history=1, replicas=self._replicas, description="who decides"
-            )
-            return await js.create_key_value(config)
+        return await leases(self._connection, self._space, replicas=self._replicas)
 
     async def _turn(self, bucket: KeyValue) -> None:
         began = time.monotonic()
@@ -82,7 +73,7 @@ class Lease:
             self._expire(at_once=True)
             self.asked.set()
             return
-        self._until = began + LEASE_S
+        self._until = began + EXPIRES_S
         if not self.held.is_set():
             logger.info("this orchestrator decides now", extra={"holder": self._holder})
             self.lost.clear()
@@ -99,7 +90,7 @@ class Lease:
         if not self.held.is_set() or not self._connection.is_connected:
             return
         try:
-            bucket = await self._connection.jetstream().key_value(self._bucket)
+            bucket = await self._open()
             await bucket.delete(_KEY, last=self._revision)
         except (nats.errors.Error, JetStreamError, TimeoutError) as error:
             logger.info("the lease was not given back and will expire: %s", str(error) or type(error).__name__)

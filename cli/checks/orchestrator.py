@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from cuebook.actors.orchestrator.lease import LEASE_S
 from cuebook.cli.checks.facts import Facts
 from cuebook.cli.checks.finding import Kind, Level, Limits, Measure, Report, Thresholds
 from cuebook.cli.output import counted
+from cuebook.events.leases import EXPIRES_S
 
 __all__ = ["KINDS", "LIMITS", "check_orchestrator"]
 
@@ -67,7 +67,7 @@ RELEASES = Kind(
 )
 KINDS = (NONE, TWO, NO_STANDBY, BEHIND, UNSERVED, LEASE_STUCK, LEASE_HELD, SNAPSHOT_OLD, RELEASES)
 LIMITS = {"orchestrator.lag": Limits(1_000, 100_000), "orchestrator.snapshot": Limits(500_000, None)}
-_LEASE_MOST_S: Final = 10 * LEASE_S
+_LEASE_MOST_S: Final = 10 * EXPIRES_S
 
 
 def check_orchestrator(facts: Facts, limits: Thresholds) -> Report:

@@ -178,7 +178,6 @@ async def test_a_standby_takes_over_when_the_one_that_decides_falls_silent(nats_
 async def test_who_loses_the_lease_rests_until_it_gets_it_back(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "LEASE_S", 1.5)
     monkeypatch.setattr(lease, "RENEW_S", 0.1)
     async with Desk(nats_url, space, agents=[Bank]) as desk:
         service = desk.stage.service
