@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 
-import nats.errors
-
-from cuebook.actors.shelf import ASK_S, Shelf, make_stream, open_shelf
+from cuebook.actors.shelf import Shelf, make_stream, open_shelf, unserved
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.jetstream import js_request
@@ -57,17 +53,11 @@ class Edge:
 
     async def say_what_nobody_serves(self, space: str) -> None:
         """Warn of work that is kept here for an agent that is not served, such as one that was taken off the list."""
-        served = {shelf.agent for shelf in self.shelves}
-        request = {"subjects_filter": f"edge.{space}.{self.name}.*.task.*"}
-        info = await js_request(self.connection, f"STREAM.INFO.{space.upper()}_EDGE", request)
-        kept = Counter(subject.split(".")[3] for subject in info["state"].get("subjects") or {})
-        for agent in sorted(kept.keys() - served):
-            with contextlib.suppress(nats.errors.Error, TimeoutError):
-                await self.connection.request(f"who.{space}.{self.name}.{agent}", b"", timeout=ASK_S)
-                continue  # another process has it
+        left = await unserved(self.connection, space, self.name, {shelf.agent for shelf in self.shelves})
+        for agent, tasks in left.items():
             logger.warning(
                 "nobody serves an agent that has work here: serve it until that is told, or its tasks go to others",
-                extra={"edge": self.name, "agent": agent, "tasks": kept[agent]},
+                extra={"edge": self.name, "agent": agent, "tasks": tasks},
             )
 
     async def watch(self, log: EventLog) -> None:

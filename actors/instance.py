@@ -30,6 +30,7 @@ from cuebook.actors.orchestrator.state import TaskState, fold_run
 from cuebook.actors.progress import Progress
 from cuebook.actors.shelf import KeptTask, Shelf
 from cuebook.actors.work import Work
+from cuebook.events.connection import json_object
 from cuebook.events.envelope import Envelope, to_datetime
 from cuebook.events.errors import UnavailableError
 from cuebook.events.facts import (
@@ -367,11 +368,7 @@ class Instance:
     # --- receiving ---
 
     def _on_control(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        try:
-            message = json.loads(payload)
-        except (ValueError, RecursionError):
-            message = None
-        match message:
+        match json_object(payload):
             case {"drain": _}:
                 self._drain_known.set()
                 if not self.draining:

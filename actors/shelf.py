@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +25,11 @@ from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
 from cuebook.events.lookup import matches
 from cuebook.events.subjects import Subjects, check_token
 
-__all__ = ["ASK_S", "KeptTask", "Shelf", "make_stream", "open_shelf"]
+__all__ = ["KeptTask", "Shelf", "make_stream", "open_shelf", "unserved"]
 
 RETRY_S = 1.0
 ANSWER_S = 5.0
-ASK_S = 0.5
+_ASK_S = 0.5
 _FORMAT = 1
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,9 @@ class Shelf:
         self.agent = agent
         self.instance, self.received = "", 0
         self.tasks: list[KeptTask] = []
-        self._connection, self._space, self._stream = connection, space, f"{space.upper()}_EDGE"
+        self._connection, self._space, self._stream = connection, space, _stream(space)
         self._scope = f"edge.{space}.{edge}.{agent}"
-        self._who = f"who.{space}.{edge}.{agent}"
+        self._who = _who(space, edge, agent)
         self._title = f"agent {agent!r} of edge {edge!r}"
         self._kept: dict[int, KeptTask] = {}
         self._settled: set[int] = set()
@@ -78,11 +80,7 @@ class Shelf:
 
         A shelf that was closed may be opened again.
         """
-        try:
-            await self._connection.request(self._who, b"", timeout=ASK_S)
-        except (nats.errors.NoRespondersError, TimeoutError):
-            pass
-        else:
+        if await _is_served(self._connection, self._who):
             raise ConfigurationError(
                 f"{self._title} is served by another process already",
                 remedy="raise its slots, or serve it under another name of the edge",
@@ -242,7 +240,7 @@ async def make_stream(connection: Connection, space: str) -> str:
     Returns when it was made, to the nanosecond: another answer means another stream, whatever is in it. Raises
     ConfigurationError, UnavailableError.
     """
-    stream = f"{space.upper()}_EDGE"
+    stream = _stream(space)
     config = {
         "name": stream,
         "description": f"cuebook space {space}: work at the edge on its way to the log",
@@ -260,6 +258,39 @@ async def make_stream(connection: Connection, space: str) -> str:
         await js_request(connection, f"STREAM.CREATE.{stream}", config, none_for={NAME_IN_USE})
         info = await js_request(connection, f"STREAM.INFO.{stream}", {})
     return str(info["created"])
+
+
+async def unserved(connection: Connection, space: str, edge: str, served: Collection[str]) -> dict[str, int]:
+    """How many tasks are kept at an edge for agents that neither we, who serve `served`, nor another process has.
+
+    Raises ConfigurationError, also where the stream is missing, and UnavailableError.
+    """
+    request = {"subjects_filter": f"edge.{space}.{edge}.*.task.*"}
+    info = await js_request(connection, f"STREAM.INFO.{_stream(space)}", request)
+    kept = Counter(subject.split(".")[3] for subject in info["state"].get("subjects") or {})
+    return {
+        agent: tasks
+        for agent, tasks in sorted(kept.items())
+        if agent not in served and not await _is_served(connection, _who(space, edge, agent))
+    }
+
+
+async def _is_served(connection: Connection, who: str) -> bool:
+    try:
+        await connection.request(who, b"", timeout=_ASK_S)
+    except (nats.errors.NoRespondersError, TimeoutError):
+        return False
+    except nats.errors.Error as error:
+        raise UnavailableError(f"the edge's JetStream cannot be asked: {error}") from error
+    return True
+
+
+def _stream(space: str) -> str:
+    return f"{space.upper()}_EDGE"
+
+
+def _who(space: str, edge: str, agent: str) -> str:
+    return f"who.{space}.{edge}.{agent}"
 
 
 def _record(task: KeptTask) -> dict[str, Any]:
