@@ -99,6 +99,7 @@ class Edge:
         elif was is not None:
             logger.info("the link to the log is back", extra={**facts, "cut_for_s": lasted_s})
         if linked:
+            log.chain.suspect()  # a connection to the leaf node, which was never lost, has missed all that was said
             log.appender.resend()
             for callback in list(self.on_linked):
                 try:

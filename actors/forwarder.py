@@ -267,7 +267,7 @@ class Forwarder:
             await self._append(events)
         except ConcurrencyConflictError:
             await self._read_mark()  # an attempt of ours had succeeded after all
-        except (UnavailableError, StreamMissingError) as error:
+        except (UnavailableError, ConfigurationError) as error:  # such as an old stream that one cannot read from here
             logger.debug("events wait at the edge: %s", error)
             await asyncio.sleep(RETRY_S)
             await self._read_mark()

@@ -394,8 +394,8 @@ class Appender:
         assert entry.expected is not None
         try:
             outcome = await self._read_outcome(entry, entry.expected)
-        except UnavailableError:
-            outcome = None
+        except CuebookError as error:  # the link, or an old stream that cannot be read from here, or not now
+            outcome, entry.refusal = None, str(error)
         finally:
             entry.settling = False
         if outcome is None:

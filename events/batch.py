@@ -59,13 +59,16 @@ async def append_batch(
     Raises ConcurrencyConflictError, CommandRejectedError, UnavailableError when the outcome is unknown.
     """
     assert 0 < len(members) <= MAX_BATCH, "a batch is cut by whoever knows where"
-    give_up = time.monotonic() + GIVE_UP_S
+    give_up, lost = time.monotonic() + GIVE_UP_S, False
     while True:
         answer = await _send(connection, members, scope, expected, generation)
         error = answer.get("error")
         if error is None:
             return int(answer["seq"])
-        if error.get("err_code") in CONFLICTS or error.get("silent"):  # perhaps by our own first attempt
+        conflicts, lost = error.get("err_code") in CONFLICTS, lost or bool(error.get("silent"))
+        if conflicts and not lost:
+            raise ConcurrencyConflictError(scope, expected)
+        if conflicts or error.get("silent"):  # perhaps by an attempt of ours
             found = await first_after(scope, expected)
             if found is not None and found[1] == members[0].event_id:
                 return found[0] + len(members) - 1

@@ -120,8 +120,8 @@ class Chain:
         """
         async with self._looking:
             if not self._listening:
-                await self._connection.listen(f"live.{marker_of(self._names)}", self._suspect)
-                self._connection.on_reconnect.append(self._suspect)
+                await self._connection.listen(f"live.{marker_of(self._names)}", self.suspect)
+                self._connection.on_reconnect.append(self.suspect)
                 self._listening = True
             self._stale = False  # what is noticed from here on counts
             try:
@@ -189,11 +189,12 @@ class Chain:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_MOST_S)
 
-    # --- finding ---
-
-    def _suspect(self, *_: object) -> None:
+    def suspect(self, *_: object) -> None:
+        """What is known may not hold any more, since one may have missed that it was rolled: look before it is used."""
         self._stale = True
         self.look_soon()
+
+    # --- finding ---
 
     async def _keep_looking(self) -> None:
         pause_s = _POLL_S

@@ -9,7 +9,7 @@ from typing import Any, Final
 import nats.errors
 
 from cuebook.events.connection import Connection
-from cuebook.events.errors import AccessDeniedError, ConfigurationError, UnavailableError
+from cuebook.events.errors import AccessDeniedError, ConfigurationError, StreamMissingError, UnavailableError
 
 __all__ = ["CONFLICTS", "NAME_IN_USE", "NO_MESSAGE", "NO_STREAM", "js_request"]
 
@@ -38,7 +38,8 @@ async def js_request(
 ) -> Any:
     """Ask `$JS.API.<subject>` and give the answer; None where it is a refusal with an err_code in `none_for`.
 
-    Raises UnavailableError, or ConfigurationError with the server's own words. Source: nats-server `errors.json`.
+    Raises UnavailableError, StreamMissingError, or ConfigurationError with the server's own words. Source: nats-server
+    `errors.json`.
     """
     try:
         answer = await connection.request(f"$JS.API.{subject}", json.dumps(request).encode(), timeout=timeout_s)
@@ -59,4 +60,6 @@ async def js_request(
     message = f"JetStream refused {subject}: {failure.get('description')} (err_code {err_code})"
     if ((code == 429 or code >= 500) and err_code not in _SETTINGS) or err_code == _TOO_FEW_PEERS:
         raise UnavailableError(message)
+    if err_code == NO_STREAM:
+        raise StreamMissingError(message)
     raise ConfigurationError(message)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from cuebook.events.append import BACK_OFF_S, Appender, Done
 from cuebook.events.batch import MAX_BATCH, Member, append_batch
@@ -33,6 +34,9 @@ from cuebook.events.subjects import Subjects
 
 __all__ = ["EventLog", "Stored", "Unreadable"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
@@ -47,6 +51,26 @@ class Unreadable:
     body: bytes
     reason: str
     remedy: str = ""
+
+
+def _wherever_it_is(
+    ask: Callable[Concatenate[EventLog, P], Awaitable[T]],
+) -> Callable[Concatenate[EventLog, P], Coroutine[Any, Any, T]]:
+    """Ask again where the log was rolled and a stream dropped since we looked, and we have not heard of it."""
+
+    @functools.wraps(ask)
+    async def asked(log: EventLog, /, *args: P.args, **options: P.kwargs) -> T:
+        while True:
+            await log.chain.known()
+            before = log.chain.stream, log.chain.earlier
+            try:
+                return await ask(log, *args, **options)
+            except StreamMissingError:
+                await log.chain.look()
+                if (log.chain.stream, log.chain.earlier) == before:
+                    raise
+
+    return asked
 
 
 class EventLog:
@@ -295,6 +319,7 @@ class EventLog:
         async with aclosing(self.read(filters=[scope], after=first - 1, until=until)) as items:
             return [item async for item in items]
 
+    @_wherever_it_is
     async def scope_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:
         """What a scope holds after a sequence, by direct get: quick for the few events of one task.
 
@@ -317,11 +342,13 @@ class EventLog:
         found = await self.message_at(sequence)
         return self.decode(*found) if found else None
 
+    @_wherever_it_is
     async def message_at(self, sequence: int) -> StoredMessage | None:
         """The same as it is stored."""
         past = await self.chain.past_at(sequence)
         return await (past.at(sequence) if past else message_at(self.connection, self.chain.stream, sequence))
 
+    @_wherever_it_is
     async def first_match(self, scope: str, after: int = 0) -> StoredMessage | None:
         """The first message stored under a subject filter after a sequence, as the stream's leader has it."""
         while (past := await self.chain.past_after(after)) is not None:
@@ -330,9 +357,9 @@ class EventLog:
             after = past.last
         return await first_match(self.connection, self.chain.stream, scope, after)
 
+    @_wherever_it_is
     async def last_match(self, subject: str) -> StoredMessage | None:
         """The last message stored under a subject, as the stream's leader has it."""
-        await self.chain.known()
         found = await last_match(self.connection, self.chain.stream, subject)
         if found is not None:
             return found
@@ -341,11 +368,11 @@ class EventLog:
                 return older[-1]
         return None
 
+    @_wherever_it_is
     async def sequence_at(self, moment: int) -> int:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
         if self.sees_originals:
             return await self._original_before(moment)
-        await self.chain.known()
         found = await sequence_before(self.connection, self.chain.stream, moment)
         if found > self.chain.start or not self.chain.earlier:
             return found
@@ -448,7 +475,11 @@ class EventLog:
         return opened
 
     async def first_after(self, scope: str, after: int) -> tuple[int, str] | None:
-        """Sequence and event id of the first message of a filter after a sequence, by the word of the leader."""
+        """Sequence and event id of the first message of a filter after a sequence, by the word of the leader.
+
+        Asked after a conflict, or where an answer was lost: either may come of a roll that we have not heard of.
+        """
+        await self.chain.look()
         found = await self.first_match(scope, after)
         if found is None:
             return None

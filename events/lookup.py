@@ -24,6 +24,7 @@ __all__ = ["StoredMessage", "first_match", "last_match", "matches", "message_at"
 
 BATCH = 256
 TIMEOUT_S = 5.0
+_NOBODY = -1
 _OWN_HEADER = b"\r\nNats-Stream: "
 
 
@@ -38,22 +39,22 @@ class StoredMessage(NamedTuple):
 
 
 async def message_at(connection: Connection, stream: str, sequence: int) -> StoredMessage | None:
-    """The message at a sequence. Raises UnavailableError, ConfigurationError."""
+    """The message at a sequence. Raises UnavailableError, StreamMissingError, ConfigurationError."""
     return await _leader_get(connection, stream, {"seq": sequence})
 
 
 async def first_match(connection: Connection, stream: str, subjects: str, after: int = 0) -> StoredMessage | None:
-    """The first message under a subject filter after a sequence. Raises UnavailableError, ConfigurationError."""
+    """The first message under a subject filter after a sequence. Raises as `message_at`."""
     return await _leader_get(connection, stream, {"seq": after + 1, "next_by_subj": subjects})
 
 
 async def last_match(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
-    """The last message under a subject. Raises UnavailableError, ConfigurationError."""
+    """The last message under a subject. Raises as `message_at`."""
     return await _leader_get(connection, stream, {"last_by_subj": subject})
 
 
 async def matches(connection: Connection, stream: str, subjects: str, after: int = 0) -> list[StoredMessage]:
-    """All messages under a subject filter after a sequence, in order. Raises UnavailableError."""
+    """All messages under a subject filter after a sequence, in order. Raises as `message_at`."""
     found: list[StoredMessage] = []
     while True:
         more = await _direct_get(connection, stream, subjects, after, found)
@@ -65,7 +66,7 @@ async def matches(connection: Connection, stream: str, subjects: str, after: int
 async def sequence_before(connection: Connection, stream: str, moment: int) -> int:
     """The last sequence of a stream that comes before its first message of `moment` (microseconds since 1970) or later.
 
-    0 when that is its very first. Raises UnavailableError, ConfigurationError.
+    0 when that is its very first. Raises as `message_at`.
     """
     config = {
         "deliver_policy": "by_start_time",
@@ -109,6 +110,8 @@ async def _direct_get(
             ended.set_result(int(_last_header(block, b"Nats-Num-Pending")))
         elif block[9:12] == b"404":
             ended.set_result(0)
+        elif block[9:12] == b"503":
+            ended.set_result(_NOBODY)
         else:
             status = block[9:80].partition(b"\r\n")[0].decode("ascii", "replace")
             ended.set_exception(UnavailableError(f"direct get answered {status!r}"))
@@ -118,11 +121,15 @@ async def _direct_get(
     try:
         await connection.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
         async with asyncio.timeout(TIMEOUT_S):
-            return await ended
+            to_come = await ended
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"direct get did not answer: {str(error) or type(error).__name__}") from error
     finally:
         await listener.close()
+    if to_come == _NOBODY:
+        await js_request(connection, f"STREAM.INFO.{stream}", {})  # which says it where the stream is not there
+        raise UnavailableError(f"nobody answered a direct get from stream {stream}")
+    return to_come
 
 
 def _last_header(block: bytes, name: bytes) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from cuebook.actors import instance
 from cuebook.actors.orchestrator import lease
+from cuebook.embedded.nats_edge import NatsEdge, nats_edge
 
 
 @pytest.fixture
@@ -36,3 +38,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What production waits for out of prudence would add up over the tests."""
     monkeypatch.setattr(instance, "LINGER_S", 0.05)
     monkeypatch.setattr(lease, "TRY_S", 0.1)
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[NatsEdge]:
+    """A hub and an edge of its own, with a link that can be cut."""
+    async with nats_edge(tmp_path / "servers") as running:
+        yield running

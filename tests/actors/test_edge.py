@@ -6,50 +6,25 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import nats
 import nats.errors
 import pytest
 
-from cuebook.actors import Retry, Task, handler
 from cuebook.actors.agent import Agent
 from cuebook.actors.forwarder import Forwarder
 from cuebook.actors.orchestrator import dispatcher, liveness
 from cuebook.actors.shelf import KeptTask, open_shelf
-from cuebook.embedded.nats_edge import NatsEdge, nats_edge
+from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events.connection import connect
 from cuebook.events.errors import ConfigurationError
-from tests.actors.cast import Number, lines, note
+from tests.actors.cast import lines
 from tests.actors.desk import Desk
 from tests.actors.processes import Cast, Service
-from tests.actors.site import Site
+from tests.actors.site import TASKS, Site, Till, give
 from tests.waiting import eventually
-
-TASKS = 12
-OFFLINE_S = 600.0
-
-
-class Till(Agent):
-    """Adds one, and can take it back. Two at once, ten more in advance."""
-
-    name = "till"
-    concurrency = 2
-    ahead = 10
-    offline_for_s = OFFLINE_S
-    heartbeat_s = 0.1
-    gate = asyncio.Event()
-
-    @handler(timeout_s=20, retry=Retry(attempts=1))
-    async def add(self, number: Number, task: Task) -> Number:
-        await type(self).gate.wait()
-        note("add", task)
-        return Number(n=number.n + 1)
-
-    @add.compensation
-    async def take(self, number: Number, result: Number, task: Task) -> None:
-        note("take", task)
 
 
 @pytest.fixture(autouse=True)
@@ -58,20 +33,9 @@ def _gate() -> None:
 
 
 @pytest.fixture
-async def servers(tmp_path: Path) -> AsyncIterator[NatsEdge]:
-    async with nats_edge(tmp_path / "servers") as running:
-        yield running
-
-
-@pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CAST_LEDGER", str(tmp_path / "ledger"))
     return tmp_path / "ledger"
-
-
-async def give(desk: Desk, count: int = TASKS) -> list[str]:
-    names = [f"count-{n}" for n in range(count)]
-    return [await desk.client.submit_task("till", {"n": n}, run_id=name) for n, name in enumerate(names)]
 
 
 async def test_what_was_given_is_done_while_the_link_is_cut_and_told_once_it_is_back(
@@ -151,9 +115,9 @@ async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_
 
     Till.gate.set()
     Late.gate = Till.gate
-    async with Desk(servers.hub.url, space) as desk:
+    async with Desk(servers.hub.url, space) as desk, AsyncExitStack() as places:
         site = Site(servers, space, Late)
-        entering = asyncio.create_task(site.__aenter__())
+        entering = asyncio.create_task(places.enter_async_context(site))
         await eventually(lambda: len(starts) == 2, within_s=60)
         servers.link.mend()
         await entering
@@ -169,7 +133,6 @@ async def test_an_agent_that_is_cut_off_while_it_registers_serves_once_the_link_
             return await left_behind(servers, space) <= 1  # under which name it goes on
 
         await eventually(nothing_is_kept, within_s=60)
-        await site.__aexit__()
     assert len(lines(ledger)) == TASKS
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,12 +14,11 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.js.errors import NotFoundError
 
-from cuebook.embedded.nats_edge import NatsEdge, nats_edge
+from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events import feed
 from tests.actors.cast import lines
 from tests.actors.desk import Desk
-from tests.actors.site import Site
-from tests.actors.test_edge import TASKS, Till, give
+from tests.actors.site import TASKS, Site, Till, give, publish, readings
 from tests.waiting import eventually
 
 LOST = ["the edge's JetStream "]
@@ -34,39 +32,16 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def servers(tmp_path: Path) -> AsyncIterator[NatsEdge]:
-    async with nats_edge(tmp_path / "servers") as running:
-        yield running
-
-
-@pytest.fixture
 async def keeper(servers: NatsEdge) -> AsyncIterator[Nats]:
     connection = await nats.connect(servers.keeper_url)
     yield connection
     await connection.close()
 
 
-async def publish(connection: Nats, space: str, *numbers: int) -> None:
-    """As a device does that tries again until it is told that its event is stored."""
-    for n in numbers:
-        while True:
-            try:
-                answer = await connection.request(f"{space}.event.meter.read", json.dumps({"n": n}).encode())
-            except nats.errors.Error:
-                await asyncio.sleep(0.05)
-            else:
-                assert "error" not in json.loads(answer.data)
-                break
-
-
 async def lose_the_disk(keeper: Nats, space: str) -> None:
     for stream in ("EDGE", "EVENTS"):
         with contextlib.suppress(NotFoundError):  # without agents only events are kept
             await keeper.jetstream().delete_stream(f"{space.upper()}_{stream}")
-
-
-async def readings(desk: Desk) -> list[int]:
-    return [one.event.data["n"] for one in await desk.events_on("meter.read")]  # type: ignore[attr-defined]
 
 
 async def test_what_an_edge_has_in_memory_outlives_its_disk(

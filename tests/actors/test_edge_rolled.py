@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import nats
+import nats.errors
 import pytest
 from nats.aio.client import Client as Nats
 
-from cuebook.actors import forwarder
+from cuebook.actors import edge, forwarder
 from cuebook.actors.rolling import Roller
-from cuebook.embedded.nats_edge import NatsEdge, nats_edge
-from cuebook.events.connection import Connection
+from cuebook.embedded.nats_edge import NatsEdge
+from cuebook.events.connection import Connection, connect
 from cuebook.events.generations import use_past_opener
 from cuebook.events.jetstream import js_request
 from cuebook.events.past import Generation, Past, StreamPast
 from tests.actors.desk import Desk
-from tests.actors.site import Site
-from tests.actors.test_edge import TASKS, Till, give
-from tests.actors.test_edge_disk import publish, readings
+from tests.actors.site import TASKS, Site, Till, give, publish, readings
 from tests.waiting import eventually
 
 
@@ -30,12 +31,6 @@ def _cast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Till.gate = asyncio.Event()
     monkeypatch.setattr(forwarder, "RETRY_S", 0.1)
     monkeypatch.setenv("CAST_LEDGER", str(tmp_path / "ledger"))
-
-
-@pytest.fixture
-async def servers(tmp_path: Path) -> AsyncIterator[NatsEdge]:
-    async with nats_edge(tmp_path / "servers") as running:
-        yield running
 
 
 @pytest.fixture
@@ -74,8 +69,8 @@ async def test_what_waited_at_an_edge_comes_to_the_log_that_was_rolled_meanwhile
     servers: NatsEdge, sensor: Nats, space: str, restarted: bool, expected_errors: list[str]
 ) -> None:
     expected_errors.append("up to where the log has the events of this edge cannot be read any more")
-    async with Desk(servers.hub.url, space) as desk:
-        site = await Site(servers, space, Till).__aenter__()
+    async with Desk(servers.hub.url, space) as desk, AsyncExitStack() as places:
+        site = await places.enter_async_context(Site(servers, space, Till))
         [instance] = site.host.instances
         run_ids = await give(desk)
         await publish(sensor, space, 1, 2, 3)
@@ -86,8 +81,8 @@ async def test_what_waited_at_an_edge_comes_to_the_log_that_was_rolled_meanwhile
         await eventually(lambda: site.kept == TASKS and site.forwarder.waiting == 3)
         await roll_and_drop(desk)
         if restarted:
-            await site.__aexit__()
-            site = await Site(servers, space, Till).__aenter__()
+            await places.aclose()
+            site = await places.enter_async_context(Site(servers, space, Till))
         servers.link.mend()
         for run_id in run_ids:
             outcome = await desk.client.wait(run_id, timeout_s=20)
@@ -100,4 +95,40 @@ async def test_what_waited_at_an_edge_comes_to_the_log_that_was_rolled_meanwhile
             return await readings(desk) == [1, 2, 3, 4, 5, 6, 7]
 
         await eventually(told)
-        await site.__aexit__()
+
+
+async def is_reached(probe: Nats, space: str) -> bool:
+    with contextlib.suppress(nats.errors.Error):
+        await probe.request("$JS.API.STREAM.NAMES", b"", timeout=0.2)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["old stream there", "old stream dropped"])
+async def test_what_comes_to_an_edge_that_heard_nothing_of_a_roll_is_told(
+    servers: NatsEdge,
+    sensor: Nats,
+    space: str,
+    dropped: bool,
+    expected_errors: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edge, "LOOK_EVERY_S", 600.0)  # it does not see that the link is cut either
+    expected_errors.append("up to where the log has the events of this edge cannot be read any more")
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        await publish(sensor, space, 1, 2, 3)
+        await eventually(lambda: site.forwarder.forwarded == 3)
+        servers.link.cut()
+        if dropped:
+            await roll_and_drop(desk)
+        else:
+            await Roller(desk.client.log, by="test", say=lambda text: None).roll()
+        servers.link.mend()
+        async with await connect(servers.uplink_url, name="looks") as probe:
+            await eventually(lambda: is_reached(probe, space))
+        await publish(sensor, space, 4)
+
+        async def told() -> bool:
+            return await readings(desk) == [1, 2, 3, 4]
+
+        await eventually(told, within_s=20)

@@ -12,8 +12,7 @@ from cuebook.actors import Retry, Task, handler
 from cuebook.embedded.nats_edge import NatsEdge, nats_edge
 from tests.actors.cast import Number
 from tests.actors.desk import Desk
-from tests.actors.site import Site
-from tests.actors.test_edge import TASKS, Till, give
+from tests.actors.site import TASKS, Site, Till, give
 from tests.waiting import eventually
 
 

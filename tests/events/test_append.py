@@ -447,7 +447,7 @@ async def test_what_is_to_be_the_first_waits_for_a_server_that_is_away_before_it
     await server.kill()
     await eventually(lambda: not own_log.connection.is_connected)
     scope = own_log.subjects.everything_of("r")
-    own_log.chain._suspect()  # as after a reconnect that did not last
+    own_log.chain.suspect()  # as after a reconnect that did not last
     first = asyncio.create_task(own_log.append(own_log.subjects.event("a"), OutsideEvent(), scope=scope, expected=0))
     await eventually(lambda: len(asked) > 4)
     await server.restart()
