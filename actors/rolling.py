@@ -139,7 +139,8 @@ class Roller:
         """Roll the space, or complete a roll that somebody began.
 
         None when there was only the old stream left to seal. When it cannot be completed, or is cancelled in the pause,
-        it is undone. Raises ConfigurationError, UnavailableError, CommandRejectedError.
+        it is undone, or completed where the old stream has ended. Raises ConfigurationError, UnavailableError,
+        CommandRejectedError.
         """
         replicas = (await self._log.verify()).replicas
         async with reserved(self._connection, self._names.space, self._by, replicas=replicas) as self._reservation:
@@ -162,7 +163,7 @@ class Roller:
                     await self._freeze(begun)
                 return await self._completed()
             except (CuebookError, asyncio.CancelledError):
-                await self._undo_if_possible()
+                await self._end_the_pause()
                 raise
 
     async def abort(self) -> None:
@@ -195,17 +196,26 @@ class Roller:
         await self._chain.look()
         self._say(f"stream {config['name']} takes in everything again")
 
-    async def _undo_if_possible(self) -> None:
+    async def _end_the_pause(self) -> None:
         """After something has gone wrong; who asked for the roll is told that, not what happens here."""
         try:
             async with asyncio.timeout(_UNDONE_WITHIN_S):
                 if self._reservation is not None:
                     await self._reservation.begin(_UNDONE_WITHIN_S)
-                if (await self._log.verify()).rolling:
+                if not (await self._log.verify()).rolling:
+                    return
+                if await self._has_ended():
+                    await self._completed()
+                else:
                     await self._undo()
                     self._say("the roll was undone: all is as it was before")
         except (CuebookError, TimeoutError) as error:
-            logger.debug("the roll was not undone: %s", error)
+            logger.debug("the pause goes on: %s", error)
+
+    async def _has_ended(self) -> bool:
+        """Whether the old stream does not even take in the marker any more."""
+        info = await self._info(self._chain.stream)
+        return info is not None and info["config"]["subjects"] != [marker_of(self._names)]
 
     def _refuse_too_many(self, last: int) -> None:
         chain = self._chain
@@ -484,8 +494,17 @@ class Roller:
         return info
 
     async def _update(self, config: dict[str, Any]) -> None:
+        """Change a stream. Who is cancelled meanwhile learns it afterwards: what is undone next must have happened."""
         config = {key: value for key, value in config.items() if value is not None}
-        await js_request(self._connection, f"STREAM.UPDATE.{config['name']}", config, 30.0)
+        request = js_request(self._connection, f"STREAM.UPDATE.{config['name']}", config, 30.0)
+        asked = asyncio.ensure_future(request)
+        try:
+            await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            await asyncio.wait([asked])
+            if not asked.cancelled() and (error := asked.exception()) is not None:
+                logger.debug("a step of the roll was refused: %s", error)
+            raise
 
 
 def _settings(config: dict[str, Any], into: str) -> dict[str, Any]:

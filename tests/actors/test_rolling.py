@@ -385,6 +385,53 @@ class Faults:
         monkeypatch.setattr(rolling, "js_request", js)
 
 
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("error", [ConfigurationError("no"), asyncio.CancelledError()])
+async def test_what_goes_wrong_when_the_old_stream_has_ended_is_completed_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: bool
+) -> None:
+    async with desk:
+        await desk.client.submit_run("awaited", {"n": 7}, run_id="awaited")
+        with monkeypatch.context() as patched:
+            faults = Faults(patched, desk.client.log.subjects.all, [error], after=after)
+            with pytest.raises(type(error)):
+                await roll(desk)
+            assert not faults.left
+        facts = await desk.client.log.verify()
+        assert (facts.generation, facts.rolling) == (2, False)
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+        await desk.client.publish("paid", {"n": 7})
+        assert (await desk.client.wait("awaited", timeout_s=20)).status == "completed"
+
+
+async def test_who_is_cancelled_while_the_server_freezes_the_old_stream_sees_that_it_did(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roller: asyncio.Task[Any]
+    on_its_way: list[asyncio.Task[Any]] = []
+
+    async def slowly(*args: Any, **options: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await js_request(*args, **options)
+
+    async def asked(connection: Any, subject: str, *args: Any, **options: Any) -> Any:
+        if not subject.startswith("STREAM.UPDATE") or on_its_way:
+            return await js_request(connection, subject, *args, **options)
+        on_its_way.append(asyncio.create_task(slowly(connection, subject, *args, **options)))
+        roller.cancel()
+        return await asyncio.shield(on_its_way[0])
+
+    async with desk:
+        monkeypatch.setattr(rolling, "js_request", asked)
+        roller = asyncio.create_task(roll(desk))
+        with pytest.raises(asyncio.CancelledError):
+            await roller
+        await on_its_way[0]
+        facts = await desk.client.log.verify()
+        assert (facts.generation, facts.rolling) == (1, False)
+        assert (await desk.client.run_task("bank", {"n": 1}, handler="add", timeout_s=20)).status == "completed"
+
+
 @pytest.mark.parametrize("error", [ConfigurationError("no"), asyncio.CancelledError()])
 async def test_what_goes_wrong_in_the_pause_undoes_the_roll(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, error: BaseException
