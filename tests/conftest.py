@@ -7,12 +7,13 @@ starts its own, on its `tmp_path`. A server that cannot start fails the tests th
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -38,7 +39,10 @@ WITH_TIMESCALE: Final = {
     "max_worker_processes": "32",
 }
 
+TEARDOWN_S: Final = 120.0
+
 _Server = TypeVar("_Server")
+_OUR_STDERR: Final = pytest.StashKey[int]()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; and what we start inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +51,37 @@ settings.register_profile(
     "cuebook", settings(), deadline=None
 )  # how long an example takes says nothing on a busy machine
 settings.load_profile("cuebook")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_OUR_STDERR] = os.dup(2)  # while a test runs this is pytest's
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Failures(config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """End the process and say where it stood, rather than wait for ever: pytest-timeout leaves out who has failed."""
+    faulthandler.dump_traceback_later(TEARDOWN_S, exit=True, file=item.config.stash[_OUR_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class _Failures:
+    """Says what has failed when it fails: who ends a run that hangs sees no summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.nodeid} failed ({report.when})", red=True)
+            for line in report.longreprtext.splitlines():
+                if line.startswith("E "):
+                    terminal.write_line(line)
 
 
 @pytest.fixture(scope="session")
