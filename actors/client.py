@@ -377,7 +377,8 @@ class Client:
         """Live messages come at most once, so the log is asked: about a few in turn, about all after a reconnect."""
         while True:
             try:
-                await asyncio.wait_for(self._reconnected.wait(), LOOK_AGAIN_S)
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await self._reconnected.wait()
                 self._reconnected.clear()
                 chosen = list(self._awaited)
             except TimeoutError:

@@ -296,7 +296,8 @@ class Feed:
         delivered = self._delivered
         while not self._restart.is_set():
             try:
-                await asyncio.wait_for(self._restart.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._restart.wait()
             except TimeoutError:
                 now = time.monotonic()
                 if delivered != self._delivered:  # heartbeats come only when nothing else does

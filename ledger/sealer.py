@@ -92,7 +92,8 @@ class Sealer:
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), RETRY_S)
+            async with asyncio.timeout(RETRY_S):
+                await self._stopping.wait()
 
     # --- taking up where the last seal is ---
 

@@ -181,7 +181,8 @@ class Endpoint:
                 return
         answered = asyncio.shield(asyncio.wrap_future(self._looking))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(answered, LOOK_WITHIN_S)
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                await answered
 
 
 def _response(status: str, content_type: str, body: bytes, *, only_head: bool = False) -> bytes:

@@ -98,7 +98,8 @@ class Child:
                 )
             self._say(self.name, f"ended {how_it_ended(status)}; starts again in {pause_s:g} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
 
     def stop(self, number: signal.Signals) -> None:
         """Send a signal, and start no more."""

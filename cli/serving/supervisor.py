@@ -244,7 +244,8 @@ class Group:
             pause_s = self._judge(place)
             if pause_s:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.stopping.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await self.stopping.wait()
 
     def _successor(self, place: _Place, ended: _Process) -> _Process | None:
         """Who stands in the place of one that has ended, where somebody does."""
