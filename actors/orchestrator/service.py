@@ -288,7 +288,8 @@ class OrchestratorService:
             waiting.cancel()
             failure.result()
         seconds = time.monotonic() - began
-        logger.info("folded %d events in %.2f s, %d runs are open", target - first, seconds, len(self.core.world.runs))
+        folded = max(target - first, 0)  # the snapshot may be of a standby that has read on since we looked
+        logger.info("folded %d events in %.2f s, %d runs are open", folded, seconds, len(self.core.world.runs))
 
     # --- the loops ---
 
