@@ -138,7 +138,7 @@ def _check_health(report: Report, facts: Facts, one: InstanceState) -> None:
         case "draining":
             if _age_s(facts, one) > DRAIN_S:
                 report.findings.append(DRAINING.found(f"{name} has been draining for {age}", about=name, **names))
-    long_enough = facts.listened_s >= one.heartbeat_s * SILENT_BEATS
+    long_enough = one.registered_at <= facts.server_now and facts.listened_s >= one.heartbeat_s * SILENT_BEATS
     expected = one.health in ("healthy", "draining") and facts.beats is not None and long_enough
     if expected and (one.agent, one.instance) not in (facts.beats or {}):
         message = f"{name} counts as {one.health}, and was not heard for {span(facts.listened_s)}"

@@ -311,6 +311,7 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
             left_s = min(silence_s, timeout_s) - (time.monotonic() - began)
             news.clear()
             if left_s <= 0 or not await _set_within(news, left_s):
+                directory = await fold_agents(log)  # who has left meanwhile need not be heard
                 break
     finally:
         await listener.close()

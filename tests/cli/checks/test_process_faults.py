@@ -11,8 +11,12 @@ import pytest
 
 from cuebook.cli.checks.facts import Clock
 from cuebook.cli.checks.finding import Level, Limits
+from cuebook.cli.diagnosis import probe
+from cuebook.cli.diagnosis.probe_log import fold_agents
+from cuebook.cli.directory import Directory
 from cuebook.events.facts import AgentStopped, DrainRequested, HandlerSpec, RunStuck
 from cuebook.events.jetstream import js_request
+from cuebook.events.log import EventLog
 from tests.cli import desk
 from tests.cli.checks.conftest import Doctor, Quick, System, wrong
 from tests.cli.conftest import Start, reaches
@@ -165,6 +169,21 @@ async def test_an_agent_that_nobody_misses_since_no_orchestrator_decides(system:
     assert "process 4711 on elsewhere" in found["agents.silent"].remedy
     await system.register("calm", "c1", heartbeat_s=60)  # nobody listens that long
     assert {one.about for one in doctor.findings(await doctor.facts("agents"), "agents")} == {"ghost/g1"}
+
+
+async def test_who_leaves_while_the_doctor_listens_is_not_missed(
+    system: System, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await system.register("quick", "q1", heartbeat_s=0.05)
+
+    async def fold(log: EventLog) -> Directory:
+        known = await fold_agents(log)
+        if known.registry.instances["quick", "q1"].health != "stopped":
+            await system.log.append(system.log.subjects.agent("quick", "q1", "stopped"), AgentStopped())
+        return known
+
+    monkeypatch.setattr(probe, "fold_agents", fold)
+    assert wrong(await doctor.finds("agents")) == []
 
 
 async def test_an_instance_whose_consumer_is_gone_or_unheard_or_full(system: System, doctor: Doctor) -> None:
