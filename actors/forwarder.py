@@ -5,14 +5,17 @@ with a fact that says up to where the edge's stream has been forwarded, `event.c
 all of a batch or nothing, and only behind the last such fact that we have read. So a batch whose acknowledgement was
 lost is never stored twice, whatever time has passed. Source: JetStream ADR-50.
 
-The edge's stream is known by when it was made. When its disk is lost, it is made again, and counts as another one.
+The edge's stream is known by when it was made. When its disk is lost, it is made again, and counts as another one. So
+does what comes after the disk was put back to an older copy, since it stands under numbers that were forwarded before:
+such events are known by when they were stored, and from the first of them on the stream has another name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cuebook.events.batch import Member, append_batch
@@ -47,6 +50,10 @@ DUPLICATE_WINDOW_S = 120
 HEADERS_ADDED = 1_024
 """Room that a forwarded message needs beyond what the edge's stream takes."""
 _DUPLICATE = "10201"
+_NAMED = "cuebook_named"
+"""In the metadata of the edge's stream, once it was put back: how it is called since,"""
+_AFTER = "cuebook_after"
+"""and up to where it has what is older."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +65,24 @@ class _Event:
     subject: str
     body: bytes
     sequence: int
+    stored_at: int
     headers: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Up to which sequence the log has the events of an edge's stream."""
+
+    stream: str
+    through: int
+    stored_at: int = 0
+    """When the newest of them was stored, in microseconds since 1970 by the edge's clock; 0 where nobody has said."""
+
+    def covers(self, event: _Event) -> bool:
+        """Whether the log has it. A younger one that stands where an older one stood has come since."""
+        if event.stream != self.stream or event.sequence > self.through:
+            return False
+        return not 0 < self.stored_at < event.stored_at
 
 
 class Forwarder:
@@ -77,11 +101,14 @@ class Forwarder:
         self._queue: list[_Event] = []
         self._news = asyncio.Event()
         self._feed: Feed | None = None
-        self._created = ""
-        self._of = ""
-        """Of which stream the next three tell; another one than `_created` only after that was lost."""
-        self._marked = self._through = 0
-        """Where the last mark stands in the log, and up to where our events are there."""
+        self._name, self._after = "", 0
+        """What the edge's stream is called, and up to where it has events of the time when it was called otherwise."""
+        self._told = _Mark("", 0)
+        """What the log has; of another stream than the present one only after that was lost."""
+        self._marked = 0
+        """Where the last mark stands in the log, of whichever stream,"""
+        self._newest = ""
+        """and which that is."""
         self._received = 0
         """The last one read of the edge's stream."""
         self._unreadable = 0
@@ -143,13 +170,15 @@ class Forwarder:
     async def _keep_forwarding(self) -> None:
         while True:
             while self._queue:
-                first = self._queue[0].stream
-                if first == self._of:
-                    await self._forward([event for event in self._queue[:BATCH] if event.stream == first])
-                else:
-                    self._of, self._through = first, 0
+                first = self._queue[0]
+                if first.stream != self._told.stream:
+                    self._told = _Mark(first.stream, self._after if first.stream == self._name else 0)
                     await self._read_mark()
                     self._drop_forwarded()
+                elif first.sequence <= self._told.through:
+                    await self._name_anew(first)
+                else:
+                    await self._forward([event for event in self._queue[:BATCH] if event.stream == first.stream])
                 if self._feed is not None:
                     self._feed.resume()
             self._news.clear()
@@ -164,7 +193,7 @@ class Forwarder:
                 logger.debug("cannot look at the edge's stream of events: %s", error)
                 await asyncio.sleep(RETRY_S)
             else:
-                return info is None or info["created"] != self._created
+                return info is None or _name_of(info) != self._name
 
     async def _ensure_stream(self) -> None:
         space = self._log.subjects.space
@@ -182,32 +211,55 @@ class Forwarder:
         }
         await js_request(self._local, f"STREAM.CREATE.{self._stream}", config, none_for={NAME_IN_USE})
         info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {})
-        if info["created"] != self._created:
-            self._created, self._received = info["created"], 0
+        if _name_of(info) != self._name:
+            self._name, self._after, self._received = _name_of(info), int(_metadata(info).get(_AFTER, 0)), 0
+
+    async def _name_anew(self, first: _Event) -> None:
+        """What is stored here was put back to an older copy, and this event has come since, the first one to do so."""
+        made, _, times = first.stream.partition("+")
+        told, _, before = self._newest.partition("+")
+        name = f"{made}+{max(int(times or 0), int(before or 0) if told == made else 0) + 1}"
+        try:
+            info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
+            if info is not None and _name_of(info) == first.stream:
+                metadata = {**_metadata(info), _NAMED: name, _AFTER: str(first.sequence - 1)}
+                await js_request(self._local, f"STREAM.UPDATE.{self._stream}", {**info["config"], "metadata": metadata})
+        except UnavailableError as error:
+            logger.debug("events wait at the edge: %s", error)
+            await asyncio.sleep(RETRY_S)
+            return
+        logger.error(
+            "the edge's JetStream was put back to an older copy; what has come since is told all the same",
+            extra={"edge": self._edge, "stream": self._stream, "first": first.sequence, "told": self._told.through},
+        )
+        if self._name == first.stream:
+            self._name, self._after = name, first.sequence - 1
+        self._queue = [replace(one, stream=name) if one.stream == first.stream else one for one in self._queue]
 
     async def _read_mark(self) -> None:
         """Up to where the log says that it has our events, however long it takes until it answers."""
         while True:
             try:
                 await self._log.verify()  # the link may be back before the hub has its stream
-                self._marked, self._through = await self._last_mark()
+                self._marked, self._told = await self._last_mark()
             except (UnavailableError, StreamMissingError):
                 await asyncio.sleep(RETRY_S)
             else:
                 return
 
-    async def _last_mark(self) -> tuple[int, int]:
-        """Where the last mark stands in the log, and up to where our events are there.
+    async def _last_mark(self) -> tuple[int, _Mark]:
+        """Where the last mark stands in the log, and the last one of our stream.
 
         Raises UnavailableError, ConfigurationError while the log does not answer, or is not as it must be.
         """
         found = await last_match(self._log.connection, self._log.chain.stream, self._mark)
         try:
             if found is None and (found := await self._log.last_match(self._mark)) is None:
-                return 0, 0
-            through = self._told(self._log.decode(*found))
-            if through is None:
-                through = await self._search(self._marked, found.sequence)
+                return 0, self._told
+            mark = _mark_in(self._log.decode(*found))
+            self._newest = mark.stream
+            if mark.stream != self._told.stream:
+                mark = await self._search(self._marked, found.sequence)
         except (UnavailableError, ConfigurationError) as error:
             await self._log.verify()  # is it there? then what is not is older, and lies where we cannot read
             if not self._log.chain.earlier:
@@ -215,52 +267,47 @@ class Forwarder:
             self._unreadable += 1
             if self._unreadable < PATIENCE:  # it may have been the link, for a moment
                 raise UnavailableError(str(error)) from error
-            known = self._through or await self._removed()
+            known = self._told if self._told.through else replace(self._told, through=await self._removed())
             if not self._said_unreadable:
                 self._said_unreadable = True
                 logger.error(  # noqa: TRY400 - a stream that somebody has dropped
                     "up to where the log has the events of this edge cannot be read any more: it goes on after those"
                     " that are removed here, so some may be told twice",
-                    extra={"edge": self._edge, "through": known, "error": str(error), "remedy": error.remedy},
+                    extra={"edge": self._edge, "through": known.through, "error": str(error), "remedy": error.remedy},
                 )
             return found.sequence if found is not None else self._marked, known
         self._unreadable = 0
-        return found.sequence, through
+        return found.sequence, mark
 
     async def _removed(self) -> int:
         """Up to where events were removed from the edge's stream, since the log had them. Raises UnavailableError."""
         info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
-        if info is None or info["created"] != self._of:
+        if info is None or _name_of(info) != self._told.stream:
             return 0
         return max(int(info["state"]["first_seq"]) - 1, 0)
 
-    def _told(self, item: Envelope | Unreadable) -> int | None:
-        """Up to where a mark says that our stream has been forwarded; None: it tells of another stream."""
-        event = item.event if isinstance(item, Envelope) else None
-        told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
-        return int(told.get("through", 0)) if told.get("stream") == self._of else None
-
-    async def _search(self, after: int, until: int) -> int:
-        """The last mark is of another stream: the edge's disk was replaced, or there are two edges with one name."""
-        ours = [self._through] if self._through else []
+    async def _search(self, after: int, until: int) -> _Mark:
+        """The last mark is of another stream: a disk was replaced or put back, or there are two edges with one name."""
+        begun, ours = _Mark(self._told.stream, self._after), self._told
         async for item in self._log.read(after=after, until=until, filters=[self._mark]):
-            through = self._told(item)
-            if through is not None:
-                ours.append(through)
-        if ours and not self._said_two:
+            mark = _mark_in(item)
+            if mark.stream == ours.stream:
+                ours = mark
+        another = self._newest.partition("+")[0] != ours.stream.partition("+")[0]
+        if another and ours.through and ours != begun and not self._said_two:
             self._said_two = True
             logger.error(
                 "another machine forwards events under the name of this edge: give each edge a name of its own",
                 extra={"edge": self._edge},
             )
-        return ours[-1] if ours else 0
+        return ours
 
-    def _receive(self, subject: str, body: bytes, sequence: int, _recorded_at: int, headers: bytes | None) -> None:
+    def _receive(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
         self._received = sequence
-        if self._of == self._created and sequence <= self._through:
-            return  # forwarded before a restart, and not removed yet
-        self._queue.append(_Event(self._created, subject, body, sequence, headers))
-        self._news.set()
+        event = _Event(self._name, subject, body, sequence, recorded_at, headers)
+        if not self._told.covers(event):  # else it was forwarded before a restart, and not removed yet
+            self._queue.append(event)
+            self._news.set()
 
     async def _forward(self, events: list[_Event]) -> None:
         try:
@@ -272,9 +319,9 @@ class Forwarder:
             await asyncio.sleep(RETRY_S)
             await self._read_mark()
         except CommandRejectedError as error:
-            before = self._through
+            before = self._told.through
             await self._read_mark()
-            if self._through == before:
+            if self._told.through == before:
                 await self._forward_apart(events, error)
         self._drop_forwarded()
 
@@ -283,7 +330,7 @@ class Forwarder:
         if len(events) > 1:
             half = len(events) // 2
             await self._forward(events[:half])
-            if self._through >= events[half - 1].sequence:
+            if self._told.through >= events[half - 1].sequence:
                 await self._forward(events[half:])
             return
         [event] = events
@@ -293,12 +340,15 @@ class Forwarder:
             "the log has an event of the edge already" if known else "the log refuses an event of the edge; it is lost",
             extra={"edge": self._edge, "subject": event.subject, "sequence": event.sequence, "error": str(error)},
         )
-        await self._append([], through=event.sequence)
+        await self._append([], told=[event])
 
-    async def _append(self, events: list[_Event], *, through: int = 0) -> None:
-        through = through or events[-1].sequence
+    async def _append(self, events: list[_Event], *, told: Sequence[_Event] = ()) -> None:
+        """Forward events, with a mark that tells of these, or of others."""
+        told = told or events
+        stored_at = max(self._told.stored_at, *(event.stored_at for event in told))  # the edge's clock may go back
+        mark_after = _Mark(self._told.stream, told[-1].sequence, stored_at)
         event_id = self._log.ids()
-        data = {"edge": self._edge, "stream": self._of, "through": through, "events": len(events)}
+        data = {"edge": self._edge, **asdict(mark_after), "events": len(events)}
         mark = encode(OutsideEvent(data=data), event_id=event_id, source=f"edge-{self._edge}", event_type="event")
         members = [Member(self._mark, mark, event_id), *(self._member(event) for event in events)]
         last = await append_batch(
@@ -308,21 +358,24 @@ class Forwarder:
             expected=self._marked if self._marked >= self._log.chain.whole else 0,  # no mark is carried over by a roll
             first_after=self._log.first_after,
         )
-        self._marked, self._through = last - len(events), through
+        self._marked, self._newest, self._told = last - len(events), mark_after.stream, mark_after
         self.forwarded += len(events)
 
     def _member(self, event: _Event) -> Member:
         """The event as it was, under an id: its author's, or one made of its place in the edge's stream."""
         told = parse_headers(event.headers)
         headers = {name: value for name, value in told.items() if not name.startswith("nats-")}
-        epoch = "".join(digit for digit in event.stream if digit.isdigit())
-        event_id = told.get("nats-msg-id") or f"{self._edge}-{epoch}-{event.sequence}"
+        made, _, times = event.stream.partition("+")
+        name = "".join(digit for digit in made if digit.isdigit()) + (f"r{times}" if times else "")
+        event_id = told.get("nats-msg-id") or f"{self._edge}-{name}-{event.sequence}"
         return Member(event.subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
 
     def _drop_forwarded(self) -> None:
-        self._queue = [one for one in self._queue if one.stream != self._of or one.sequence > self._through]
-        purge: dict[str, Any] = {"seq": self._through + 1}
-        if self._through and self._of == self._created:
+        self._queue = [one for one in self._queue if not self._told.covers(one)]
+        kept = [one.sequence for one in self._queue if one.stream == self._told.stream]
+        until = min([self._told.through, self._received, *(sequence - 1 for sequence in kept)])
+        purge: dict[str, Any] = {"seq": until + 1}  # what was not read yet may have come after the disk was put back
+        if until and self._told.stream == self._name:
             self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
 
     async def _purge(self, request: dict[str, Any]) -> None:
@@ -330,3 +383,18 @@ class Forwarder:
             await js_request(self._local, f"STREAM.PURGE.{self._stream}", request)
         except CuebookError as error:  # also when it is gone
             logger.debug("removed later: %s", error)  # with the next batch
+
+
+def _mark_in(item: Envelope | Unreadable) -> _Mark:
+    """What a mark says; of no stream where it is none."""
+    event = item.event if isinstance(item, Envelope) else None
+    told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
+    return _Mark(str(told.get("stream", "")), int(told.get("through", 0)), int(told.get("stored_at", 0)))
+
+
+def _name_of(info: dict[str, Any]) -> str:
+    return str(_metadata(info).get(_NAMED) or info["created"])
+
+
+def _metadata(info: dict[str, Any]) -> dict[str, str]:
+    return info["config"].get("metadata") or {}

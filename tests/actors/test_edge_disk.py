@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -103,3 +104,48 @@ async def test_events_before_and_after_the_loss_are_told_once_each(
         assert await readings(desk) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
         ids = [one.id for one in await desk.events_on("meter.read")]
         assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("waiting", [[], [4, 5]], ids=["nothing waited", "two waited"])
+async def test_what_comes_after_the_disk_was_put_back_to_an_older_copy_is_told(
+    servers: NatsEdge, space: str, tmp_path: Path, waiting: list[int], expected_errors: list[str]
+) -> None:
+    expected_errors.append("the edge's JetStream was put back to an older copy")
+    store, copy = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "copy"
+    expected = [1, 2, 3, 4, 5, 6]
+
+    async def told(desk: Desk) -> bool:
+        return await readings(desk) == expected
+
+    async with Desk(servers.hub.url, space) as desk:
+        async with Site(servers, space) as site:
+            await appear(servers, space, 1, 2, 3)
+            await eventually(lambda: site.forwarder.forwarded == 3)
+        await appear(servers, space, *waiting)
+        await servers.leaf.stop()
+        shutil.copytree(store, copy)
+        await servers.leaf.restart()
+        await appear(servers, space, *({4, 5, 6} - set(waiting)))
+        async with Site(servers, space):
+            await eventually(lambda: told(desk))
+        for number in (7, 9):
+            await servers.leaf.stop()
+            shutil.rmtree(store)
+            shutil.copytree(copy, store)
+            await servers.leaf.restart()
+            await appear(servers, space, number)
+            expected.append(number)
+            async with Site(servers, space):
+                await eventually(lambda: told(desk))
+            await appear(servers, space, number + 1)
+            expected.append(number + 1)
+            async with Site(servers, space) as site:
+                await eventually(lambda: told(desk))
+                await eventually(lambda: site.forwarder.waiting == 0)
+        ids = [one.id for one in await desk.events_on("meter.read")]
+        assert len(set(ids)) == len(ids)
+
+
+async def appear(servers: NatsEdge, space: str, *numbers: int) -> None:
+    async with await nats.connect(servers.url) as connection:
+        await publish(connection, space, *numbers)
