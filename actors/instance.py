@@ -32,7 +32,7 @@ from cuebook.actors.shelf import KeptTask, Shelf
 from cuebook.actors.work import Work
 from cuebook.events.connection import json_object
 from cuebook.events.envelope import Envelope, to_datetime
-from cuebook.events.errors import UnavailableError
+from cuebook.events.errors import ConfigurationError, UnavailableError
 from cuebook.events.facts import (
     AgentDraining,
     AgentRegistered,
@@ -85,7 +85,7 @@ class Instance:
         handling: Handling | None = None,
     ) -> None:
         """Take the settings. With a `shelf`, which must be open, it goes on where the process before it has ended."""
-        self._tracing, self._shelf = tracing, shelf
+        self._tracing, self.shelf = tracing, shelf
         if tracing is not None:  # the import too is only for those who want traces
             from cuebook.telemetry.attempt import begin_attempt
 
@@ -101,6 +101,8 @@ class Instance:
         self.pending = 0
         """Assignments that are on their way to it, as the server last said."""
         self.draining = False
+        self.outlived = False
+        """The log has it as stopped: what its shelf says is of a time before that."""
         self._log, self._on_spent = log, on_spent
         self._work: dict[tuple[str, int], Work] = {}
         self._handling: set[Work] = set()
@@ -126,7 +128,7 @@ class Instance:
     @property
     def is_spent(self) -> bool:
         """It has taken as many tasks as its class wants of one instance."""
-        return self._shelf is None and self._taken >= self.agent_class.recycle_after > 0
+        return self.shelf is None and self._taken >= self.agent_class.recycle_after > 0
 
     @property
     def in_flight(self) -> int:
@@ -162,7 +164,7 @@ class Instance:
             context=lambda work: self._context(work, reverting=True),
             finish=self._finish,
             agent_logger=self._logger,
-            shelf=self._shelf,
+            shelf=self.shelf,
             measured=self._measured,
         )
         self._progress = Progress(self._log, is_ours=self._is_ours, on_progress=self._move, agent_logger=self._logger)
@@ -176,7 +178,7 @@ class Instance:
             handlers={name: handler.spec() for name, handler in handlers.items()},
             version=cls.version,
             labels=dict(cls.labels),
-            recycle_after=cls.recycle_after if self._shelf is None else 0,
+            recycle_after=cls.recycle_after if self.shelf is None else 0,
             heartbeat_s=cls.heartbeat_s,
             description=inspect.cleandoc(cls.__doc__ or ""),  # not that of the base class
             host=os.uname().nodename,
@@ -184,11 +186,11 @@ class Instance:
             offline_for_s=cls.offline_for_s,
         )
         try:
-            if self._shelf is not None and self._shelf.instance:
-                self._resume(self._shelf, registered)
+            if self.shelf is not None and self.shelf.instance:
+                self._resume(self.shelf, registered)
             else:
-                if self._shelf is not None:
-                    await self._shelf.claim(self.id)
+                if self.shelf is not None:
+                    await self.shelf.claim(self.id)
                 await self._append("registered", registered, expected=0)
         except BaseException:
             await self._close()
@@ -246,13 +248,28 @@ class Instance:
         logger.info("goes on with %d tasks that it had", len(shelf.tasks), extra={"instance": self.id})
 
     async def _register(self, registered: AgentRegistered) -> None:
+        """Say that we go on. That is in vain where the log has us as stopped: nobody comes back under the same name."""
+        said = False
         while True:
             try:
-                await self._append("registered", registered)
+                if not said:
+                    await self._append("registered", registered)
+                    said = True
+                if await self._has_stopped():
+                    self.outlived = True
+                    self._on_spent(self)
             except UnavailableError:
                 await asyncio.sleep(OFFER_AGAIN_S)
             else:
                 return
+
+    async def _has_stopped(self) -> bool:
+        scope = self._log.subjects.agent_scope(self.agent_class.name, self.id)
+        try:
+            life = await self._log.scope_history(scope)
+        except ConfigurationError:  # the older generations of the log cannot be read from here
+            life = await self._log.scope_history(scope, after=self._log.chain.start)
+        return any(isinstance(item, Envelope) and isinstance(item.event, AgentStopped) for item in life)
 
     async def drain(self, reason: str, *, within_s: float = 30.0) -> None:
         """Take nothing new, finish what is in flight or hand it back after `within_s`, and leave.
@@ -303,16 +320,16 @@ class Instance:
             if not await _wait(self._idle, OFFER_AGAIN_S):
                 logger.warning("%d tasks do not let go", len(self._work), extra={"instance": self.id})
         self._heart.cancel()
-        if self._shelf is None or not self._work:  # else the next process goes on under our name
-            if self._shelf is not None:
-                await self._shelf.forget()
+        if self.shelf is None or not self._work:  # else the next process goes on under our name
+            if self.shelf is not None:
+                await self.shelf.forget()
             await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
         await self._close()
 
     async def _close(self) -> None:
         self._answering.close()
-        if self._shelf is not None:
-            await self._shelf.close()
+        if self.shelf is not None:
+            await self.shelf.close()
         await self._delivery.close()
         await self._control.close()
         try:
@@ -398,12 +415,12 @@ class Instance:
         self._idle.clear()
         self._taken += 1
         self._last_receipt = work.began
-        if self._shelf is None:
+        if self.shelf is None:
             work.task = self._loop.create_task(self._handle(work))
         else:
             kept = KeptTask(subject=envelope.subject, body=payload, sequence=sequence, recorded_at=recorded_ns // 1000)
             self._keeping.add(sequence)
-            work.task = self._loop.create_task(self._keep_and_handle(self._shelf, work, kept))
+            work.task = self._loop.create_task(self._keep_and_handle(self.shelf, work, kept))
         if self.is_spent and self._taken == self.agent_class.recycle_after and not self.draining:
             self._on_spent(self)
 
@@ -482,9 +499,9 @@ class Instance:
         if self._measured is not None:
             self._measured.ended(fact, self._moved_at - work.began)
         self._end_attempt(work, fact, answer)
-        if self._shelf is not None:
+        if self.shelf is not None:
             work.running = False  # from here on only the log decides
-            fact, answer = await self._answering.shelve(self._shelf, work, fact, answer)
+            fact, answer = await self._answering.shelve(self.shelf, work, fact, answer)
         self._answering.offer(work, fact, answer, work.assigned)
 
     def _cancelled(self, work: Work) -> tuple[str, Event] | None:
@@ -548,8 +565,8 @@ class Instance:
 
     def _finish(self, work: Work, *, settled: bool = True) -> None:
         address = work.envelope.address
-        if self._shelf is not None and settled:
-            self._shelf.settle(work.assigned, self._safely_received)
+        if self.shelf is not None and settled:
+            self.shelf.settle(work.assigned, self._safely_received)
         if self._is_ours(work):
             del self._work[address.run_id, address.n]
         self.handled += 1

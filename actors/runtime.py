@@ -160,9 +160,25 @@ class AgentHost:
         self._renewals[instance] = renewal
         renewal.add_done_callback(lambda _: self._renewals.pop(instance, None))
 
+    async def _begin_anew(self, instance: Instance, shelf: Shelf) -> None:
+        """What it had was given to others, or done, when it left; of what it knows here nothing counts any more."""
+        logger.error(
+            "the edge's JetStream was put back to an older copy: an instance had left since, a new one takes its place",
+            extra={"agent": instance.agent_class.name, "instance": instance.id},
+        )
+        await instance.abandon()
+        await shelf.forget()
+        self.instances.remove(instance)
+        self._handled += instance.handled
+        await shelf.open()
+        await self._add(instance.agent_class, shelf)
+
     async def _renew(self, instance: Instance, reason: str) -> None:
         """A fresh instance first, then the old one leaves: no moment without slots. No reason: it just leaves."""
         try:
+            if instance.outlived and instance.shelf is not None:
+                await self._begin_anew(instance, instance.shelf)
+                return
             if not reason:
                 self.drained.append(instance.agent_class.name)
             elif not self._stopping.is_set():

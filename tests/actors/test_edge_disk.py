@@ -146,6 +146,41 @@ async def test_what_comes_after_the_disk_was_put_back_to_an_older_copy_is_told(
         assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["in good order", "without a word"])
+async def test_what_was_answered_since_the_copy_to_which_the_disk_was_put_back_counts_once(
+    servers: NatsEdge, space: str, tmp_path: Path, expected_errors: list[str], left: bool
+) -> None:
+    expected_errors.append("the edge's JetStream was put back to an older copy")
+    store, copy = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "copy"
+    async with Desk(servers.hub.url, space) as desk:
+        async with Site(servers, space, Till) as site:
+            [instance] = site.host.instances
+            early = await give(desk)
+            await eventually(lambda: instance.in_flight == TASKS)
+            await servers.leaf.stop()
+            shutil.copytree(store, copy)
+            await servers.leaf.restart()
+            Till.gate.set()
+            late = [await desk.client.submit_task("till", {"n": n}, run_id=f"late-{n}") for n in range(TASKS)]
+            for run_id in early + late:
+                assert (await desk.client.wait(run_id, timeout_s=30)).status == "completed"
+            if not left:
+                servers.link.cut()
+                await eventually(lambda: site.edge.linked is False)
+        await servers.leaf.stop()
+        shutil.rmtree(store)
+        shutil.copytree(copy, store)
+        await servers.leaf.restart()
+        servers.link.mend()
+        async with Site(servers, space, Till) as site:
+            outcome = await desk.client.run_task("till", {"n": 41}, timeout_s=30)
+            assert outcome.result == {"n": 42}
+            await eventually(lambda: site.kept == 0)
+        facts = Counter(item.address.fact for item in await desk.log())
+    assert facts["completed"] == 2 * TASKS + 1
+    assert facts["reverted"] == 0
+
+
 async def appear(servers: NatsEdge, space: str, *numbers: int) -> None:
     async with await nats.connect(servers.url) as connection:
         await publish(connection, space, *numbers)
