@@ -20,6 +20,7 @@ Source: JetStream ADR-43 (subject transforms of mirrors); that a mirror can be m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -211,6 +212,8 @@ class Roller:
                     self._say("the roll was undone: all is as it was before")
         except (CuebookError, TimeoutError) as error:
             logger.debug("the pause goes on: %s", error)
+            with contextlib.suppress(CuebookError):
+                await self._chain.look()  # or it does not: what was asked for last may have happened
 
     async def _has_ended(self) -> bool:
         """Whether the old stream does not even take in the marker any more."""
@@ -457,7 +460,8 @@ class Roller:
             BEFORE: pack_generations(before),
         }
         taken = {key: own[key] for key in ("subjects", "republish", "allow_atomic", "description")}
-        await self._update({**config, **taken, "mirror": None, "metadata": metadata})
+        # the server lets a mirror answer direct gets from what it mirrors, and would let it do so for ever
+        await self._update({**config, **taken, "mirror": None, "mirror_direct": False, "metadata": metadata})
 
     async def _seal_last(self) -> bool:
         """Seal the stream before the current one, if that was not done. Whether there was anything to do."""

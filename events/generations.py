@@ -109,6 +109,10 @@ class Chain:
         self._pasts: dict[int, Past] = {}
         self._stale, self._listening = True, False
         self._looking = asyncio.Lock()
+        self._looks = 0
+        """How often anybody has begun to look,"""
+        self._found: tuple[int, dict[str, Any]] | None = None
+        """and what the last who found something found, with which of the looks it was."""
         self._errand: asyncio.Task[None] | None = None
         self.on_roll: list[Callable[[], None]] = []
         """Called when the current stream has become another one."""
@@ -118,17 +122,23 @@ class Chain:
 
         Raises StreamMissingError, ConfigurationError, UnavailableError.
         """
+        asked = self._looks
         async with self._looking:
+            if self._found is not None and self._found[0] > asked:  # somebody has begun to look since we were asked
+                return self._found[1]
+            self._looks += 1
             if not self._listening:
                 await self._connection.listen(f"live.{marker_of(self._names)}", self.suspect)
                 self._connection.on_reconnect.append(self.suspect)
                 self._listening = True
             self._stale = False  # what is noticed from here on counts
             try:
-                return self._take(await self._find())
+                info = self._take(await self._find())
             except BaseException:
                 self._stale = True
                 raise
+            self._found = self._looks, info
+            return info
 
     async def known(self) -> None:
         """Look, unless nothing has happened since that was done. Raises as `look`."""
@@ -287,6 +297,8 @@ class Chain:
                     f"there is no stream {about.stream}",
                     remedy="restore that stream from its backup",
                 )
+            if about.segments and isinstance(past, StreamPast):
+                return past  # which is being dropped
             self._pasts[about.generation] = past
         return past
 

@@ -149,6 +149,20 @@ async def test_work_flows_through_two_rolls(desk: Desk, tmp_path: Path, monkeypa
         assert (await client.run_saga("fan", {"n": 3}, timeout_s=20)).status == "completed"
 
 
+async def test_the_new_stream_does_not_answer_for_the_old_one(desk: Desk) -> None:
+    async with desk:
+        for n in range(5):
+            await desk.client.publish("a", {"n": n})
+        await roll(desk)
+        for n in range(3):
+            await desk.client.publish("a", {"n": n})
+        log = desk.client.log
+        info = await log.chain.look()
+        assert not info["config"].get("mirror_direct")
+        for _ in range(40):
+            assert len(await log.scope_history(log.subjects.event("a"))) == 8
+
+
 async def test_what_was_used_before_the_roll_is_refused_and_shown_as_ever(desk: Desk) -> None:
     async with desk:
         client = desk.client

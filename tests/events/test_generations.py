@@ -6,11 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from cuebook.events import generations
 from cuebook.events.connection import Connection, connect
 from cuebook.events.envelope import Envelope, Position
 from cuebook.events.errors import (
@@ -20,11 +22,11 @@ from cuebook.events.errors import (
     StreamMissingError,
 )
 from cuebook.events.facts import OutsideEvent, RunStarted, SpaceRolled
-from cuebook.events.generations import NEXT, chain_of, marker_of, use_past_opener
+from cuebook.events.generations import BEFORE, NEXT, chain_of, marker_of, use_past_opener
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from cuebook.events.lookup import StoredMessage
-from cuebook.events.past import Generation, Past, PastOpener, StreamPast
+from cuebook.events.past import Generation, Past, PastOpener, StreamPast, pack_generations
 from cuebook.events.stream import verify_stream
 from tests.events.proxy import proxy
 from tests.events.rolls import roll
@@ -266,6 +268,64 @@ async def moved_away(log: EventLog) -> PastOpener:
         return StreamPast(connection, Generation(generation=1, stream=kept, first=about.first, last=about.last))
 
     return opener
+
+
+@pytest.mark.parametrize("filtered", [True, False], ids=["of one topic", "of what is young"])
+async def test_a_mirror_that_answers_for_the_log_is_not_listened_to(log: EventLog, filtered: bool) -> None:
+    await write(log, 6)
+    connection, stream, topics = log.connection, log.subjects.stream, [log.subjects.event(one) for one in "ab"]
+    some = {"filter_subject": topics[1]} if filtered else {"opt_start_seq": 4}
+    config = {"name": f"{stream}-half", "mirror": {"name": stream, **some}}
+    info = await js_request(connection, f"STREAM.CREATE.{stream}-half", config)
+    assert info["config"]["mirror_direct"], "the server has it so, whatever it is asked for"
+
+    async def it_answers() -> bool:
+        answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq": 1}')
+        return (answer.headers or {}).get("Status") == "404"  # which only the log has
+
+    await eventually(it_answers)
+    for _ in range(40):
+        assert [item.sequence for item in await log.scope_history(log.subjects.all)] == [1, 2, 3, 4, 5, 6]
+        assert [item.sequence for item in await log.scope_history(topics[0])] == [1, 4]
+        assert [item.sequence for item in await log.scope_history(topics[1], after=2)] == [5]
+        assert await log.scope_history(log.subjects.event("none")) == []
+
+
+async def test_a_generation_that_was_read_while_it_was_dropped_is_read_on(log: EventLog, nats_url: str) -> None:
+    await grown(log, rolls=1)
+    subject = log.subjects.event("a")
+    async with connected(nats_url) as far:
+        reader = EventLog(far, log.subjects.space, source="reader")
+        assert await reader.first_sequence(subject) == 1
+        await in_segments(log)
+        reader.chain.suspect()
+        assert await reader.first_sequence(subject) == 1  # the stream is still there
+        use_past_opener(far, await moved_away(log))
+        assert await reader.first_sequence(subject) == 1
+
+
+async def in_segments(log: EventLog) -> None:
+    """Say that the first generation is in segments, as who drops its stream does before."""
+    info = await log.chain.look()
+    earlier = [replace(one, segments="there", digest="0" * 64) for one in log.chain.earlier]
+    metadata = {**info["config"]["metadata"], BEFORE: pack_generations(earlier)}
+    config = {**info["config"], "metadata": metadata}
+    await js_request(log.connection, f"STREAM.UPDATE.{config['name']}", config)
+
+
+async def test_who_looks_while_many_look_takes_what_one_of_them_finds(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def counted(connection: Connection, subject: str, *args: Any, **options: Any) -> Any:
+        asked.append(subject)
+        return await js_request(connection, subject, *args, **options)
+
+    monkeypatch.setattr(generations, "js_request", counted)
+    found = await asyncio.gather(*(log.chain.look() for _ in range(50)))
+    assert {one["config"]["name"] for one in found} == {log.subjects.stream}
+    assert len(asked) == 2  # the first had begun when the others came, who want to know what is true since
 
 
 @pytest.mark.parametrize("rolls", [1, 2])
