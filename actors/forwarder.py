@@ -44,6 +44,7 @@ __all__ = ["Forwarder"]
 BATCH = 100
 READ_AHEAD = 1_000
 RETRY_S = 1.0
+BACK_OFF_S = 0.2
 PATIENCE = 5
 """Attempts to read what the log's older generations say, before it goes on without."""
 DUPLICATE_WINDOW_S = 120
@@ -309,19 +310,25 @@ class Forwarder:
             self._queue.append(event)
             self._news.set()
 
-    async def _forward(self, events: list[_Event]) -> None:
+    async def _forward(self, events: list[_Event], *, told: Sequence[_Event] = ()) -> None:
+        """Append events with a mark that tells of these, or of others."""
         try:
-            await self._append(events)
+            await self._append(events, told or events)
         except ConcurrencyConflictError:
+            before = self._marked
             await self._read_mark()  # an attempt of ours had succeeded after all
+            if self._marked == before:
+                await asyncio.sleep(BACK_OFF_S)  # until it can be seen
         except (UnavailableError, ConfigurationError) as error:  # such as an old stream that one cannot read from here
             logger.debug("events wait at the edge: %s", error)
             await asyncio.sleep(RETRY_S)
             await self._read_mark()
         except CommandRejectedError as error:
-            before = self._told.through
+            through = self._told.through
             await self._read_mark()
-            if self._told.through == before:
+            if not events:
+                raise
+            if self._told.through == through:
                 await self._forward_apart(events, error)
         self._drop_forwarded()
 
@@ -340,11 +347,9 @@ class Forwarder:
             "the log has an event of the edge already" if known else "the log refuses an event of the edge; it is lost",
             extra={"edge": self._edge, "subject": event.subject, "sequence": event.sequence, "error": str(error)},
         )
-        await self._append([], told=[event])
+        await self._forward([], told=[event])
 
-    async def _append(self, events: list[_Event], *, told: Sequence[_Event] = ()) -> None:
-        """Forward events, with a mark that tells of these, or of others."""
-        told = told or events
+    async def _append(self, events: list[_Event], told: Sequence[_Event]) -> None:
         stored_at = max(self._told.stored_at, *(event.stored_at for event in told))  # the edge's clock may go back
         mark_after = _Mark(self._told.stream, told[-1].sequence, stored_at)
         event_id = self._log.ids()

@@ -281,6 +281,8 @@ async def _is_served(connection: Connection, who: str) -> bool:
     except (nats.errors.NoRespondersError, TimeoutError):
         return False
     except nats.errors.Error as error:
+        if connection.is_closed:
+            raise
         raise UnavailableError(f"the edge's JetStream cannot be asked: {error}") from error
     return True
 

@@ -106,6 +106,8 @@ async def _send(
             answer = await connection.request(member.subject, member.body, timeout=ANSWER_S, headers=headers)
             content: dict[str, Any] = json.loads(answer.data) if answer.data else {"error": {"silent": True}}
             return content
+    except nats.errors.NoRespondersError:  # so nobody has stored it
+        return {"error": {"code": 503, "description": "no stream listens; is the space being rolled?"}}
     except (nats.errors.Error, TimeoutError) as error:
         return {"error": {"silent": True, "description": str(error) or type(error).__name__}}
     raise AssertionError("the last member is answered")

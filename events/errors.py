@@ -11,7 +11,8 @@ CuebookError
 ├── HistoryRegressedError      the log lost or rewrote events      stop; a person decides
 └── ConfigurationError         wrong before we started             exit; never retried
     ├── AccessDeniedError      the server refuses who we are       correct the credentials
-    └── StreamMissingError     nobody has made the space yet       start the orchestrator, or wait for it
+    └── StreamMissingError     nobody has made the space yet, or   start the orchestrator, or wait for it
+                               its stream was dropped
 """
 
 from __future__ import annotations
@@ -93,4 +94,4 @@ class AccessDeniedError(ConfigurationError):
 
 
 class StreamMissingError(ConfigurationError):
-    """The space has no stream: its orchestrator has never run, or the name is another one."""
+    """There is no such stream: the space's orchestrator has never run, its name is another one, or it was dropped."""

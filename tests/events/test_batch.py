@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import nats.errors
 import pytest
 
 from cuebook.events import batch
@@ -97,6 +98,29 @@ async def test_a_batch_that_never_arrived_is_sent_again(log: EventLog, monkeypat
     )
     assert last == 4
     assert await stored(log) == [str(n) for n in range(4)]
+
+
+async def test_a_batch_that_nobody_was_there_for_and_then_conflicts_is_refused_at_once(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "BACK_OFF_S", 0.0)
+    real, attempts = type(log.connection).request, []
+
+    async def paused(self: Any, subject: str, *args: Any, **options: Any) -> Any:
+        if not subject.startswith("$JS"):
+            attempts.append(subject)
+            if len(attempts) < 3:
+                raise nats.errors.NoRespondersError
+        return await real(self, subject, *args, **options)
+
+    async def never(scope: str, after: int) -> None:
+        raise AssertionError("what nobody was there for is not looked for")
+
+    monkeypatch.setattr(type(log.connection), "request", paused)
+    scope = log.subjects.everything_of("r1")
+    with pytest.raises(ConcurrencyConflictError):
+        await append_batch(log.connection, members(log, 2), scope=scope, expected=7, first_after=never)
+    assert len(attempts) == 3
 
 
 async def test_what_the_server_does_not_take_is_refused(log: EventLog) -> None:
