@@ -30,6 +30,10 @@ __all__ = ["app"]
 
 app = typer.Typer(cls=Noun, add_completion=False, help="Run a part of cuebook as a process.")
 
+Slots = Annotated[
+    int | None,
+    flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
+]
 DrainS = Annotated[
     float,
     flag("--drain-s", envvar="CUEBOOK_DRAIN_S", min=0, help="Seconds to finish what is in flight when told to stop."),
@@ -61,10 +65,7 @@ def serve_agents(
     agents: Annotated[
         list[str], typer.Argument(envvar="CUEBOOK_AGENTS", metavar="MODULE:AGENT", help="Agent classes to serve.")
     ],
-    slots: Annotated[
-        int | None,
-        flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
-    ] = None,
+    slots: Slots = None,
     processes: Annotated[
         str,
         flag(
@@ -141,10 +142,7 @@ def serve_edge(
         float,
         flag("--offline-s", envvar="CUEBOOK_OFFLINE_S", min=1, help="Cut off for longer, its tasks go to others."),
     ] = 1800.0,
-    slots: Annotated[
-        int | None,
-        flag("--slots", envvar="CUEBOOK_SLOTS", min=1, help="Tasks at once, in place of each class's concurrency."),
-    ] = None,
+    slots: Slots = None,
     ahead: Annotated[
         int | None,
         flag("--ahead", envvar="CUEBOOK_AHEAD", min=0, help="Tasks given in advance, in place of each class's."),

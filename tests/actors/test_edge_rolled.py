@@ -97,6 +97,35 @@ async def test_what_waited_at_an_edge_comes_to_the_log_that_was_rolled_meanwhile
         await eventually(told)
 
 
+async def test_events_that_come_while_the_log_is_rolled_are_told_soon(
+    servers: NatsEdge, sensor: Nats, space: str
+) -> None:
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        enough, count = asyncio.Event(), 0
+
+        async def flow() -> int:
+            nonlocal count
+            while not enough.is_set():
+                count += 1
+                await publish(sensor, space, count)
+            return count
+
+        flowing = asyncio.create_task(flow())
+        for _ in range(2):
+            before = site.forwarder.forwarded
+            await eventually(lambda before=before: site.forwarder.forwarded > before + 20)  # type: ignore[misc]
+            await Roller(desk.client.log, by="test", say=lambda text: None).roll()
+        before = site.forwarder.forwarded
+        await eventually(lambda: site.forwarder.forwarded > before + 20, within_s=15)
+        enough.set()
+        last = await flowing
+
+        async def told() -> bool:
+            return await readings(desk) == list(range(1, last + 1))
+
+        await eventually(told)
+
+
 async def is_reached(probe: Nats, space: str) -> bool:
     with contextlib.suppress(nats.errors.Error):
         await probe.request("$JS.API.STREAM.NAMES", b"", timeout=0.2)
