@@ -217,9 +217,9 @@ class Forwarder:
 
     async def _name_anew(self, first: _Event) -> None:
         """What is stored here was put back to an older copy, and this event has come since, the first one to do so."""
-        made, _, times = first.stream.partition("+")
-        told, _, before = self._newest.partition("+")
-        name = f"{made}+{max(int(times or 0), int(before or 0) if told == made else 0) + 1}"
+        names = [one.partition("+") for one in (first.stream, self._newest)]
+        times = [int(times) for made, _, times in names if made == names[0][0] and times.isdecimal()]
+        name = f"{names[0][0]}+{max(times, default=0) + 1}"
         try:
             info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
             if info is not None and _name_of(info) == first.stream:
@@ -391,10 +391,14 @@ class Forwarder:
 
 
 def _mark_in(item: Envelope | Unreadable) -> _Mark:
-    """What a mark says; of no stream where it is none."""
+    """What a mark says; of no stream where it is none, since anybody may publish there."""
     event = item.event if isinstance(item, Envelope) else None
-    told = event.data if isinstance(event, OutsideEvent) and type(event.data) is dict else {}
-    return _Mark(str(told.get("stream", "")), int(told.get("through", 0)), int(told.get("stored_at", 0)))
+    match event.data if isinstance(event, OutsideEvent) else None:
+        case {"stream": str(stream), "through": int(through), **more}:
+            stored_at = more.get("stored_at")
+            return _Mark(stream, through, stored_at if isinstance(stored_at, int) else 0)
+        case _:
+            return _Mark("", 0)
 
 
 def _name_of(info: dict[str, Any]) -> str:

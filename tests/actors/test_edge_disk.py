@@ -181,6 +181,30 @@ async def test_what_was_answered_since_the_copy_to_which_the_disk_was_put_back_c
     assert facts["reverted"] == 0
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        b"",
+        b"[]",
+        b'{"stream": 7, "through": 1}',
+        b'{"stream": "x", "through": "y"}',
+        b'{"stream": "x+y", "through": 1}',
+    ],
+)
+async def test_what_a_stranger_says_in_place_of_a_mark_holds_nobody_up(
+    servers: NatsEdge, space: str, mark: bytes
+) -> None:
+    async with Desk(servers.hub.url, space) as desk:
+        await desk.client.log.connection.publish(f"{space}.event.cuebook.edge.shop-7", mark)
+        async with Site(servers, space):
+            await appear(servers, space, 1, 2)
+
+            async def told() -> bool:
+                return await readings(desk) == [1, 2]
+
+            await eventually(told)
+
+
 async def appear(servers: NatsEdge, space: str, *numbers: int) -> None:
     async with await nats.connect(servers.url) as connection:
         await publish(connection, space, *numbers)
