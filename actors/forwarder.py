@@ -45,6 +45,8 @@ BATCH = 100
 READ_AHEAD = 1_000
 RETRY_S = 1.0
 BACK_OFF_S = 0.2
+GIVE_UP_S = 1.0
+"""Less than others have, since it reads the mark then. After a roll it would wait behind one that was left behind."""
 PATIENCE = 5
 """Attempts to read what the log's older generations say, before it goes on without."""
 DUPLICATE_WINDOW_S = 120
@@ -362,6 +364,7 @@ class Forwarder:
             scope=self._mark,
             expected=self._marked if self._marked >= self._log.chain.whole else 0,  # no mark is carried over by a roll
             first_after=self._log.first_after,
+            give_up_s=GIVE_UP_S,
         )
         self._marked, self._newest, self._told = last - len(events), mark_after.stream, mark_after
         self.forwarded += len(events)

@@ -52,14 +52,16 @@ async def append_batch(
     expected: int,
     first_after: FirstAfter,
     generation: int = 1,
+    give_up_s: float | None = None,
 ) -> int:
     """Append all members or none; returns the sequence of the last one. `first_after`, `generation`: see Appender.
 
     The first member stands under `scope`, whose last message must have the sequence `expected` (0: there is none).
-    Raises ConcurrencyConflictError, CommandRejectedError, UnavailableError when the outcome is unknown.
+    Raises ConcurrencyConflictError, CommandRejectedError, and UnavailableError when the outcome is unknown `give_up_s`
+    after the beginning.
     """
     assert 0 < len(members) <= MAX_BATCH, "a batch is cut by whoever knows where"
-    give_up, lost = time.monotonic() + GIVE_UP_S, False
+    give_up, lost = time.monotonic() + (GIVE_UP_S if give_up_s is None else give_up_s), False
     while True:
         answer = await _send(connection, members, scope, expected, generation)
         error = answer.get("error")

@@ -116,14 +116,12 @@ async def test_events_that_come_while_the_log_is_rolled_are_told_soon(
             await eventually(lambda before=before: site.forwarder.forwarded > before + 20)  # type: ignore[misc]
             await Roller(desk.client.log, by="test", say=lambda text: None).roll()
         before = site.forwarder.forwarded
-        await eventually(lambda: site.forwarder.forwarded > before + 20, within_s=15)
+        await eventually(lambda: site.forwarder.forwarded > before + 20, within_s=25)
         enough.set()
         last = await flowing
 
-        async def told() -> bool:
-            return await readings(desk) == list(range(1, last + 1))
-
-        await eventually(told)
+        await eventually(lambda: site.forwarder.waiting == 0)
+        assert await readings(desk) == list(range(1, last + 1))
 
 
 async def is_reached(probe: Nats, space: str) -> bool:
