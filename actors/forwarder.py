@@ -13,6 +13,7 @@ such events are known by when they were stored, and from the first of them on th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +36,7 @@ from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
 from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
 from cuebook.events.log import EventLog, Unreadable
-from cuebook.events.lookup import last_match
+from cuebook.events.lookup import first_match, last_match, sequence_before
 from cuebook.events.stream import MAX_MESSAGE_BYTES
 from cuebook.events.subjects import check_token
 
@@ -110,10 +111,10 @@ class Forwarder:
         """What the log has; of another stream than the present one only after that was lost."""
         self._marked = 0
         """Where the last mark stands in the log, of whichever stream,"""
-        self._newest = ""
-        """and which that is."""
-        self._received = 0
-        """The last one read of the edge's stream."""
+        self._newest = _Mark("", 0)
+        """and what it says."""
+        self._received = self._read_until = 0
+        """The last one read of the edge's stream, and when the newest that was read was stored there."""
         self._unreadable = 0
         """How often what older marks say could not be read, one after the other."""
         self._said_two = self._said_unreadable = False
@@ -162,7 +163,10 @@ class Forwarder:
                 await asyncio.sleep(RETRY_S)
             except (HistoryRegressedError, ConfigurationError) as error:
                 if not await self._is_lost():
-                    raise
+                    if not isinstance(error, HistoryRegressedError):
+                        raise
+                    await self._go_on()
+                    continue
                 logger.error(  # noqa: TRY400 - what happened to a disk
                     "the edge's JetStream has lost its events; those not read yet are gone, and it begins afresh",
                     extra={"edge": self._edge, "stream": self._stream, "read": len(self._queue), "error": str(error)},
@@ -219,25 +223,61 @@ class Forwarder:
 
     async def _name_anew(self, first: _Event) -> None:
         """What is stored here was put back to an older copy, and this event has come since, the first one to do so."""
-        names = [one.partition("+") for one in (first.stream, self._newest)]
-        times = [int(times) for made, _, times in names if made == names[0][0] and times.isdecimal()]
-        name = f"{names[0][0]}+{max(times, default=0) + 1}"
+        name = self._next_name(first.stream)
+        if _made(self._newest.stream) == _made(name) and replace(self._newest, stream=first.stream).covers(first):
+            name = self._newest.stream  # it has come since, but before another copy was made, and was told
         try:
-            info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
-            if info is not None and _name_of(info) == first.stream:
-                metadata = {**_metadata(info), _NAMED: name, _AFTER: str(first.sequence - 1)}
-                await js_request(self._local, f"STREAM.UPDATE.{self._stream}", {**info["config"], "metadata": metadata})
+            await self._rename(first.stream, name, first.sequence - 1)
         except UnavailableError as error:
             logger.debug("events wait at the edge: %s", error)
             await asyncio.sleep(RETRY_S)
             return
+        named = [replace(one, stream=name) if one.stream == first.stream else one for one in self._queue]
+        self._queue = list({(one.stream, one.sequence): one for one in named}.values())
+
+    async def _go_on(self) -> None:
+        """After a restart of the server. Where its disk was put back, what was read and is missing there is told."""
+        while True:
+            try:
+                after = await self._still_there()
+                if after < self._received:
+                    await self._rename(self._name, self._next_name(self._name), after)
+            except UnavailableError as error:
+                logger.debug("cannot look at the edge's stream of events: %s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._received = after
+                return
+
+    async def _still_there(self) -> int:
+        """Up to where the stream is what we have read: as far as that was, also where we have removed it since."""
+        first = await first_match(self._local, self._stream, ">")
+        if first is None:
+            info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {})
+            return min(int(info["state"]["last_seq"]), self._received)
+        if first.sequence > self._received:
+            return self._received
+        if first.recorded_at > self._read_until:
+            return first.sequence - 1
+        return min(await sequence_before(self._local, self._stream, self._read_until + 1), self._received)
+
+    def _next_name(self, name: str) -> str:
+        names = [one.partition("+") for one in (name, self._newest.stream)]
+        times = [int(times) for made, _, times in names if made == _made(name) and times.isdecimal()]
+        return f"{_made(name)}+{max(times, default=0) + 1}"
+
+    async def _rename(self, name: str, into: str, after: int) -> None:
+        """Call the edge's stream otherwise from a sequence on. Raises UnavailableError."""
+        info = await js_request(self._local, f"STREAM.INFO.{self._stream}", {}, none_for={NO_STREAM})
+        if info is not None and _name_of(info) == name:
+            metadata = {**_metadata(info), _NAMED: into, _AFTER: str(after)}
+            await js_request(self._local, f"STREAM.UPDATE.{self._stream}", {**info["config"], "metadata": metadata})
+        if self._name == name:
+            self._name, self._after = into, after
         logger.error(
             "the edge's JetStream was put back to an older copy; what has come since is told all the same",
-            extra={"edge": self._edge, "stream": self._stream, "first": first.sequence, "told": self._told.through},
+            extra={"edge": self._edge, "stream": self._stream, "after": after, "told": self._told.through},
         )
-        if self._name == first.stream:
-            self._name, self._after = name, first.sequence - 1
-        self._queue = [replace(one, stream=name) if one.stream == first.stream else one for one in self._queue]
 
     async def _read_mark(self) -> None:
         """Up to where the log says that it has our events, however long it takes until it answers."""
@@ -260,7 +300,7 @@ class Forwarder:
             if found is None and (found := await self._log.last_match(self._mark)) is None:
                 return 0, self._told
             mark = _mark_in(self._log.decode(*found))
-            self._newest = mark.stream
+            self._newest = mark
             if mark.stream != self._told.stream:
                 mark = await self._search(self._marked, found.sequence)
         except (UnavailableError, ConfigurationError) as error:
@@ -296,7 +336,7 @@ class Forwarder:
             mark = _mark_in(item)
             if mark.stream == ours.stream:
                 ours = mark
-        another = self._newest.partition("+")[0] != ours.stream.partition("+")[0]
+        another = _made(self._newest.stream) != _made(ours.stream)
         if another and ours.through and ours != begun and not self._said_two:
             self._said_two = True
             logger.error(
@@ -306,9 +346,10 @@ class Forwarder:
         return ours
 
     def _receive(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
-        self._received = sequence
+        self._received, self._read_until = sequence, max(self._read_until, recorded_at)
         event = _Event(self._name, subject, body, sequence, recorded_at, headers)
-        if not self._told.covers(event):  # else it was forwarded before a restart, and not removed yet
+        follows = bool(self._queue) and self._queue[-1].stream == event.stream
+        if follows or not self._told.covers(event):  # else it was forwarded before a restart, and not removed yet
             self._queue.append(event)
             self._news.set()
 
@@ -353,7 +394,7 @@ class Forwarder:
 
     async def _append(self, events: list[_Event], told: Sequence[_Event]) -> None:
         stored_at = max(self._told.stored_at, *(event.stored_at for event in told))  # the edge's clock may go back
-        mark_after = _Mark(self._told.stream, told[-1].sequence, stored_at)
+        mark_after = _Mark(self._told.stream, max(self._told.through, told[-1].sequence), stored_at)
         event_id = self._log.ids()
         data = {"edge": self._edge, **asdict(mark_after), "events": len(events)}
         mark = encode(OutsideEvent(data=data), event_id=event_id, source=f"edge-{self._edge}", event_type="event")
@@ -366,7 +407,7 @@ class Forwarder:
             first_after=self._log.first_after,
             give_up_s=GIVE_UP_S,
         )
-        self._marked, self._newest, self._told = last - len(events), mark_after.stream, mark_after
+        self._marked, self._newest, self._told = last - len(events), mark_after, mark_after
         self.forwarded += len(events)
 
     def _member(self, event: _Event) -> Member:
@@ -379,14 +420,18 @@ class Forwarder:
         return Member(event.subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
 
     def _drop_forwarded(self) -> None:
-        self._queue = [one for one in self._queue if not self._told.covers(one)]
-        kept = [one.sequence for one in self._queue if one.stream == self._told.stream]
+        ours = [one for one in self._queue if one.stream == self._told.stream]
+        told = len(list(itertools.takewhile(self._told.covers, ours)))  # what follows one that has come since has, too
+        self._queue = [*ours[told:], *(one for one in self._queue if one.stream != self._told.stream)]
+        kept = [one.sequence for one in ours[told:]]
         until = min([self._told.through, self._received, *(sequence - 1 for sequence in kept)])
         purge: dict[str, Any] = {"seq": until + 1}  # what was not read yet may have come after the disk was put back
         if until and self._told.stream == self._name:
             self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
 
     async def _purge(self, request: dict[str, Any]) -> None:
+        if not self._local.is_connected:  # it would be said when the server is back, perhaps with an older copy
+            return
         try:
             await js_request(self._local, f"STREAM.PURGE.{self._stream}", request)
         except CuebookError as error:  # also when it is gone
@@ -402,6 +447,11 @@ def _mark_in(item: Envelope | Unreadable) -> _Mark:
             return _Mark(stream, through, stored_at if isinstance(stored_at, int) else 0)
         case _:
             return _Mark("", 0)
+
+
+def _made(name: str) -> str:
+    """When the stream of that name was made."""
+    return name.partition("+")[0]
 
 
 def _name_of(info: dict[str, Any]) -> str:

@@ -255,7 +255,7 @@ class Instance:
                 if not said:
                     await self._append("registered", registered)
                     said = True
-                if await self._has_stopped():
+                if await self._has_stopped() and not self.draining:
                     self.outlived = True
                     self._on_spent(self)
             except UnavailableError:
@@ -295,6 +295,11 @@ class Instance:
         self._heart.cancel()
         await self._close()
         self._left.set()
+
+    async def leave_outlived(self) -> None:
+        """Leave, since the log has it as stopped; it says so again, because that may be long ago and forgotten."""
+        await self.abandon()
+        await self._say("stopped", AgentStopped(reason="its edge was put back", handled=self.handled))
 
     async def leave_work(self, *, within_s: float) -> None:
         """End while the log is away: what runs may finish, and all else stays on the shelf for the next process."""

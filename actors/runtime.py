@@ -127,17 +127,21 @@ class AgentHost:
         if shelves:
             await edge.say_what_nobody_serves(self._space)
         for cls, shelf in sorted(shelves, key=lambda one: not one[1].instance):
-            while not self._stopping.is_set():
-                try:
-                    if not shelf.is_open:  # the link was cut while it registered
-                        await shelf.open()
-                    if not shelf.instance:
-                        refuse_recording(await self.log.verify())
-                    await self._add(cls, shelf)
-                    break
-                except (UnavailableError, StreamMissingError) as error:
-                    logger.warning("an agent that was never here waits for the log: %s", error)
-                    await asyncio.sleep(RETRY_S)
+            await self._add_from(cls, shelf)
+
+    async def _add_from(self, cls: type[Agent], shelf: Shelf) -> None:
+        while not self._stopping.is_set():
+            try:
+                if not shelf.is_open:  # the link was cut while it registered
+                    await shelf.open()
+                if not shelf.instance:
+                    refuse_recording(await self.log.verify())
+                await self._add(cls, shelf)
+            except (UnavailableError, StreamMissingError) as error:
+                logger.warning("an agent that was never here waits for the log: %s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
     async def _retire(self, instance: Instance, reason: str, within_s: float) -> None:
         if self.log.connection.is_closed:
@@ -166,12 +170,15 @@ class AgentHost:
             "the edge's JetStream was put back to an older copy: an instance had left since, a new one takes its place",
             extra={"agent": instance.agent_class.name, "instance": instance.id},
         )
-        await instance.abandon()
-        await shelf.forget()
-        self.instances.remove(instance)
-        self._handled += instance.handled
-        await shelf.open()
-        await self._add(instance.agent_class, shelf)
+        await instance.leave_outlived()
+        if instance in self.instances:
+            self.instances.remove(instance)
+            self._handled += instance.handled
+        while not self._stopping.is_set():
+            if await shelf.forget():
+                await self._add_from(instance.agent_class, shelf)
+                return
+            await asyncio.sleep(RETRY_S)
 
     async def _renew(self, instance: Instance, reason: str) -> None:
         """A fresh instance first, then the old one leaves: no moment without slots. No reason: it just leaves."""

@@ -116,14 +116,16 @@ class Shelf:
         self.instance = instance
         await self._persist(f"{self._scope}.instance", {"instance": instance, "received": self.received})
 
-    async def forget(self) -> None:
-        """The instance leaves in good order and has nothing left: the next one takes another name."""
+    async def forget(self) -> bool:
+        """The instance leaves and has nothing left: the next one takes another name. Whether that is stored."""
         self.instance = ""
         await ended(self._cleaner)
         try:
             await self._purge(f"{self._scope}.>")
         except CuebookError as error:
             logger.warning("the shelf could not be emptied: %s", error)
+            return False
+        return True
 
     async def restore(self, epoch: str) -> None:
         """Write all of it again into a stream that was begun anew, since the disk of the edge was lost.

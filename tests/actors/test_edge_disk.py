@@ -146,6 +146,50 @@ async def test_what_comes_after_the_disk_was_put_back_to_an_older_copy_is_told(
         assert len(set(ids)) == len(ids)
 
 
+async def test_a_restart_of_the_server_at_the_edge_is_no_loss(servers: NatsEdge, space: str) -> None:
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        for number in range(1, 4):
+            await appear(servers, space, number)
+            await eventually(lambda number=number: site.forwarder.forwarded == number)  # type: ignore[misc]
+            await servers.leaf.restart()
+        await appear(servers, space, 4)
+        await eventually(lambda: site.forwarder.forwarded == 4)
+        assert await readings(desk) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("since", [[], [4]], ids=["copy of what was told", "copy with one that waits"])
+async def test_what_was_read_before_the_disk_was_put_back_under_it_is_told(
+    servers: NatsEdge, space: str, tmp_path: Path, since: list[int], expected_errors: list[str]
+) -> None:
+    expected_errors.append("the edge's JetStream was put back to an older copy")
+    store, copy = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "copy"
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        await appear(servers, space, 1, 2, 3)
+        await eventually(lambda: site.forwarder.forwarded == 3)
+        servers.link.cut()
+        await appear(servers, space, *since)
+        await eventually(lambda: site.forwarder.waiting == len(since))
+        await servers.leaf.stop()
+        shutil.copytree(store, copy)
+        await servers.leaf.restart()
+        await appear(servers, space, *range(4 + len(since), 7))
+        await eventually(lambda: site.forwarder.waiting == 3)
+        await servers.leaf.stop()
+        shutil.rmtree(store)
+        shutil.copytree(copy, store)
+        await servers.leaf.restart()
+        await appear(servers, space, 7)
+        servers.link.mend()
+
+        async def told() -> bool:
+            return await readings(desk) == [1, 2, 3, 4, 5, 6, 7]
+
+        await eventually(told)
+        await appear(servers, space, 8)
+        await eventually(lambda: site.forwarder.waiting == 0)
+        assert await readings(desk) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 @pytest.mark.parametrize("left", [True, False], ids=["in good order", "without a word"])
 async def test_what_was_answered_since_the_copy_to_which_the_disk_was_put_back_counts_once(
     servers: NatsEdge, space: str, tmp_path: Path, expected_errors: list[str], left: bool
