@@ -224,8 +224,6 @@ class Forwarder:
     async def _name_anew(self, first: _Event) -> None:
         """What is stored here was put back to an older copy, and this event has come since, the first one to do so."""
         name = self._next_name(first.stream)
-        if _made(self._newest.stream) == _made(name) and replace(self._newest, stream=first.stream).covers(first):
-            name = self._newest.stream  # it has come since, but before another copy was made, and was told
         try:
             await self._rename(first.stream, name, first.sequence - 1)
         except UnavailableError as error:
@@ -241,7 +239,10 @@ class Forwarder:
             try:
                 after = await self._still_there()
                 if after < self._received:
-                    await self._rename(self._name, self._next_name(self._name), after)
+                    waiting = [one.sequence - 1 for one in self._queue if one.stream == self._name]
+                    await self._rename(self._name, self._next_name(self._name), min([after, *waiting]))
+            except StreamMissingError:
+                return
             except UnavailableError as error:
                 logger.debug("cannot look at the edge's stream of events: %s", error)
                 await asyncio.sleep(RETRY_S)
@@ -349,9 +350,16 @@ class Forwarder:
         self._received, self._read_until = sequence, max(self._read_until, recorded_at)
         event = _Event(self._name, subject, body, sequence, recorded_at, headers)
         follows = bool(self._queue) and self._queue[-1].stream == event.stream
-        if follows or not self._told.covers(event):  # else it was forwarded before a restart, and not removed yet
+        if follows or not self._is_told(event):  # else it was forwarded before a restart, and not removed yet
             self._queue.append(event)
             self._news.set()
+
+    def _is_told(self, event: _Event) -> bool:
+        """Whether the log has it, under the name that its stream has or under another that it had before or since."""
+        if self._told.covers(event):
+            return True
+        newest = replace(self._newest, stream=event.stream)
+        return _made(self._newest.stream) == _made(event.stream) and newest.stored_at > 0 and newest.covers(event)
 
     async def _forward(self, events: list[_Event], *, told: Sequence[_Event] = ()) -> None:
         """Append events with a mark that tells of these, or of others."""
@@ -421,7 +429,7 @@ class Forwarder:
 
     def _drop_forwarded(self) -> None:
         ours = [one for one in self._queue if one.stream == self._told.stream]
-        told = len(list(itertools.takewhile(self._told.covers, ours)))  # what follows one that has come since has, too
+        told = len(list(itertools.takewhile(self._is_told, ours)))  # what follows one that has come since has, too
         self._queue = [*ours[told:], *(one for one in self._queue if one.stream != self._told.stream)]
         kept = [one.sequence for one in ours[told:]]
         until = min([self._told.through, self._received, *(sequence - 1 for sequence in kept)])

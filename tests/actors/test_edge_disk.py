@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import nats
@@ -179,6 +179,7 @@ async def test_what_was_read_before_the_disk_was_put_back_under_it_is_told(
         shutil.copytree(copy, store)
         await servers.leaf.restart()
         await appear(servers, space, 7)
+        await eventually(lambda: site.forwarder.waiting == 4)
         servers.link.mend()
 
         async def told() -> bool:
@@ -188,6 +189,72 @@ async def test_what_was_read_before_the_disk_was_put_back_under_it_is_told(
         await appear(servers, space, 8)
         await eventually(lambda: site.forwarder.waiting == 0)
         assert await readings(desk) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_a_copy_that_was_made_of_a_disk_that_was_put_back_is_no_worse(
+    servers: NatsEdge, space: str, tmp_path: Path, expected_errors: list[str]
+) -> None:
+    expected_errors.append("the edge's JetStream was put back to an older copy")
+    store, first, second = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "first", tmp_path / "second"
+
+    async def copied(source: Path, target: Path) -> None:
+        await servers.leaf.stop()
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        await servers.leaf.restart()
+
+    async with Desk(servers.hub.url, space) as desk:
+
+        async def told(last: int) -> None:
+            async with Site(servers, space) as site:
+                await eventually(lambda: site.forwarder.waiting == 0)
+                await eventually(lambda: reads(range(1, last + 1)))
+
+        async def reads(wanted: Sequence[int]) -> bool:
+            return await readings(desk) == list(wanted)
+
+        async with Site(servers, space):
+            await appear(servers, space, 1, 2, 3)
+            await eventually(lambda: reads([1, 2, 3]))
+        await copied(store, first)
+        await appear(servers, space, 4, 5, 6)
+        await told(6)
+        await copied(first, store)
+        await appear(servers, space, 7, 8)
+        await copied(store, second)
+        await told(8)
+        await copied(second, store)
+        await appear(servers, space, 9)
+        await told(9)
+
+
+async def test_who_ends_before_it_has_told_what_is_in_an_older_copy_leaves_it_to_the_next(
+    servers: NatsEdge, space: str, tmp_path: Path, expected_errors: list[str]
+) -> None:
+    expected_errors.append("the edge's JetStream was put back to an older copy")
+    store, copy = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "copy"
+    async with Desk(servers.hub.url, space) as desk:
+        async with Site(servers, space) as site:
+            await appear(servers, space, 1, 2)
+            await eventually(lambda: site.forwarder.forwarded == 2)
+            servers.link.cut()
+            await appear(servers, space, 3)
+            await eventually(lambda: site.forwarder.waiting == 1)
+            await servers.leaf.stop()
+            shutil.copytree(store, copy)
+            await servers.leaf.restart()
+            await appear(servers, space, 4)
+            await eventually(lambda: site.forwarder.waiting == 2)
+            await servers.leaf.stop()
+            shutil.rmtree(store)
+            shutil.copytree(copy, store)
+            await servers.leaf.restart()
+            await appear(servers, space, 5)
+            await eventually(lambda: site.forwarder.waiting == 3)
+        servers.link.mend()
+        async with Site(servers, space) as site:
+            await eventually(lambda: site.forwarder.forwarded == 2)
+            assert await readings(desk) == [1, 2, 3, 5]  # the disk has lost 4, and so has the memory
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["in good order", "without a word"])
