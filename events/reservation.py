@@ -112,6 +112,8 @@ async def _acquire(bucket: KeyValue, space: str, holder: str) -> tuple[float, in
         began = time.monotonic()
         try:
             return began, await bucket.create(_KEY, holder.encode())
+        except KeyNotFoundError:
+            continue  # there when it was to be created, and ended when nats-py looked at it
         except KeyWrongLastSequenceError:
             try:
                 entry = await bucket.get(_KEY)

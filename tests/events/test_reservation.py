@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from nats.js.kv import KeyValue
 
 from cuebook.events import reservation
 from cuebook.events.connection import Connection
@@ -64,6 +65,25 @@ async def test_who_was_killed_is_not_waited_for_long(
         ours.check()
         with pytest.raises(UnavailableError, match="were not reserved"):
             lost.check()
+
+
+async def test_who_was_killed_may_be_free_at_the_moment_of_looking(
+    connection: Connection, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = KeyValue._get
+
+    async def late(bucket: KeyValue, key: str, revision: int | None = None) -> KeyValue.Entry:
+        while True:  # until it has ended: then the server says so
+            await get(bucket, key, revision)
+
+    monkeypatch.setattr(reservation, "_RENEW_S", 600.0)
+    with monkeypatch.context() as dies:
+        dies.setattr(reservation.Reservation, "give_back", lambda self: asyncio.sleep(0))
+        async with reserved(connection, space, "killed"):
+            pass
+    monkeypatch.setattr(KeyValue, "_get", late)
+    async with reserved(connection, space, "next") as ours:
+        ours.check()
 
 
 async def test_what_was_lost_in_between_must_begin_anew(
