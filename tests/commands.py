@@ -75,6 +75,15 @@ class Command:
                     found.append(process)
         return found
 
+    def running(self, argument: str) -> list[psutil.Process]:
+        """Those that were started with this argument and have not ended."""
+        found = []
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, too
+                if process.is_running() and argument in process.cmdline():
+                    found.append(process)
+        return found
+
     def exported(self) -> dict[str, str]:
         """The variables that it says to export."""
         lines = (re.fullmatch(r" *export (\w+)=(.*)", line) for line in self.lines)

@@ -79,7 +79,7 @@ def test_killing_the_orchestrator_and_an_agent_changes_nothing_about_the_outcome
     with started("demo", "--plain", cwd=tmp_path) as demo:
         demo.line("t-05  opened")
         for name in ("orchestrator", "cuebook.examples.support.orders:Orders"):
-            (process,) = [one for one in demo.still_running() if name in one.cmdline()]
+            (process,) = demo.running(name)
             process.kill()
         assert demo.end() == 0, "\n".join(demo.lines)
     assert "outcomes  7 refunded, 2 answered, 2 thanked, 8 escalated, 1 compensated" in demo.lines
@@ -140,7 +140,7 @@ async def test_dev_starts_a_killed_agent_again(tmp_path: Path, nats_url: str, da
     env = {"CUEBOOK_NATS_URL": nats_url, "CUEBOOK_DATABASE_URL": database_url, "CUEBOOK_SPACE": space}
     with started("dev", "--sagas", "desk:welcome", "--agents", "desk:Greeter", cwd=tmp_path, env=env) as dev:
         dev.line("Ctrl-C stops everything")
-        (agent,) = [process for process in dev.still_running() if "desk:Greeter" in process.cmdline()]
+        (agent,) = dev.running("desk:Greeter")
         agent.kill()
         dev.line(r"greeter +\| ended by SIGKILL; starts again")
         dev.line(r"greeter +\| .* ready ")
