@@ -6,10 +6,14 @@ never take it), or UnavailableError (the outcome is unknown). When an answer is 
 the expected sequence makes that safe, and a conflict after a repetition is settled by reading back whether it was our
 own first attempt that won.
 
+Of a replicated stream the leader may be the last to have what an author has read already: consumers deliver from
+their own replica. Such a refusal looks like a conflict and is none: it is settled in the same way and sent again.
+
 An append guarded within its own scope carries no `Nats-Msg-Id`: its expected sequence is stronger, and the server's
 duplicate window would cost 250 bytes an event for two minutes. All others carry their event id there.
 
-Source of the codes: nats-server `errors.json`; of the order of answers: one stream takes messages one after another.
+Source of the codes: nats-server `errors.json`; of the order of answers: one stream takes messages one after another;
+of what a leader refuses: `checkMsgHeadersPreClusteredProposal` in nats-server.
 """
 
 from __future__ import annotations
@@ -104,9 +108,15 @@ class LogShape(Protocol):
     def kept(self) -> int:
         """What is older than this sequence is not in the stream any more."""
 
+    async def lags(self, sequence: int) -> bool:
+        """Whether the leader, one of several replicas, has not got as far as a sequence. Raises UnavailableError."""
+
 
 class _Whole:
     generation, kept = 1, 0
+
+    async def lags(self, sequence: int) -> bool:  # noqa: ARG002 - every sequence came with an acknowledgement
+        return False
 
 
 _WHOLE: Final = _Whole()
@@ -334,7 +344,7 @@ class Appender:
         entry.refusal = f"{error.get('description')}, err_code {err_code}"
         entry.full = err_code in _FULL
         if err_code in CONFLICTS and entry.expected is not None:
-            if entry.sent > 1:
+            if entry.sent > 1 or not _is_conflict(entry.expected, str(error.get("description"))):
                 self._settle(entry)
             else:
                 self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
@@ -382,7 +392,7 @@ class Appender:
             self.unanswered += 1
 
     def _settle(self, entry: _Append) -> None:
-        """After a repetition a conflict may be our own first attempt: look which event is stored."""
+        """A conflict may be our own first attempt, or come of a leader that lags: look which event is stored."""
         if entry.settling:
             return
         entry.settling = True
@@ -398,17 +408,19 @@ class Appender:
             outcome, entry.refusal = None, str(error)
         finally:
             entry.settling = False
-        if outcome is None:
-            entry.turn, entry.due = -1, time.monotonic() + BACK_OFF_S  # ask again
-        else:
+        if outcome is not None:
             self._finish(entry, *outcome)
+        elif entry.sent == 1 and entry.number in self._pending:  # what was in the way has mostly come by now
+            self._send(entry, time.monotonic())
+        else:
+            entry.turn, entry.due = -1, time.monotonic() + BACK_OFF_S
 
     async def _read_outcome(self, entry: _Append, expected: int) -> tuple[int, CuebookError | None] | None:
         """The outcome as the log has it; None while the leader still has it in the air."""
         conflict = ConcurrencyConflictError(entry.scope, expected)
         first = await self._first_after(entry.scope, expected)
         if first is None:
-            return None
+            return None if await self._may_follow(entry.scope, expected) else (0, conflict)
         if first[1] == entry.event_id:
             return first[0], None
         if _covers(entry.scope, entry.subject):  # then ours would be the first: the guard let nothing in between
@@ -419,6 +431,22 @@ class Appender:
                 return found[0], None
             after = found[0]
         return 0, conflict
+
+    async def _may_follow(self, scope: str, expected: int) -> bool:
+        """Whether the leader, which has nothing of the scope after `expected`, may yet take what it has refused."""
+        if expected < self._known.kept:  # it was sent before we knew that the log was rolled
+            return False
+        if not expected or await self._first_after(scope, expected - 1) is not None:
+            return True  # what it refused this for, ours or another's, is on its way to the log, or has come by now
+        return await self._known.lags(expected)
+
+
+def _is_conflict(expected: int, description: str) -> bool:
+    """Whether the server names what it has after `expected`.
+
+    It names less where it lags, and nothing while something of that scope is on its way to the replicas.
+    """
+    return (last := description.rpartition(" ")[2]).isdecimal() and int(last) > expected
 
 
 def _header(subject: str, event_id: str, scope: str, expected: int | None) -> bytes:

@@ -51,7 +51,7 @@ class CommandRejectedError(CuebookError):
 class ConcurrencyConflictError(CuebookError):
     """Another writer appended first: reload and decide again.
 
-    Source: JetStream err_code 10071 (wrong last sequence), 10164 when the stream is replicated.
+    Source: JetStream err_code 10071 (wrong last sequence); 10164 where a replicated stream has it in the air.
     """
 
     def __init__(self, scope: str, expected_sequence: int) -> None:

@@ -145,6 +145,11 @@ class Chain:
         if self._stale or self._looking.locked():  # what somebody else is just finding out counts too
             await self.look()
 
+    async def lags(self, sequence: int) -> bool:
+        """Whether the leader, one of several replicas, has not got as far as a sequence. Raises as `look`."""
+        info = await self.look()
+        return info["config"]["num_replicas"] > 1 and info["state"]["last_seq"] < sequence
+
     def look_soon(self) -> None:
         """Look, unless that is known, without waiting for it; and again until a roll that is under way is over."""
         if self._stale and (self._errand is None or self._errand.done()):

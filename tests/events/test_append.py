@@ -90,6 +90,10 @@ async def test_an_append_that_expects_what_is_not_there_conflicts(log: EventLog)
         await log.append(subject, TaskCompleted(), scope=scope, expected=0)
     assert (caught.value.scope, caught.value.expected_sequence) == (scope, 0)
     assert await log.append(subject, TaskCompleted(), scope=scope, expected=first) == first + 1
+    for nowhere in (first, 99):
+        with pytest.raises(ConcurrencyConflictError):
+            await log.append(task(log, 2)[0], TaskCompleted(), scope=task(log, 2)[1], expected=nowhere)
+    assert log.appender.resent == 0
 
 
 async def test_of_many_writers_one_wins(log: EventLog) -> None:
