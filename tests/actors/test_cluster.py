@@ -13,6 +13,7 @@ import pytest
 
 from cuebook.embedded.nats_cluster import NatsCluster, nats_cluster
 from cuebook.events.connection import connect
+from cuebook.events.errors import UnavailableError
 from cuebook.events.jetstream import js_request
 from tests.actors.cast import Bank, chain, lines
 from tests.actors.desk import Desk
@@ -89,6 +90,8 @@ async def _cluster_of(cluster: NatsCluster, stream: str) -> dict[str, Any]:
     connection = await connect(cluster.url, name="tests")
     try:
         found: dict[str, Any] = (await js_request(connection, f"STREAM.INFO.{stream}", {}))["cluster"]
+    except UnavailableError:  # nobody answers while there is no leader
+        return {}
     finally:
         await connection.close()
     return found if found.get("leader") else {}
