@@ -50,7 +50,7 @@ drops (429). Source: measurement on 2.15.1."""
 WINDOW_BYTES = 16 * 1024 * 1024
 """The same in bytes; the server's queue takes 128 MB. One append is always under way, whatever its size."""
 RESEND_AFTER_S = 2.0
-"""Doubled with every repetition."""
+"""Doubled with every repetition, but for the oldest: in a silence that one asks whether the log answers again."""
 BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
 _TRANSIENT = frozenset({10002, 10158})
@@ -147,7 +147,7 @@ class Appender:
         self._pending_bytes = 0
         self._waiting: deque[_Append] = deque()
         self._number = self._turn = self._answered_turn = 0
-        self._answered_at = 0.0
+        self._answered_at = self._asked_at = 0.0
         self._settling: set[asyncio.Task[None]] = set()
         self._inbox, self._cut = b"", 0
         self._idle = asyncio.Event()
@@ -289,6 +289,7 @@ class Appender:
         while True:
             await asyncio.sleep(BACK_OFF_S)
             now = time.monotonic()
+            self._ask_in_silence(now)
             for entry in list(self._pending.values()):
                 if entry.give_up <= now:
                     self._finish(entry, 0, self._silence(entry))
@@ -301,6 +302,14 @@ class Appender:
                 _tell(entry, 0, self._silence(entry))
             if not self._pending and not self._waiting:
                 self._idle.set()
+
+    def _ask_in_silence(self, now: float) -> None:
+        if max(self._answered_at, self._asked_at) + RESEND_AFTER_S > now:
+            return
+        oldest = next((entry for entry in self._pending.values() if not entry.settling), None)
+        if oldest is not None and self._is_overdue(oldest, now):
+            self._asked_at = now
+            self._send(oldest, now)
 
     def _is_overdue(self, entry: _Append, now: float) -> bool:
         """Whether an answer should have come: one has to what was sent later, or there was none for long.
@@ -328,12 +337,20 @@ class Appender:
             return
         start += 6
         end = payload.find(b",", start)
-        self._answered_at = time.monotonic()
+        self._note_answer()
         if entry.began > self._answered_turn:
             self._answered_turn = entry.began
         if self._is_full:
             self._note_room(full=False)
         self._finish(entry, int(payload[start : end if end > 0 else payload.find(b"}", start)]), None)
+
+    def _note_answer(self) -> None:
+        """The log answers. After a silence, what gets no answer soon was lost."""
+        now = time.monotonic()
+        if self._answered_at + RESEND_AFTER_S <= now:
+            for entry in self._pending.values():
+                entry.turn, entry.due = -1, min(entry.due, now + BACK_OFF_S)
+        self._answered_at = now
 
     def _on_refusal(self, entry: _Append, payload: bytes) -> None:
         # An empty answer is the server's "no responders": no stream takes this subject, or it has no leader.
@@ -344,6 +361,7 @@ class Appender:
         entry.refusal = f"{error.get('description')}, err_code {err_code}"
         entry.full = err_code in _FULL
         if err_code in CONFLICTS and entry.expected is not None:
+            self._note_answer()
             if entry.sent > 1 or not _is_conflict(entry.expected, str(error.get("description"))):
                 self._settle(entry)
             else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -435,6 +436,27 @@ async def test_only_what_was_overtaken_is_sent_again_while_answers_keep_coming(
             appending.cancel()
         assert outcomes.errors == {}
         assert len({frame for frame, times in sent.items() if times > 1}) == lost > 0
+        await connection.close()
+
+
+async def test_what_was_lost_in_a_silence_is_sent_again_when_the_log_answers(
+    server: NatsServer, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append_module, "RESEND_AFTER_S", 1.0)
+    async with proxy(server.url) as line:
+        connection = await connect(line.url, name="tests")
+        async with EventLog(connection, space, source="tests") as log:
+            await log.ensure()
+            line.swallow = lambda block: True
+            outcomes = Outcomes()
+            for key in range(50):
+                post(log, outcomes, key)
+            await eventually(lambda: all(entry.sent > 2 for entry in log.appender._pending.values()))
+            line.swallow = lambda block: False
+            due = min(entry.due for entry in log.appender._pending.values())
+            await all_ended(outcomes, 50)
+            assert time.monotonic() < due  # the next time that each would have been sent for itself
+        assert outcomes.errors == {}
         await connection.close()
 
 
