@@ -12,8 +12,8 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar
 
 import nats.errors
 from pydantic_core import to_jsonable_python
@@ -62,6 +62,7 @@ LOOKS = 100
 logger = logging.getLogger(__name__)
 
 _Kind = Literal["task", "run"]
+T = TypeVar("T")
 
 
 class Outcome:
@@ -111,10 +112,13 @@ class Client:
         await ended(self._looker)
         for listener in self._listeners:
             await listener.close()
+        self._give_up("closed")
+        await self.log.__aexit__(*exc_info)
+
+    def _give_up(self, why: str) -> None:
         for run_id, awaited in self._awaited.items():
             for future in awaited.futures:
-                _fail(future, UnavailableError(f"closed before run {run_id} had ended; it goes on"))
-        await self.log.__aexit__(*exc_info)
+                _fail(future, UnavailableError(f"{why} before run {run_id} had ended; it goes on"))
 
     def new_id(self, prefix: str = "") -> str:
         """A fresh run id."""
@@ -237,20 +241,20 @@ class Client:
         While the log is away it waits on; UnavailableError means that the connection was closed for good.
         """
         async with asyncio.timeout(timeout_s):
-            state = await self._find_state(run_id)
+            state = await self._persist(lambda: self.state(run_id))
             if (outcome := _outcome(state)) is not None:
                 return outcome
             future = await self.expect(run_id, "task" if state.standalone else "run")
             try:
-                await self._look_at(run_id)  # it may have ended before we listened
+                await self._persist(lambda: self._look_at(run_id))  # it may have ended before we listened
                 return await future
             finally:
                 self._forget(run_id, future)
 
-    async def _find_state(self, run_id: str) -> RunState:
+    async def _persist(self, ask: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await self.state(run_id)
+                return await ask()
             except UnavailableError:
                 if self._connection.is_closed:
                     raise
@@ -388,6 +392,8 @@ class Client:
                     await self._look_at(run_id)
             except CuebookError as error:
                 logger.debug("could not look for outcomes: %s", error)  # the next look is soon
+                if self._connection.is_closed:
+                    self._give_up("the connection to NATS was closed for good")
 
     async def _look_at(self, run_id: str) -> None:
         awaited = self._awaited.pop(run_id, None)

@@ -148,7 +148,7 @@ class Chain:
     async def lags(self, sequence: int) -> bool:
         """Whether the leader, one of several replicas, has not got as far as a sequence. Raises as `look`."""
         info = await self.look()
-        return info["config"]["num_replicas"] > 1 and info["state"]["last_seq"] < sequence
+        return bool(info["config"]["num_replicas"] > 1 and info["state"]["last_seq"] < sequence)
 
     def look_soon(self) -> None:
         """Look, unless that is known, without waiting for it; and again until a roll that is under way is over."""

@@ -171,6 +171,21 @@ async def test_waiting_has_a_limit_and_an_end(play: Play, nats_url: str, space: 
         await connection.close()
 
 
+async def test_waiting_ends_with_a_connection_that_is_closed_for_good(
+    play: Play, nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "LOOK_AGAIN_S", 0.1)
+    async with play as desk:
+        await refused(desk, "r")
+        connection = await connect(nats_url, name="another client")
+        async with Client(connection, space) as other:
+            waiting = asyncio.create_task(other.wait("r"))
+            await eventually(lambda: "r" in other._awaited)
+            await connection.close()
+            with pytest.raises(UnavailableError, match="closed for good before run r had ended; it goes on"):
+                await waiting
+
+
 async def test_what_ends_just_before_its_end_is_listened_for_is_seen_at_once(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,16 +11,30 @@ from typing import Any
 
 import pytest
 
+from cuebook.actors import Task, handler
 from cuebook.embedded.nats_cluster import NatsCluster, nats_cluster
 from cuebook.events.connection import connect
 from cuebook.events.errors import UnavailableError
 from cuebook.events.jetstream import js_request
-from tests.actors.cast import Bank, chain, lines
+from tests.actors.cast import Bank, Number, chain, lines, note
 from tests.actors.desk import Desk
 from tests.actors.test_standby import check_single
 from tests.waiting import eventually
 
 ROUNDS = 4  # so that whoever leads the stream is among those that die
+
+
+class Patient(Bank):
+    """Has time for as long as the cluster is away: what is not answered in time is done again."""
+
+    @handler(timeout_s=120)
+    async def add(self, number: Number, task: Task) -> Number:
+        note("add", task)
+        return Number(n=number.n + 1)
+
+    @add.compensation
+    async def take(self, number: Number, result: Number, task: Task) -> None:
+        note("take", task)
 
 
 @pytest.fixture
@@ -33,7 +47,7 @@ async def test_each_node_may_die_while_runs_are_under_way(
     cluster: NatsCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAST_LEDGER", str(tmp_path / "ledger"))
-    async with Desk(cluster.url, "cue", sagas=[chain], agents=[Bank], replicas=3) as desk:
+    async with Desk(cluster.url, "cue", sagas=[chain], agents=[Patient], replicas=3) as desk:
         await desk.direct(standby=True)
         enough = asyncio.Event()
         wanted: dict[str, str] = {}
