@@ -452,11 +452,11 @@ class Appender:
 
     async def _may_follow(self, scope: str, expected: int) -> bool:
         """Whether the leader, which has nothing of the scope after `expected`, may yet take what it has refused."""
+        if not expected:
+            return True  # what it refused this for, ours or another's, is on its way to the log
         if expected < self._known.kept:  # it was sent before we knew that the log was rolled
             return False
-        if not expected or await self._first_after(scope, expected - 1) is not None:
-            return True  # what it refused this for, ours or another's, is on its way to the log, or has come by now
-        return await self._known.lags(expected)
+        return await self._first_after(scope, expected - 1) is not None or await self._known.lags(expected)
 
 
 def _is_conflict(expected: int, description: str) -> bool:
