@@ -19,6 +19,7 @@ from cuebook.events.codec import parse_headers
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.errors import CuebookError, HistoryRegressedError, StreamMissingError, UnavailableError
 from cuebook.events.jetstream import NO_STREAM, js_request
+from cuebook.events.lookup import end_of
 
 __all__ = ["Feed", "OnMessage", "delivery_numbers", "js_request"]
 
@@ -96,7 +97,8 @@ class Feed:
         self.opened = 0
         """How often delivery has begun; more than 1 after a loss or a reconnect."""
         self.pending = 0
-        """Stored messages that match and have not come yet, as the server last said."""
+        """Stored messages that match and have not come yet, as the server last said; another replica may have more."""
+        self.replicated = False
         self._heard = 0.0
         self._acknowledged = 0
         self._owed = b""
@@ -165,9 +167,10 @@ class Feed:
         answer = await self._ask("CONSUMER.CREATE", request)
         self._consumer = answer["name"]
         # Asked for more than it holds, the server just waits; and would skip what comes until then.
-        info = await self._ask("STREAM.INFO", {})
-        if info["state"]["last_seq"] < already_read:
-            raise self._regressed(f"ends at {info['state']['last_seq']}", already_read)
+        end = await end_of(lambda: self._ask("STREAM.INFO", {}), reached=already_read)
+        if end.last < already_read:
+            raise self._regressed(f"ends at {end.last}", already_read)
+        self.replicated = end.replicated
         if not self._delivered:
             self.pending = int(answer.get("num_pending", 0))
 

@@ -103,8 +103,8 @@ class Chain:
         """What is older than this sequence is not in the current stream, nor any guard on it; see `KEPT`."""
         self.whole = 0
         """From this sequence on all is in the current stream; see `WHOLE`."""
-        self.rolling = False
-        """Nothing can be written just now: the next stream is being made."""
+        self.rolling = self.replicated = False
+        """Nothing can be written just now: the next stream is being made. The current stream has several replicas."""
         self._before = "[]"
         self._pasts: dict[int, Past] = {}
         self._stale, self._listening = True, False
@@ -148,7 +148,7 @@ class Chain:
     async def lags(self, sequence: int) -> bool:
         """Whether the leader, one of several replicas, has not got as far as a sequence. Raises as `look`."""
         info = await self.look()
-        return bool(info["config"]["num_replicas"] > 1 and info["state"]["last_seq"] < sequence)
+        return self.replicated and int(info["state"]["last_seq"]) < sequence
 
     def look_soon(self) -> None:
         """Look, unless that is known, without waiting for it; and again until a roll that is under way is over."""
@@ -281,7 +281,7 @@ class Chain:
         self.start = earlier[-1].last if earlier else 0
         self.kept = int(metadata.get(KEPT, "0"))
         self.whole = int(metadata.get(WHOLE, self.start + 1 if earlier else "0"))
-        self.rolling = NEXT in metadata
+        self.rolling, self.replicated = NEXT in metadata, info["config"]["num_replicas"] > 1
         self._stale = self._stale or self.rolling
         if self.stream != stream:
             for tell in list(self.on_roll):

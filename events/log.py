@@ -321,15 +321,13 @@ class EventLog:
 
     @_wherever_it_is
     async def scope_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:
-        """What a scope holds after a sequence, by direct get: quick for the few events of one task.
-
-        On a replicated stream it may lack the very latest.
-        """
+        """What a scope holds after a sequence, by direct get: quick for the few events of one task."""
         found: list[StoredMessage] = []
         while (past := await self.chain.past_after(after)) is not None:
             found += await past.matches(scope, after)
             after = past.last
-        found += await matches(self.connection, self.chain.stream, scope, after)
+        chain = self.chain
+        found += await matches(self.connection, chain.stream, scope, after, replicated=chain.replicated)
         return [self.decode(*message) for message in found]
 
     async def first_sequence(self, scope: str) -> int:

@@ -1,7 +1,8 @@
 """Single messages and short histories, without a consumer.
 
 What decides something is asked of the stream's leader, by `STREAM.MSG.GET`: it has seen all that was acknowledged.
-Histories come by direct get, in one round trip; on a replicated stream a follower that is a little behind may answer.
+Histories come by direct get, in one round trip; on a replicated stream a follower that is behind may answer, and its
+leader is asked whether there is more.
 While a space is rolled the next stream, a mirror of some of the old one, answers for it too, and is not listened to.
 Source: JetStream ADR-8, ADR-31; the batch form by measurement on server 2.15.
 """
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from base64 import b64decode
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nats.errors
 
@@ -21,10 +24,13 @@ from cuebook.events.envelope import to_datetime
 from cuebook.events.errors import UnavailableError
 from cuebook.events.jetstream import NO_MESSAGE, js_request
 
-__all__ = ["StoredMessage", "first_match", "last_match", "matches", "message_at", "sequence_before"]
+__all__ = ["StoredMessage", "end_of", "first_match", "last_match", "matches", "message_at", "sequence_before"]
 
 BATCH = 256
 TIMEOUT_S = 5.0
+LAG_S = 5.0
+"""A leader that is behind another replica catches up in less."""
+LAG_POLL_S = 0.1
 _OWN_HEADER = b"\r\nNats-Stream: "
 
 
@@ -36,6 +42,27 @@ class StoredMessage(NamedTuple):
     sequence: int
     recorded_at: int
     headers: bytes | None
+
+
+class End(NamedTuple):
+    """Where a stream ends by the word of its leader, and whether there are other replicas."""
+
+    last: int
+    replicated: bool
+
+
+async def end_of(info: Callable[[], Awaitable[Any]], *, reached: int) -> End:
+    """Where a stream ends. `info` asks for its STREAM.INFO; `reached`: a sequence that somebody has read already.
+
+    Consumers deliver from their own replica, so the leader may be the last to have that: it is given `LAG_S`.
+    """
+    give_up = time.monotonic() + LAG_S
+    while True:
+        about = await info()
+        end = End(int(about["state"]["last_seq"]), about["config"]["num_replicas"] > 1)
+        if end.last >= reached or not end.replicated or time.monotonic() > give_up:
+            return end
+        await asyncio.sleep(LAG_POLL_S)
 
 
 async def message_at(connection: Connection, stream: str, sequence: int) -> StoredMessage | None:
@@ -53,7 +80,9 @@ async def last_match(connection: Connection, stream: str, subject: str) -> Store
     return await _leader_get(connection, stream, {"last_by_subj": subject})
 
 
-async def matches(connection: Connection, stream: str, subjects: str, after: int = 0) -> list[StoredMessage]:
+async def matches(
+    connection: Connection, stream: str, subjects: str, after: int = 0, *, replicated: bool = False
+) -> list[StoredMessage]:
     """All messages under a subject filter after a sequence, in order. Raises as `message_at`."""
     found: list[StoredMessage] = []
     while True:
@@ -64,7 +93,7 @@ async def matches(connection: Connection, stream: str, subjects: str, after: int
                 return found
             batch, to_come = [first], 1
         found += batch
-        if not to_come:
+        if not to_come and not replicated:
             return found
         after = found[-1].sequence
 

@@ -11,6 +11,7 @@ from cuebook.events.connection import Connection
 from cuebook.events.errors import HistoryRegressedError
 from cuebook.events.feed import UNACKED, Feed, OnMessage
 from cuebook.events.jetstream import js_request
+from cuebook.events.lookup import LAG_POLL_S, end_of, first_match
 
 __all__ = ["Readable", "Stored", "collected", "stream_batches"]
 
@@ -58,10 +59,31 @@ async def stream_batches(
 ) -> AsyncGenerator[list[Stored]]:
     """Messages of a stream with `after` < sequence <= `until`, undecoded. `until` must be stored already.
 
+    The server delivers from any replica, also from one that came back just now and lacks the latest: then the stream's
+    leader is asked whether that was all, and the rest read when it is there.
+
     Raises UnavailableError when the connection is closed, HistoryRegressedError, ConfigurationError.
     """
-    opened: list[Feed] = []
+    while True:
+        opened: list[Feed] = []
+        feed = _feed_from(connection, stream, filters, after, opened)
+        async with aclosing(collected(feed, until)) as batches:
+            async for batch in batches:
+                yield batch
+                after = batch[-1].sequence
+        # Nothing more: because there is nothing, or did a server come back without its last ones, or lags a replica?
+        if after >= until:
+            return
+        if opened[0].opened > 1:
+            end = await end_of(lambda: js_request(connection, f"STREAM.INFO.{stream}", {}), reached=until)
+            if end.last < until:
+                raise HistoryRegressedError(f"stream {stream} ends at {end.last}, but it had {until} before")
+        if not opened[0].replicated or not await _has_more(connection, stream, filters or [">"], after, until):
+            return
+        await asyncio.sleep(LAG_POLL_S)
 
+
+def _feed_from(connection: Connection, stream: str, filters: Sequence[str], after: int, opened: list[Feed]) -> OpenFeed:
     def feed(on_message: OnMessage, held: Callable[[], bool], on_open: Callable[[], None]) -> Feed:
         one = Feed(
             connection,
@@ -76,13 +98,15 @@ async def stream_batches(
         opened.append(one)
         return one
 
-    async with aclosing(collected(feed, until)) as batches:
-        async for batch in batches:
-            yield batch
-    if opened[0].opened > 1:  # nothing more: because there is nothing, or did a server come back without its last ones?
-        info = await js_request(connection, f"STREAM.INFO.{stream}", {})
-        if (last := info["state"]["last_seq"]) < until:
-            raise HistoryRegressedError(f"stream {stream} ends at {last}, but it had {until} before")
+    return feed
+
+
+async def _has_more(connection: Connection, stream: str, filters: Sequence[str], after: int, until: int) -> bool:
+    for one in filters:
+        found = await first_match(connection, stream, one, after)
+        if found is not None and found.sequence <= until:
+            return True
+    return False
 
 
 async def collected(open_feed: OpenFeed, until: int | None) -> AsyncGenerator[list[Stored]]:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cuebook.embedded.nats_cluster import nats_cluster
+from cuebook.embedded.nats_cluster import NatsCluster, nats_cluster
+from cuebook.events import lookup
 from cuebook.events.append import Appender
 from cuebook.events.connection import connect
-from cuebook.events.errors import ConcurrencyConflictError, CuebookError, UnavailableError
-from cuebook.events.facts import Event, TaskCompleted, TaskProgressed
+from cuebook.events.errors import ConcurrencyConflictError, CuebookError, HistoryRegressedError, UnavailableError
+from cuebook.events.facts import Event, OutsideEvent, TaskCompleted, TaskProgressed
+from cuebook.events.feed import Feed
+from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
+from tests.waiting import eventually
 
 
 @pytest.fixture
-async def log(tmp_path: Path) -> AsyncIterator[EventLog]:
-    async with nats_cluster(tmp_path / "nats") as cluster:
-        connection = await connect(cluster.url, name="tests")
-        async with connection, EventLog(connection, "cue", source="tests") as opened:
-            await opened.ensure(replicas=3)
-            yield opened
+async def cluster(tmp_path: Path) -> AsyncIterator[NatsCluster]:
+    async with nats_cluster(tmp_path / "nats") as running:
+        yield running
+
+
+@pytest.fixture
+async def log(cluster: NatsCluster) -> AsyncIterator[EventLog]:
+    connection = await connect(cluster.url, name="tests")
+    async with connection, EventLog(connection, "cue", source="tests") as opened:
+        await opened.ensure(replicas=3)
+        yield opened
 
 
 @pytest.mark.parametrize("guard", [0, None])
@@ -64,3 +75,50 @@ async def test_what_shall_follow_on_nothing_is_refused(log: EventLog) -> None:
     async with Appender(log.connection, first_after=log.first_after, known=log.chain, give_up_s=0.5) as appender:
         with pytest.raises(UnavailableError, match="wrong last sequence: 0"):  # may come yet
             await appender.append(subject, b"{}", event_id="e", scope=scope, expected=99)
+
+
+async def test_a_feed_waits_for_a_leader_that_lacks_what_was_read(log: EventLog) -> None:
+    assert await log.append(log.subjects.event("a"), OutsideEvent()) == 1
+    stream, came = log.chain.stream, asyncio.Event()
+
+    async def read_on() -> None:
+        async with Feed(log.connection, stream, filters=[], start=3, on_message=lambda *_: came.set()):
+            await came.wait()
+
+    async def is_open() -> bool:
+        names: Mapping[str, Any] = await js_request(log.connection, f"CONSUMER.NAMES.{stream}", {})
+        return bool(names["consumers"])
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read_on())
+        await eventually(is_open)
+        for number in (2, 3):
+            assert await log.append(log.subjects.event("a"), OutsideEvent()) == number
+
+
+async def test_a_feed_does_not_wait_for_ever(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "LAG_S", 0.3)
+    await log.append(log.subjects.event("a"), OutsideEvent())
+    with pytest.raises(HistoryRegressedError, match="ends at 1, but 2 was already read"):
+        async with Feed(log.connection, log.chain.stream, filters=[], start=3, on_message=lambda *_: None):
+            raise AssertionError("there is nothing to read")
+
+
+async def test_what_is_read_is_whole_while_a_node_catches_up(cluster: NatsCluster, log: EventLog) -> None:
+    stream, topic = log.chain.stream, log.subjects.event("a")
+    await log.append(topic, OutsideEvent())
+    for _ in range(2):
+        about = await js_request(log.connection, f"STREAM.INFO.{stream}", {})
+        ours = log.connection.connected_url
+        assert ours is not None
+        node = next(
+            one for one in cluster.nodes if one.name != about["cluster"]["leader"] and f":{ours.port}" not in one.url
+        )
+        await node.kill()
+        await asyncio.gather(*(log.append(topic, OutsideEvent(data="x" * 500)) for _ in range(10_000)))
+        last = (await log.verify()).last_sequence
+        await node.restart()
+        for _ in range(50):
+            with contextlib.suppress(UnavailableError):  # the node was chosen, and does not answer yet
+                read = [item.sequence async for item in log.read(after=last - 500, until=last)]
+                assert read == list(range(last - 499, last + 1))
