@@ -36,7 +36,7 @@ from cuebook.events.errors import (
     PoisonMessageError,
     UnavailableError,
 )
-from cuebook.events.jetstream import CONFLICTS
+from cuebook.events.jetstream import CONFLICTS, IN_THE_AIR, WRONG_SEQUENCE
 
 __all__ = ["Appender", "Done", "LogShape"]
 
@@ -108,14 +108,17 @@ class LogShape(Protocol):
     def kept(self) -> int:
         """What is older than this sequence is not in the stream any more."""
 
-    async def lags(self, sequence: int) -> bool:
-        """Whether the leader, one of several replicas, has not got as far as a sequence. Raises UnavailableError."""
+    async def may_hold(self, scope: str, sequence: int) -> bool:
+        """Whether the stream has a message of a scope at a sequence, or may come to have one since its leader lags.
+
+        Raises UnavailableError.
+        """
 
 
 class _Whole:
     generation, kept = 1, 0
 
-    async def lags(self, sequence: int) -> bool:  # noqa: ARG002 - every sequence came with an acknowledgement
+    async def may_hold(self, scope: str, sequence: int) -> bool:  # noqa: ARG002 - it came with an acknowledgement
         return False
 
 
@@ -362,7 +365,9 @@ class Appender:
         entry.full = err_code in _FULL
         if err_code in CONFLICTS and entry.expected is not None:
             self._note_answer()
-            if entry.sent > 1 or not _is_conflict(entry.expected, str(error.get("description"))):
+            if err_code == IN_THE_AIR:
+                self._settle(entry, in_the_air=True)
+            elif entry.sent > 1 or (err_code == WRONG_SEQUENCE and not _names_later(entry.refusal, entry.expected)):
                 self._settle(entry)
             else:
                 self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
@@ -409,19 +414,19 @@ class Appender:
         else:
             self.unanswered += 1
 
-    def _settle(self, entry: _Append) -> None:
+    def _settle(self, entry: _Append, *, in_the_air: bool = False) -> None:
         """A conflict may be our own first attempt, or come of a leader that lags: look which event is stored."""
         if entry.settling:
             return
         entry.settling = True
-        task = asyncio.get_running_loop().create_task(self._settle_by_reading(entry))
+        task = asyncio.get_running_loop().create_task(self._settle_by_reading(entry, in_the_air=in_the_air))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    async def _settle_by_reading(self, entry: _Append) -> None:
+    async def _settle_by_reading(self, entry: _Append, *, in_the_air: bool) -> None:
         assert entry.expected is not None
         try:
-            outcome = await self._read_outcome(entry, entry.expected)
+            outcome = await self._read_outcome(entry, entry.expected, in_the_air=in_the_air)
         except CuebookError as error:  # the link, or an old stream that cannot be read from here, or not now
             outcome, entry.refusal = None, str(error)
         finally:
@@ -433,12 +438,16 @@ class Appender:
         else:
             entry.turn, entry.due = -1, time.monotonic() + BACK_OFF_S
 
-    async def _read_outcome(self, entry: _Append, expected: int) -> tuple[int, CuebookError | None] | None:
+    async def _read_outcome(
+        self, entry: _Append, expected: int, *, in_the_air: bool
+    ) -> tuple[int, CuebookError | None] | None:
         """The outcome as the log has it; None while the leader still has it in the air."""
         conflict = ConcurrencyConflictError(entry.scope, expected)
         first = await self._first_after(entry.scope, expected)
         if first is None:
-            return None if await self._may_follow(entry.scope, expected) else (0, conflict)
+            if in_the_air or not expected or await self._known.may_hold(entry.scope, expected):
+                return None
+            return 0, conflict
         if first[1] == entry.event_id:
             return first[0], None
         if _covers(entry.scope, entry.subject):  # then ours would be the first: the guard let nothing in between
@@ -450,21 +459,11 @@ class Appender:
             after = found[0]
         return 0, conflict
 
-    async def _may_follow(self, scope: str, expected: int) -> bool:
-        """Whether the leader, which has nothing of the scope after `expected`, may yet take what it has refused."""
-        if not expected:
-            return True  # what it refused this for, ours or another's, is on its way to the log
-        if expected < self._known.kept:  # it was sent before we knew that the log was rolled
-            return False
-        return await self._first_after(scope, expected - 1) is not None or await self._known.lags(expected)
 
-
-def _is_conflict(expected: int, description: str) -> bool:
-    """Whether the server names what it has after `expected`.
-
-    It names less where it lags, and nothing while something of that scope is on its way to the replicas.
-    """
-    return (last := description.rpartition(" ")[2]).isdecimal() and int(last) > expected
+def _names_later(refusal: str, expected: int) -> bool:
+    """Whether a wrong last sequence is one after that which was expected; it is lower where the leader lags."""
+    named = re.search(r"(\d+), err_code", refusal)
+    return named is not None and int(named[1]) > expected
 
 
 def _header(subject: str, event_id: str, scope: str, expected: int | None) -> bytes:

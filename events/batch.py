@@ -19,7 +19,7 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
-from cuebook.events.jetstream import CONFLICTS
+from cuebook.events.jetstream import CONFLICTS, IN_THE_AIR
 
 __all__ = ["MAX_BATCH", "Member", "append_batch"]
 
@@ -68,6 +68,7 @@ async def append_batch(
         if error is None:
             return int(answer["seq"])
         conflicts, lost = error.get("err_code") in CONFLICTS, lost or bool(error.get("silent"))
+        lost = lost or error.get("err_code") == IN_THE_AIR  # so nobody can say yet who was first
         if conflicts and not lost:
             raise ConcurrencyConflictError(scope, expected)
         if conflicts or error.get("silent"):  # perhaps by an attempt of ours

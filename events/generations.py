@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, StreamMissingError, UnavailableError
 from cuebook.events.jetstream import NO_STREAM, js_request
+from cuebook.events.lookup import first_match
 from cuebook.events.past import Generation, Past, PastOpener, StreamPast, parse_generations
 
 __all__ = [
@@ -145,10 +146,16 @@ class Chain:
         if self._stale or self._looking.locked():  # what somebody else is just finding out counts too
             await self.look()
 
-    async def lags(self, sequence: int) -> bool:
-        """Whether the leader, one of several replicas, has not got as far as a sequence. Raises as `look`."""
+    async def may_hold(self, scope: str, sequence: int) -> bool:
+        """Whether the current stream has a message of a scope at a sequence, or may come to have one: its leader lags.
+
+        Raises as `look`.
+        """
         info = await self.look()
-        return self.replicated and int(info["state"]["last_seq"]) < sequence
+        if self.replicated and int(info["state"]["last_seq"]) < sequence:
+            return True
+        found = await first_match(self._connection, self.stream, scope, sequence - 1)
+        return found is not None and found.sequence == sequence
 
     def look_soon(self) -> None:
         """Look, unless that is known, without waiting for it; and again until a roll that is under way is over."""

@@ -11,15 +11,19 @@ import nats.errors
 from cuebook.events.connection import Connection
 from cuebook.events.errors import AccessDeniedError, ConfigurationError, StreamMissingError, UnavailableError
 
-__all__ = ["CONFLICTS", "NAME_IN_USE", "NO_MESSAGE", "NO_STREAM", "js_request"]
+__all__ = ["CONFLICTS", "IN_THE_AIR", "NAME_IN_USE", "NO_MESSAGE", "NO_STREAM", "WRONG_SEQUENCE", "js_request"]
 
 NO_MESSAGE: Final = 10037
 """No message with that sequence or subject; so a bucket says that it has no such key."""
 NAME_IN_USE: Final = 10058
 """A stream of that name is there, with another configuration than the one to be created."""
 NO_STREAM: Final = 10059
-CONFLICTS: Final = frozenset({10070, 10071, 10164})
-"""Another last message id, which only copies expect; another last sequence, on one server and replicated."""
+WRONG_SEQUENCE: Final = 10071
+"""Another last sequence of the subject than was expected. The description ends with it."""
+IN_THE_AIR: Final = 10164
+"""The same of a replicated stream: something of that subject is on its way to the replicas, so nobody can say yet."""
+CONFLICTS: Final = frozenset({10070, WRONG_SEQUENCE, IN_THE_AIR})
+"""10070: another last message id, which only copies expect."""
 
 _SETTINGS = frozenset({10039, 10052, 10074, 10076})
 """Refusals with code 500 or 503 that no retry mends: JetStream off (account, server), replicas without a cluster, a

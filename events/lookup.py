@@ -87,15 +87,16 @@ async def matches(
     found: list[StoredMessage] = []
     while True:
         batch, to_come = await _direct_get(connection, stream, subjects, after)
-        if not batch:  # one who knows it has to say that there is nothing
-            first = await first_match(connection, stream, subjects, after)
-            if first is None:
-                return found
-            batch, to_come = [first], 1
         found += batch
-        if not to_come and not replicated:
+        if batch and not to_come and not replicated:
             return found
-        after = found[-1].sequence
+        after = batch[-1].sequence if batch else after
+        if not to_come:  # the leader has to say that there is nothing more
+            more = await first_match(connection, stream, subjects, after)
+            if more is None:
+                return found
+            found.append(more)
+            after = more.sequence
 
 
 async def sequence_before(connection: Connection, stream: str, moment: int) -> int:

@@ -196,7 +196,7 @@ class StreamPast:
 
     async def matches(self, scope: str, after: int = 0) -> list[StoredMessage]:
         """See Past."""
-        found = await matches(self._connection, self.name, scope, max(after, self.first - 1))
+        found = await matches(self._connection, self.name, scope, max(after, self.first - 1), replicated=True)
         return [message for message in found if message.sequence <= self.last]
 
     async def sequence_at(self, moment: int) -> int:

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 from cuebook.events.connection import Connection
-from cuebook.events.errors import HistoryRegressedError
-from cuebook.events.feed import UNACKED, Feed, OnMessage
+from cuebook.events.errors import HistoryRegressedError, UnavailableError
+from cuebook.events.feed import RETRY_S, UNACKED, Feed, OnMessage
 from cuebook.events.jetstream import js_request
 from cuebook.events.lookup import LAG_POLL_S, end_of, first_match
 
@@ -64,23 +64,37 @@ async def stream_batches(
 
     Raises UnavailableError when the connection is closed, HistoryRegressedError, ConfigurationError.
     """
+    opened: list[Feed] = []
     while True:
-        opened: list[Feed] = []
+        turn = len(opened)
         feed = _feed_from(connection, stream, filters, after, opened)
-        async with aclosing(collected(feed, until)) as batches:
-            async for batch in batches:
-                yield batch
-                after = batch[-1].sequence
-        # Nothing more: because there is nothing, or did a server come back without its last ones, or lags a replica?
-        if after >= until:
-            return
-        if opened[0].opened > 1:
-            end = await end_of(lambda: js_request(connection, f"STREAM.INFO.{stream}", {}), reached=until)
-            if end.last < until:
-                raise HistoryRegressedError(f"stream {stream} ends at {end.last}, but it had {until} before")
-        if not opened[0].replicated or not await _has_more(connection, stream, filters or [">"], after, until):
-            return
+        try:
+            async with aclosing(collected(feed, until)) as batches:
+                async for batch in batches:
+                    yield batch
+                    after = batch[-1].sequence
+        except UnavailableError:
+            if not turn or connection.is_closed:
+                raise
+        else:
+            if after >= until or await _is_all(connection, opened[turn], filters, after, until):
+                return
         await asyncio.sleep(LAG_POLL_S)
+
+
+async def _is_all(connection: Connection, feed: Feed, filters: Sequence[str], after: int, until: int) -> bool:
+    """Whether nothing more came because there is nothing. Raises HistoryRegressedError where it is gone."""
+    while True:
+        try:
+            if feed.opened > 1:  # did a server come back without its last ones?
+                end = await end_of(lambda: js_request(connection, f"STREAM.INFO.{feed.stream}", {}), reached=until)
+                if end.last < until:
+                    raise HistoryRegressedError(f"stream {feed.stream} ends at {end.last}, but it had {until} before")
+            return not feed.replicated or not await _has_more(connection, feed.stream, filters or [">"], after, until)
+        except UnavailableError:
+            if connection.is_closed:
+                raise
+            await asyncio.sleep(RETRY_S)
 
 
 def _feed_from(connection: Connection, stream: str, filters: Sequence[str], after: int, opened: list[Feed]) -> OpenFeed:

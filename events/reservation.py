@@ -113,7 +113,7 @@ async def _acquire(bucket: KeyValue, space: str, holder: str) -> tuple[float, in
         try:
             return began, await bucket.create(_KEY, holder.encode())
         except KeyNotFoundError:
-            continue  # there when it was to be created, and ended when nats-py looked at it
+            pass  # there when it was to be created, and ended when nats-py looked at it
         except KeyWrongLastSequenceError:
             try:
                 entry = await bucket.get(_KEY)

@@ -28,6 +28,7 @@ from cuebook.events.facts import OutsideEvent, TaskCompleted
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from tests.events.proxy import proxy
+from tests.events.rolls import roll
 from tests.events.server import plain_server
 from tests.waiting import eventually
 
@@ -94,6 +95,15 @@ async def test_an_append_that_expects_what_is_not_there_conflicts(log: EventLog)
     for nowhere in (first, 99):
         with pytest.raises(ConcurrencyConflictError):
             await log.append(task(log, 2)[0], TaskCompleted(), scope=task(log, 2)[1], expected=nowhere)
+    assert log.appender.resent == 0
+
+
+async def test_what_follows_on_something_that_was_not_carried_over_by_a_roll_conflicts(log: EventLog) -> None:
+    subject, scope = task(log, 1)
+    first = await log.append(subject, TaskCompleted(), scope=scope, expected=0)
+    await roll(log)
+    with pytest.raises(ConcurrencyConflictError):
+        await log.append(subject, TaskCompleted(), scope=scope, expected=first)
     assert log.appender.resent == 0
 
 

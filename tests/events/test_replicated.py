@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ async def test_what_follows_on_an_event_that_the_leader_does_not_have_yet_is_sto
     await log.appender.flushed()
     assert errors == [None] * 2 * len(runs)
     assert log.appender.resent  # some were refused at first
+
+
+async def test_what_follows_is_stored_also_where_the_leader_catches_up_while_it_is_asked(
+    cluster: NatsCluster, log: EventLog
+) -> None:
+    connection = await connect(cluster.url, name="other")
+    async with connection, EventLog(connection, "cue", source="other") as other:
+        for run in range(150):
+            subject, scope = log.subjects.task(f"r{run}", 0, "completed"), log.subjects.task_scope(f"r{run}", 0)
+            sequence = 2 * run + 1
+            follows = asyncio.create_task(log.append(subject, TaskCompleted(), scope=scope, expected=sequence))
+            await asyncio.sleep(random.uniform(0, 0.012))  # at another moment of what goes on meanwhile each time
+            progressed = log.subjects.task(f"r{run}", 0, "progressed")
+            assert await other.append(progressed, TaskProgressed()) == sequence
+            assert await follows == sequence + 1
 
 
 async def test_of_many_writers_one_wins(log: EventLog) -> None:
@@ -122,3 +138,16 @@ async def test_what_is_read_is_whole_while_a_node_catches_up(cluster: NatsCluste
             with contextlib.suppress(UnavailableError):  # the node was chosen, and does not answer yet
                 read = [item.sequence async for item in log.read(after=last - 500, until=last)]
                 assert read == list(range(last - 499, last + 1))
+
+
+async def test_a_read_outlives_the_leader_that_dies_at_its_end(cluster: NatsCluster, log: EventLog) -> None:
+    await asyncio.gather(*(log.append(log.subjects.event("a"), OutsideEvent()) for _ in range(3000)))
+    last = await log.append(log.subjects.event("b"), OutsideEvent())
+    about = await js_request(log.connection, f"STREAM.INFO.{log.chain.stream}", {})
+    node = next(one for one in cluster.nodes if one.name == about["cluster"]["leader"])
+    read = 0
+    async for _ in log.read(filters=[log.subjects.event("a")], until=last):
+        read += 1
+        if read == 2900:
+            await node.kill()
+    assert read == 3000
