@@ -371,10 +371,11 @@ class EventLog:
         """The last sequence recorded before `moment` (microseconds since 1970); 0 when all came later."""
         if self.sees_originals:
             return await self._original_before(moment)
-        found = await sequence_before(self.connection, self.chain.stream, moment)
-        if found > self.chain.start or not self.chain.earlier:
+        chain = self.chain
+        found = await sequence_before(self.connection, chain.stream, moment, replicated=chain.replicated)
+        if found > chain.start or not chain.earlier:
             return found
-        for past in reversed(await self.chain.pasts()):  # the current stream has some older messages too, but not all
+        for past in reversed(await chain.pasts()):  # the current stream has some older messages too, but not all
             if (found := await past.sequence_at(moment)) >= past.first:
                 return found
         return 0

@@ -99,10 +99,11 @@ async def matches(
             after = more.sequence
 
 
-async def sequence_before(connection: Connection, stream: str, moment: int) -> int:
+async def sequence_before(connection: Connection, stream: str, moment: int, *, replicated: bool = False) -> int:
     """The last sequence of a stream that comes before its first message of `moment` (microseconds since 1970) or later.
 
-    0 when that is its very first. Raises as `message_at`.
+    0 when that is its very first. Raises as `message_at`. `replicated`: the replica that answers may lag, so the leader
+    is asked, too.
     """
     config = {
         "deliver_policy": "by_start_time",
@@ -112,9 +113,14 @@ async def sequence_before(connection: Connection, stream: str, moment: int) -> i
         "mem_storage": True,
         "inactive_threshold": 5 * 10**9,
     }
-    answer = await js_request(connection, f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-    connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
-    return int(answer["delivered"]["stream_seq"])
+    while True:
+        answer = await js_request(connection, f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+        connection.post(f"$JS.API.CONSUMER.DELETE.{stream}.{answer['name']}", b"")
+        found = int(answer["delivered"]["stream_seq"])
+        following = await first_match(connection, stream, ">", found) if replicated else None
+        if following is None or following.recorded_at >= moment:
+            return found
+        await asyncio.sleep(LAG_POLL_S)
 
 
 async def _leader_get(connection: Connection, stream: str, request: dict[str, object]) -> StoredMessage | None:

@@ -133,9 +133,12 @@ async def test_what_is_read_is_whole_while_a_node_catches_up(cluster: NatsCluste
         await node.kill()
         await asyncio.gather(*(log.append(topic, OutsideEvent(data="x" * 500)) for _ in range(10_000)))
         last = (await log.verify()).last_sequence
+        found = await log.at(last)
+        assert found is not None
         await node.restart()
         for _ in range(50):
             with contextlib.suppress(UnavailableError):  # the node was chosen, and does not answer yet
+                assert await log.sequence_at(found.recorded_at + 1) == last
                 read = [item.sequence async for item in log.read(after=last - 500, until=last)]
                 assert read == list(range(last - 499, last + 1))
 
