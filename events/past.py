@@ -201,5 +201,5 @@ class StreamPast:
 
     async def sequence_at(self, moment: int) -> int:
         """See Past."""
-        found = await sequence_before(self._connection, self.name, moment)
+        found = await sequence_before(self._connection, self.name, moment, replicated=True)
         return min(max(found, self.first - 1), self.last)
