@@ -16,7 +16,7 @@ from cuebook.embedded.nats_cluster import NatsCluster, nats_cluster
 from cuebook.events.connection import connect
 from cuebook.events.errors import UnavailableError
 from cuebook.events.jetstream import js_request
-from tests.actors.cast import Bank, Number, chain, lines, note
+from tests.actors.cast import Bank, Number, chain, lines
 from tests.actors.desk import Desk
 from tests.actors.test_standby import check_single
 from tests.waiting import eventually
@@ -29,12 +29,12 @@ class Patient(Bank):
 
     @handler(timeout_s=120)
     async def add(self, number: Number, task: Task) -> Number:
-        note("add", task)
-        return Number(n=number.n + 1)
+        added: Number = await super().add(number, task)
+        return added
 
     @add.compensation
     async def take(self, number: Number, result: Number, task: Task) -> None:
-        note("take", task)
+        await super().take(number, result, task)
 
 
 @pytest.fixture

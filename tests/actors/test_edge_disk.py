@@ -45,6 +45,14 @@ async def lose_the_disk(keeper: Nats, space: str) -> None:
             await keeper.jetstream().delete_stream(f"{space.upper()}_{stream}")
 
 
+async def copied(servers: NatsEdge, source: Path, target: Path) -> None:
+    """Put a copy of a folder in the place of another while the server at the edge stands still."""
+    await servers.leaf.stop()
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    await servers.leaf.restart()
+
+
 async def test_what_an_edge_has_in_memory_outlives_its_disk(
     servers: NatsEdge, keeper: Nats, space: str, tmp_path: Path, expected_errors: list[str]
 ) -> None:
@@ -122,17 +130,12 @@ async def test_what_comes_after_the_disk_was_put_back_to_an_older_copy_is_told(
             await appear(servers, space, 1, 2, 3)
             await eventually(lambda: site.forwarder.forwarded == 3)
         await appear(servers, space, *waiting)
-        await servers.leaf.stop()
-        shutil.copytree(store, copy)
-        await servers.leaf.restart()
+        await copied(servers, store, copy)
         await appear(servers, space, *({4, 5, 6} - set(waiting)))
         async with Site(servers, space):
             await eventually(lambda: told(desk))
         for number in (7, 9):
-            await servers.leaf.stop()
-            shutil.rmtree(store)
-            shutil.copytree(copy, store)
-            await servers.leaf.restart()
+            await copied(servers, copy, store)
             await appear(servers, space, number)
             expected.append(number)
             async with Site(servers, space):
@@ -169,15 +172,10 @@ async def test_what_was_read_before_the_disk_was_put_back_under_it_is_told(
         servers.link.cut()
         await appear(servers, space, *since)
         await eventually(lambda: site.forwarder.waiting == len(since))
-        await servers.leaf.stop()
-        shutil.copytree(store, copy)
-        await servers.leaf.restart()
+        await copied(servers, store, copy)
         await appear(servers, space, *range(4 + len(since), 7))
         await eventually(lambda: site.forwarder.waiting == 3)
-        await servers.leaf.stop()
-        shutil.rmtree(store)
-        shutil.copytree(copy, store)
-        await servers.leaf.restart()
+        await copied(servers, copy, store)
         await appear(servers, space, 7)
         await eventually(lambda: site.forwarder.waiting == 4)
         servers.link.mend()
@@ -196,12 +194,6 @@ async def test_a_copy_that_was_made_of_a_disk_that_was_put_back_is_no_worse(
     expected_errors.append("the edge's JetStream was put back to an older copy")
     store, first, second = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "first", tmp_path / "second"
 
-    async def copied(source: Path, target: Path) -> None:
-        await servers.leaf.stop()
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-        await servers.leaf.restart()
-
     async with Desk(servers.hub.url, space) as desk:
 
         async def told(last: int) -> None:
@@ -215,14 +207,14 @@ async def test_a_copy_that_was_made_of_a_disk_that_was_put_back_is_no_worse(
         async with Site(servers, space):
             await appear(servers, space, 1, 2, 3)
             await eventually(lambda: reads([1, 2, 3]))
-        await copied(store, first)
+        await copied(servers, store, first)
         await appear(servers, space, 4, 5, 6)
         await told(6)
-        await copied(first, store)
+        await copied(servers, first, store)
         await appear(servers, space, 7, 8)
-        await copied(store, second)
+        await copied(servers, store, second)
         await told(8)
-        await copied(second, store)
+        await copied(servers, second, store)
         await appear(servers, space, 9)
         await told(9)
 
@@ -239,15 +231,10 @@ async def test_who_ends_before_it_has_told_what_is_in_an_older_copy_leaves_it_to
             servers.link.cut()
             await appear(servers, space, 3)
             await eventually(lambda: site.forwarder.waiting == 1)
-            await servers.leaf.stop()
-            shutil.copytree(store, copy)
-            await servers.leaf.restart()
+            await copied(servers, store, copy)
             await appear(servers, space, 4)
             await eventually(lambda: site.forwarder.waiting == 2)
-            await servers.leaf.stop()
-            shutil.rmtree(store)
-            shutil.copytree(copy, store)
-            await servers.leaf.restart()
+            await copied(servers, copy, store)
             await appear(servers, space, 5)
             await eventually(lambda: site.forwarder.waiting == 3)
         servers.link.mend()
@@ -267,9 +254,7 @@ async def test_what_was_answered_since_the_copy_to_which_the_disk_was_put_back_c
             [instance] = site.host.instances
             early = await give(desk)
             await eventually(lambda: instance.in_flight == TASKS)
-            await servers.leaf.stop()
-            shutil.copytree(store, copy)
-            await servers.leaf.restart()
+            await copied(servers, store, copy)
             Till.gate.set()
             late = [await desk.client.submit_task("till", {"n": n}, run_id=f"late-{n}") for n in range(TASKS)]
             for run_id in early + late:
@@ -277,10 +262,7 @@ async def test_what_was_answered_since_the_copy_to_which_the_disk_was_put_back_c
             if not left:
                 servers.link.cut()
                 await eventually(lambda: site.edge.linked is False)
-        await servers.leaf.stop()
-        shutil.rmtree(store)
-        shutil.copytree(copy, store)
-        await servers.leaf.restart()
+        await copied(servers, copy, store)
         servers.link.mend()
         async with Site(servers, space, Till) as site:
             outcome = await desk.client.run_task("till", {"n": 41}, timeout_s=30)

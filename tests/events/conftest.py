@@ -10,6 +10,7 @@ import pytest
 from cuebook.embedded.nats_server import NatsServer, nats_server
 from cuebook.events.connection import Connection, connect
 from cuebook.events.log import EventLog
+from tests.events.proxy import Proxy, proxy
 
 
 @pytest.fixture
@@ -37,6 +38,23 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 async def own_log(server: NatsServer, space: str) -> AsyncIterator[EventLog]:
     """A log on `server`."""
     connection = await connect(server.url, name="tests")
+    async with EventLog(connection, space, source="tests") as opened:
+        await opened.ensure()
+        yield opened
+    await connection.close()
+
+
+@pytest.fixture
+async def line(server: NatsServer) -> AsyncIterator[Proxy]:
+    """What stands between `server` and `far_log`."""
+    async with proxy(server.url) as running:
+        yield running
+
+
+@pytest.fixture
+async def far_log(line: Proxy, space: str) -> AsyncIterator[EventLog]:
+    """A log on `server`, at the other end of `line`."""
+    connection = await connect(line.url, name="tests")
     async with EventLog(connection, space, source="tests") as opened:
         await opened.ensure()
         yield opened

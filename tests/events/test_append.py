@@ -27,7 +27,7 @@ from cuebook.events.errors import (
 from cuebook.events.facts import OutsideEvent, TaskCompleted
 from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
-from tests.events.proxy import proxy
+from tests.events.proxy import Proxy, proxy
 from tests.events.rolls import roll
 from tests.events.server import plain_server
 from tests.waiting import eventually
@@ -300,22 +300,17 @@ async def test_a_full_disk_is_waited_for_and_said(tmp_path: Path) -> None:
 
 
 async def test_a_swallowed_answer_is_asked_for_again_and_stored_once(
-    server: NatsServer, space: str, monkeypatch: pytest.MonkeyPatch
+    line: Proxy, far_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(append_module, "RESEND_AFTER_S", 0.2)
-    async with proxy(server.url) as line:
-        connection = await connect(line.url, name="tests")
-        async with EventLog(connection, space, source="tests") as log:
-            await log.ensure()
-            for expected in (0, None):  # settled by reading back; by the server's duplicate window
-                line.swallow, before = (lambda block: b'"seq":' in block and not line.swallowed), line.swallowed
-                line.swallowed = 0
-                subject, scope = task(log, 1 if expected is None else 2)
-                sequence = await log.append(subject, TaskCompleted(), scope=scope, expected=expected)
-                assert line.swallowed == 1, before
-                history = await log.scope_history(scope)
-                assert [item.sequence for item in history] == [sequence]
-        await connection.close()
+    for expected in (0, None):  # settled by reading back; by the server's duplicate window
+        line.swallow, before = (lambda block: b'"seq":' in block and not line.swallowed), line.swallowed
+        line.swallowed = 0
+        subject, scope = task(far_log, 1 if expected is None else 2)
+        sequence = await far_log.append(subject, TaskCompleted(), scope=scope, expected=expected)
+        assert line.swallowed == 1, before
+        history = await far_log.scope_history(scope)
+        assert [item.sequence for item in history] == [sequence]
 
 
 async def test_a_conflict_after_a_repetition_is_a_conflict_when_another_won(
@@ -337,46 +332,36 @@ async def test_a_conflict_after_a_repetition_is_a_conflict_when_another_won(
 
 
 async def test_an_append_outside_its_own_guard_is_stored_once_whatever_is_lost(
-    server: NatsServer, space: str, monkeypatch: pytest.MonkeyPatch
+    line: Proxy, far_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(append_module, "RESEND_AFTER_S", 0.2)
-    async with proxy(server.url) as line:
-        connection = await connect(line.url, name="tests")
-        async with EventLog(connection, space, source="tests") as log:
-            await log.ensure()
-            guard, elsewhere = log.subjects.task_scope("r", 0), log.subjects.event("elsewhere")
-            line.swallow = lambda block: b'"seq":' in block and not line.swallowed
-            assert await log.append(elsewhere, OutsideEvent(), scope=guard, expected=0) == 1
-            assert line.swallowed == 1
-            # The guard moves on before the repetition: the conflict is settled by looking where the event was sent.
-            line.swallowed = 0
-            waiting = asyncio.create_task(log.append(elsewhere, OutsideEvent(data=2), scope=guard, expected=0))
-            await eventually(lambda: line.swallowed == 1)
-            await log.append(task(log, 9)[0].replace("r9", "r"), TaskCompleted(), scope=guard, expected=0)
-            assert await waiting == 2
-        await connection.close()
+    guard, elsewhere = far_log.subjects.task_scope("r", 0), far_log.subjects.event("elsewhere")
+    line.swallow = lambda block: b'"seq":' in block and not line.swallowed
+    assert await far_log.append(elsewhere, OutsideEvent(), scope=guard, expected=0) == 1
+    assert line.swallowed == 1
+    # The guard moves on before the repetition: the conflict is settled by looking where the event was sent.
+    line.swallowed = 0
+    waiting = asyncio.create_task(far_log.append(elsewhere, OutsideEvent(data=2), scope=guard, expected=0))
+    await eventually(lambda: line.swallowed == 1)
+    await far_log.append(task(far_log, 9)[0].replace("r9", "r"), TaskCompleted(), scope=guard, expected=0)
+    assert await waiting == 2
 
 
-async def test_a_broken_line_loses_and_doubles_nothing(server: NatsServer, space: str) -> None:
+async def test_a_broken_line_loses_and_doubles_nothing(line: Proxy, far_log: EventLog) -> None:
     count = 1_000
-    async with proxy(server.url) as line:
-        connection = await connect(line.url, name="tests")
-        async with EventLog(connection, space, source="tests") as log:
-            await log.ensure()
-            outcomes = Outcomes()
-            for key in range(count):
-                post(log, outcomes, key, expected=0 if key % 2 else None)
-                if key % 250 == 125:
-                    await eventually(lambda: bool(outcomes.calls))
-                    line.cut()
-            await all_ended(outcomes, count)
-            assert outcomes.errors == {}
-            found = await stored(log)
-            assert sorted(item.data["output"] if item.data else 0 for item in found.values()) == list(range(count))
-            assert {key: found[sequence].data.get("output", 0) for key, sequence in outcomes.sequences.items()} == {
-                key: key for key in range(count)
-            }
-        await connection.close()
+    outcomes = Outcomes()
+    for key in range(count):
+        post(far_log, outcomes, key, expected=0 if key % 2 else None)
+        if key % 250 == 125:
+            await eventually(lambda: bool(outcomes.calls))
+            line.cut()
+    await all_ended(outcomes, count)
+    assert outcomes.errors == {}
+    found = await stored(far_log)
+    assert sorted(item.data["output"] if item.data else 0 for item in found.values()) == list(range(count))
+    assert {key: found[sequence].data.get("output", 0) for key, sequence in outcomes.sequences.items()} == {
+        key: key for key in range(count)
+    }
 
 
 async def test_what_was_acknowledged_is_stored_exactly_once_over_kills_of_the_server(
@@ -450,24 +435,19 @@ async def test_only_what_was_overtaken_is_sent_again_while_answers_keep_coming(
 
 
 async def test_what_was_lost_in_a_silence_is_sent_again_when_the_log_answers(
-    server: NatsServer, space: str, monkeypatch: pytest.MonkeyPatch
+    line: Proxy, far_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(append_module, "RESEND_AFTER_S", 1.0)
-    async with proxy(server.url) as line:
-        connection = await connect(line.url, name="tests")
-        async with EventLog(connection, space, source="tests") as log:
-            await log.ensure()
-            line.swallow = lambda block: True
-            outcomes = Outcomes()
-            for key in range(50):
-                post(log, outcomes, key)
-            await eventually(lambda: all(entry.sent > 2 for entry in log.appender._pending.values()))
-            line.swallow = lambda block: False
-            due = min(entry.due for entry in log.appender._pending.values())
-            await all_ended(outcomes, 50)
-            assert time.monotonic() < due  # the next time that each would have been sent for itself
-        assert outcomes.errors == {}
-        await connection.close()
+    line.swallow = lambda block: True
+    outcomes = Outcomes()
+    for key in range(50):
+        post(far_log, outcomes, key)
+    await eventually(lambda: all(entry.sent > 2 for entry in far_log.appender._pending.values()))
+    line.swallow = lambda block: False
+    due = min(entry.due for entry in far_log.appender._pending.values())
+    await all_ended(outcomes, 50)
+    assert time.monotonic() < due  # the next time that each would have been sent for itself
+    assert outcomes.errors == {}
 
 
 async def test_what_is_to_be_the_first_waits_for_a_server_that_is_away_before_it_was_sent(
