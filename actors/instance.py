@@ -432,7 +432,7 @@ class Instance:
     @property
     def _safely_received(self) -> int:
         """Up to where its assignments have come, and are stored where it has a shelf."""
-        return min(self._keeping) - 1 if self._keeping else self._received
+        return min(self._received, min(self._keeping) - 1) if self._keeping else self._received
 
     def _is_new(self, sequence: int, delivered: int) -> bool:
         """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""

@@ -567,6 +567,7 @@ _THREE = [("assign", 1), ("assign", 1), ("assign", 1)]
         st.one_of(
             st.tuples(st.just("assign"), st.integers(1, 3)),
             st.tuples(st.just("deliver"), st.integers(0, 3)),
+            st.tuples(st.just("store"), st.integers(0, 5)),
             st.just(("lose", 1)),
             st.tuples(st.sampled_from(["begin anew", "begin untold"]), st.integers(0, 5)),
         ),
@@ -590,8 +591,13 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
             case "deliver":
                 for sequence in waiting[:count]:
                     position, delivered = sequence, delivered + 1
-                    taken[sequence] += instance._is_new(sequence, delivered)
-                said.append(instance._received)
+                    if instance._is_new(sequence, delivered):
+                        taken[sequence] += 1
+                        instance._keeping.add(sequence)
+                said.append(instance._safely_received)
+            case "store" if instance._keeping:
+                instance._keeping.discard(sorted(instance._keeping)[count % len(instance._keeping)])
+                said.append(instance._safely_received)
             case "lose" if waiting and (delivered or told):
                 position, delivered = waiting[0], delivered + 1
             case "begin anew" | "begin untold":
@@ -599,7 +605,8 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
                 if told := what == "begin anew":
                     instance._on_control(b"", b"", b'{"anew": true}', None)
         assert set(taken.values()) <= {0, 1}
-        assert {sequence for sequence in stream if sequence <= instance._received} <= set(+taken)
+        stored = set(+taken) - instance._keeping
+        assert {sequence for sequence in stream if sequence <= instance._safely_received} <= stored
     assert said == sorted(said)
     missing = [sequence for sequence in stream if sequence > instance._received]
     for number, sequence in enumerate(missing, 1):
