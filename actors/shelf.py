@@ -8,6 +8,7 @@ Everything here can be written twice. The log itself stays the only truth: what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections import Counter
@@ -90,19 +91,30 @@ class Shelf:
         try:
             self._epoch = await make_stream(self._connection, self._space)
             found = await matches(self._connection, self._stream, f"{self._scope}.>")
+            for message in found:
+                told = msgpack.unpackb(message.body)
+                if message.subject.endswith(".instance"):
+                    self.instance, self.received = told["instance"], told["received"]
+                else:
+                    task = KeptTask(**told)
+                    self._kept[task.sequence] = task
+            if self._kept and not self.instance:
+                await self._remove_what_is_nobodys()
         except BaseException:
             await self._listener.close()  # else it is we who would have it when we try again
             raise
-        for message in found:
-            told = msgpack.unpackb(message.body)
-            if message.subject.endswith(".instance"):
-                self.instance, self.received = told["instance"], told["received"]
-            else:
-                task = KeptTask(**told)
-                self._kept[task.sequence] = task
         self.tasks = [self._kept[sequence] for sequence in sorted(self._kept)]
         self._cleaner = asyncio.get_running_loop().create_task(self._clean())
         self.is_open = True
+
+    async def _remove_what_is_nobodys(self) -> None:
+        """Whoever had these tasks is not known any more. The log gives them to others, as it does when one is lost."""
+        logger.warning(
+            "tasks are kept here under no instance's name: they are removed, and the log gives them to others",
+            extra={"stream": self._stream, "scope": self._scope, "tasks": len(self._kept)},
+        )
+        await self._purge(f"{self._scope}.>")
+        self._kept = {}
 
     async def close(self) -> None:
         """Leave everything where it is, for the next process."""
@@ -117,9 +129,15 @@ class Shelf:
         await self._persist(f"{self._scope}.instance", {"instance": instance, "received": self.received})
 
     async def forget(self) -> bool:
-        """The instance leaves and has nothing left: the next one takes another name. Whether that is stored."""
-        self.instance = ""
+        """The instance leaves and has nothing left: the next one takes another name. Whether that is stored.
+
+        A purge overtakes what the server was sent before and has not stored yet, such as an answer that nobody waits
+        for any more. What is sent to be stored is taken in order, so one more such message comes first.
+        """
+        last, self.instance = {"instance": self.instance, "received": self.received}, ""
         await ended(self._cleaner)
+        with contextlib.suppress(UnavailableError):  # such as no room, which is said in its turn, too
+            await self._store(f"{self._scope}.instance", last)
         try:
             await self._purge(f"{self._scope}.>")
         except CuebookError as error:

@@ -20,6 +20,7 @@ from cuebook.actors.shelf import KeptTask, open_shelf
 from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events.connection import connect
 from cuebook.events.errors import ConfigurationError
+from cuebook.events.lookup import matches
 from tests.actors.cast import lines
 from tests.actors.desk import Desk
 from tests.actors.processes import Cast, Service
@@ -256,6 +257,40 @@ async def test_what_was_removed_from_a_shelf_is_known_to_have_come(nats_url: str
     await shelf.close()
     again = await open_shelf(connection, space, "shop-7", "till")
     assert (again.instance, again.received, [one.sequence for one in again.tasks]) == ("i1", 8, [9])
+    await again.close()
+    await connection.close()
+
+
+async def test_what_is_on_its_way_to_a_shelf_when_that_is_emptied_is_removed_too(nats_url: str, space: str) -> None:
+    """The server takes a purge before what it was sent to be stored, else."""
+    connection = await connect(nats_url, name="tests")
+    shelf = await open_shelf(connection, space, "shop-7", "till")
+    await shelf.claim("i1")
+    kept = [KeptTask(subject="s", body=bytes(20_000), sequence=n, recorded_at=1) for n in range(200)]
+    keeping = [asyncio.create_task(shelf.keep(one)) for one in kept]
+    await asyncio.sleep(0)
+    for one in keeping:
+        one.cancel()
+    assert await shelf.forget()
+    await shelf.close()
+    await connection.request(f"edge.{space}.shop-7.other", b"")  # stored behind all that was on its way
+    assert await matches(connection, f"{space.upper()}_EDGE", f"edge.{space}.*.till.>") == []
+    await connection.close()
+
+
+async def test_what_is_kept_under_no_name_is_removed(
+    nats_url: str, space: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it is when a disk is lost and the process is killed before it has written its name again."""
+    connection = await connect(nats_url, name="tests")
+    shelf = await open_shelf(connection, space, "shop-7", "till")
+    await shelf.keep(KeptTask(subject="s", body=b"b", sequence=7, recorded_at=1))
+    await shelf.answer(7, "completed", b"answer")
+    await shelf.close()
+    again = await open_shelf(connection, space, "shop-7", "till")
+    assert (again.waiting, again.tasks, again.instance) == (0, [], "")
+    assert await matches(connection, f"{space.upper()}_EDGE", f"edge.{space}.>") == []
+    assert [one.message for one in caplog.records if "under no instance's name" in one.message]
     await again.close()
     await connection.close()
 
