@@ -92,7 +92,8 @@ class _Mark:
 class Forwarder:
     """Forwards what is published under `<space>.event.>` on the connection `local` to `log`. `run` without end.
 
-    `forwarded` counts events since the start, `waiting` those that are stored here and not on the log yet.
+    `forwarded` counts events since the start, `waiting` those that are stored here and not on the log yet. Of these
+    `in_memory` outlive the edge's disk: they were read.
     """
 
     def __init__(self, local: Connection, log: EventLog, edge: str) -> None:
@@ -122,7 +123,12 @@ class Forwarder:
     @property
     def waiting(self) -> int:
         """Events that are stored here and not on the log yet."""
-        return len(self._queue) + (self._feed.pending if self._feed is not None else 0)
+        return self.in_memory + (self._feed.pending if self._feed is not None else 0)
+
+    @property
+    def in_memory(self) -> int:
+        """Those of them that were read: they are told even where the edge's disk is lost now."""
+        return len(self._queue)
 
     async def run(self) -> None:
         """Forward until cancelled. Raises ConfigurationError when a stream is not as it must be."""
