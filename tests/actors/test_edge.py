@@ -405,6 +405,7 @@ async def test_two_edges_with_one_name_are_told_and_neither_forwards_an_event_tw
         async with Site(servers, space) as site:
             await send(6)
             await eventually(lambda: here(6))
+            await eventually(lambda: site.forwarder.forwarded and site.forwarder.waiting == 0)
             assert site.forwarder.forwarded == 1
         assert [one.event.data["n"] for one in await desk.events_on("meter.read")] == [1, 2, 3, 4, 5, 6]  # type: ignore[attr-defined]
     await sensor.close()
