@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -22,8 +23,8 @@ import nats.errors
 from cuebook.events.codec import MAX_BYTES
 from cuebook.events.connection import Connection, Listener, ended
 from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
-from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
-from cuebook.events.lookup import matches
+from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, WRONG_SEQUENCE, js_request
+from cuebook.events.lookup import last_match, matches, message_at
 from cuebook.events.subjects import Subjects, check_token
 
 __all__ = ["KeptTask", "Shelf", "make_stream", "open_shelf", "unserved"]
@@ -31,7 +32,8 @@ __all__ = ["KeptTask", "Shelf", "make_stream", "open_shelf", "unserved"]
 RETRY_S = 1.0
 ANSWER_S = 5.0
 _ASK_S = 0.5
-_FORMAT = 1
+_SILENT_S = 5.0
+"""Who has a shelf and stands still answers later; who was killed is taken off the server's list by then."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,14 @@ class KeptTask:
     recorded_at: int
     fact: str = ""
     answer: bytes = b""
+
+
+class _RefusedError(UnavailableError):
+    """The edge's JetStream was there, and did not take it. `code`: its err_code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Shelf:
@@ -68,6 +78,11 @@ class Shelf:
         self._news = asyncio.Event()
         self._listener: Listener | None = None
         self._epoch = ""
+        self._storing = 0
+        self._last = (0, "")
+        """The newest message that we stored: its sequence and its subject. It stays until we store another."""
+        self._writing = asyncio.Lock()
+        """Held by what writes all of it again, and by what removes: a purge overtakes what is still to be stored."""
         self._refused = False
         self.is_open = False
 
@@ -81,23 +96,25 @@ class Shelf:
 
         A shelf that was closed may be opened again.
         """
-        if await _is_served(self._connection, self._who):
-            raise ConfigurationError(
-                f"{self._title} is served by another process already",
-                remedy="raise its slots, or serve it under another name of the edge",
-            )
+        self._epoch = await make_stream(self._connection, self._space)
+        before = await last_match(self._connection, self._stream, f"{self._scope}.instance")
+        served = await _is_served(self._connection, self._who)
+        if served is None:
+            raise UnavailableError(f"the process that has {self._title} does not answer; does it stand still?")
+        if served:
+            raise self._served_already()
         self._listener = await self._connection.listen(self._who, self._answer)
-        self._kept, self._settled = {}, set()
+        self._kept, self._settled, self._last = {}, set(), (0, "")
+        self.instance, self.received = "", 0
         try:
-            self._epoch = await make_stream(self._connection, self._space)
-            found = await matches(self._connection, self._stream, f"{self._scope}.>")
-            for message in found:
+            for message in await matches(self._connection, self._stream, f"{self._scope}.>"):
                 told = msgpack.unpackb(message.body)
                 if message.subject.endswith(".instance"):
                     self.instance, self.received = told["instance"], told["received"]
                 else:
                     task = KeptTask(**told)
                     self._kept[task.sequence] = task
+            await self._take(before.sequence if before is not None else 0)
             if self._kept and not self.instance:
                 await self._remove_what_is_nobodys()
         except BaseException:
@@ -107,6 +124,21 @@ class Shelf:
         self._cleaner = asyncio.get_running_loop().create_task(self._clean())
         self.is_open = True
 
+    async def _take(self, before: int) -> None:
+        """Of two that begin at the same moment, and do not hear each other, one finds that the other was here."""
+        try:
+            await self._store_name(self.received, expected=before)
+        except _RefusedError as refusal:
+            if refusal.code == WRONG_SEQUENCE:
+                raise self._served_already() from refusal
+            # such as no room; who has something to keep says it
+
+    def _served_already(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self._title} is served by another process already",
+            remedy="raise its slots, or serve it under another name of the edge",
+        )
+
     async def _remove_what_is_nobodys(self) -> None:
         """Whoever had these tasks is not known any more. The log gives them to others, as it does when one is lost."""
         logger.warning(
@@ -114,7 +146,7 @@ class Shelf:
             extra={"stream": self._stream, "scope": self._scope, "tasks": len(self._kept)},
         )
         await self._purge(f"{self._scope}.>")
-        self._kept = {}
+        self._kept, self._last = {}, (0, "")
 
     async def close(self) -> None:
         """Leave everything where it is, for the next process."""
@@ -126,7 +158,7 @@ class Shelf:
     async def claim(self, instance: str) -> None:
         """From now on it is served under this name."""
         self.instance = instance
-        await self._persist(f"{self._scope}.instance", {"instance": instance, "received": self.received})
+        await self._persist(f"{self._scope}.instance", self._name(self.received))
 
     async def forget(self) -> bool:
         """The instance leaves and has nothing left: the next one takes another name. Whether that is stored.
@@ -134,34 +166,54 @@ class Shelf:
         A purge overtakes what the server was sent before and has not stored yet, such as an answer that nobody waits
         for any more. What is sent to be stored is taken in order, so one more such message comes first.
         """
-        last, self.instance = {"instance": self.instance, "received": self.received}, ""
         await ended(self._cleaner)
-        with contextlib.suppress(UnavailableError):  # such as no room, which is said in its turn, too
-            await self._store(f"{self._scope}.instance", last)
         try:
+            with contextlib.suppress(_RefusedError):  # such as no room, which is said in its turn, too
+                await self._store_name(self.received)
             await self._purge(f"{self._scope}.>")
         except CuebookError as error:
             logger.warning("the shelf could not be emptied: %s", error)
             return False
+        self.instance = ""
         return True
 
     async def restore(self, epoch: str) -> None:
-        """Write all of it again into a stream that was begun anew, since the disk of the edge was lost.
+        """Write all of it again, if the disk of the edge was lost, or put back to an older copy, since we wrote it.
 
         `epoch`: see `make_stream`. Raises UnavailableError; then it is still to be done.
         """
-        if not self.is_open or epoch == self._epoch:
+        if not self.is_open:
             return
-        logger.error(
-            "the edge's JetStream has lost what was kept there; it is written again, from memory",
-            extra={"stream": self._stream, "scope": self._scope, "tasks": len(self._kept)},
-        )
-        if self.instance:
-            await self._store(f"{self._scope}.instance", {"instance": self.instance, "received": self.received})
-        for sequence in sorted(self._kept):
-            if task := self._kept.get(sequence):  # it may have been settled meanwhile
-                await self._store(f"{self._scope}.task.{sequence}", _record(task))
-        self._epoch = epoch
+        async with self._writing:
+            if epoch == self._epoch and await self._is_there():
+                return
+            self._epoch = ""
+            logger.error(
+                "the edge's JetStream has lost what was kept there; it is written again, from memory",
+                extra={"stream": self._stream, "scope": self._scope, "tasks": len(self._kept)},
+            )
+            await self._write_again()
+            self._epoch = epoch
+
+    async def _write_again(self) -> None:
+        """Tasks that are not written yet must not count as received, should we end half-way."""
+        open_ones = sorted(self._kept.keys() - self._settled)
+        await self._store_name(min([self.received, *(sequence - 1 for sequence in open_ones[:1])]))
+        for sequence in open_ones:
+            if sequence not in self._settled:  # meanwhile
+                await self._store(self._task_subject(sequence), _record(self._kept[sequence]))
+        for message in await matches(self._connection, self._stream, f"{self._scope}.task.*"):
+            if int(message.subject.rpartition(".")[2]) not in self._kept:  # an older copy has what was removed since
+                await self._purge(message.subject)
+        await self._store_name(self.received)
+
+    async def _is_there(self) -> bool:
+        """Whether the stream still has the last that we stored. While more is being stored nobody can say: True."""
+        sequence, subject = last = self._last
+        if self._storing or not sequence:
+            return True
+        found = await message_at(self._connection, self._stream, sequence)
+        return (found is not None and found.subject == subject) or self._storing > 0 or last != self._last
 
     async def keep(self, task: KeptTask) -> None:
         """Store an assignment. Returns when it is stored, however long that takes."""
@@ -194,20 +246,39 @@ class Shelf:
             done = {sequence for sequence in self._settled if sequence <= self.received}
             if not done:
                 continue
-            await self.claim(self.instance)
+            async with self._writing:
+                removed = await self._remove(done)
+            if not removed:
+                self._news.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def _remove(self, done: set[int]) -> bool:
+        """Whether they are gone. Not while all is to be written again: an old copy must not pass for a new one."""
+        try:
+            if not self._epoch or not await self._is_there():
+                self._epoch = ""
+                return False
+            await self._store_name(self.received)
             for sequence in sorted(done):
-                try:
-                    await self._purge(f"{self._scope}.task.{sequence}")
-                except CuebookError as error:  # also when the stream is gone, which is made anew
-                    logger.info("removed later: %s", error)
-                    self._news.set()
-                    await asyncio.sleep(RETRY_S)
-                    break
                 self._kept.pop(sequence, None)
+                await self._purge(self._task_subject(sequence))
                 self._settled.discard(sequence)
+        except CuebookError as error:  # also when the stream is gone, which is made anew
+            logger.info("removed later: %s", error)
+            return False
+        return True
 
     async def _write(self, task: KeptTask) -> None:
-        await self._persist(f"{self._scope}.task.{task.sequence}", _record(task))
+        await self._persist(self._task_subject(task.sequence), _record(task))
+
+    async def _store_name(self, received: int, *, expected: int | None = None) -> None:
+        await self._store(f"{self._scope}.instance", self._name(received), expected=expected)
+
+    def _name(self, received: int) -> dict[str, Any]:
+        return {"instance": self.instance, "received": received}
+
+    def _task_subject(self, sequence: int) -> str:
+        return f"{self._scope}.task.{sequence}"
 
     async def _persist(self, subject: str, record: dict[str, Any]) -> None:
         while True:
@@ -225,15 +296,27 @@ class Shelf:
                 self._refused = False
                 return
 
-    async def _store(self, subject: str, record: dict[str, Any]) -> None:
-        """Store it now. Raises UnavailableError with the server's words."""
+    async def _store(self, subject: str, record: dict[str, Any], *, expected: int | None = None) -> None:
+        """Store it now, with `expected` only if that is the sequence of the subject's last message.
+
+        Raises UnavailableError; where it was heard and refused, that is a _RefusedError with the server's words.
+        """
+        before, self._storing = self._last[0], self._storing + 1
+        headers = None if expected is None else {"Nats-Expected-Last-Subject-Sequence": str(expected)}
         try:
-            answer = await self._connection.request(subject, msgpack.packb(record), timeout=ANSWER_S)
+            answer = await self._connection.request(subject, msgpack.packb(record), timeout=ANSWER_S, headers=headers)
             told = json.loads(answer.data)
         except (nats.errors.Error, TimeoutError, ValueError) as failure:
             raise UnavailableError(str(failure) or type(failure).__name__) from failure
+        finally:
+            self._storing -= 1
         if "error" in told:
-            raise UnavailableError(str(told["error"].get("description")))
+            raise _RefusedError(told["error"].get("err_code", 0), str(told["error"].get("description")))
+        stored = (told["seq"], subject)
+        if told["seq"] > before:
+            self._last = max(self._last, stored)
+        else:  # sequences begin again: an older copy was put in the place of what we had
+            self._epoch, self._last = "", stored
 
     async def _purge(self, subject: str) -> None:
         await js_request(self._connection, f"STREAM.PURGE.{self._stream}", {"filter": subject})
@@ -291,20 +374,26 @@ async def unserved(connection: Connection, space: str, edge: str, served: Collec
     return {
         agent: tasks
         for agent, tasks in sorted(kept.items())
-        if agent not in served and not await _is_served(connection, _who(space, edge, agent))
+        if agent not in served and await _is_served(connection, _who(space, edge, agent)) is False
     }
 
 
-async def _is_served(connection: Connection, who: str) -> bool:
-    try:
-        await connection.request(who, b"", timeout=_ASK_S)
-    except (nats.errors.NoRespondersError, TimeoutError):
-        return False
-    except nats.errors.Error as error:
-        if connection.is_closed:
-            raise
-        raise UnavailableError(f"the edge's JetStream cannot be asked: {error}") from error
-    return True
+async def _is_served(connection: Connection, who: str) -> bool | None:
+    """Whether somebody has it; None when nobody says so, though somebody is there. Raises UnavailableError."""
+    give_up = time.monotonic() + _SILENT_S
+    while time.monotonic() < give_up:
+        try:
+            await connection.request(who, b"", timeout=_ASK_S)
+        except nats.errors.NoRespondersError:
+            return False
+        except TimeoutError:
+            continue
+        except nats.errors.Error as error:
+            if connection.is_closed:
+                raise
+            raise UnavailableError(f"the edge's JetStream cannot be asked: {error}") from error
+        return True
+    return None
 
 
 def _stream(space: str) -> str:

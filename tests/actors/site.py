@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Self
 
 import nats.errors
@@ -21,7 +23,7 @@ from tests.actors.cast import Number, note
 from tests.actors.desk import Desk
 from tests.waiting import eventually
 
-__all__ = ["TASKS", "Site", "Till", "give", "publish", "readings"]
+__all__ = ["TASKS", "Site", "Till", "copied", "give", "publish", "readings"]
 
 TASKS = 12
 OFFLINE_S = 600.0
@@ -112,3 +114,11 @@ async def publish(connection: Nats, space: str, *numbers: int) -> None:
 
 async def readings(desk: Desk) -> list[int]:
     return [one.event.data["n"] for one in await desk.events_on("meter.read")]  # type: ignore[attr-defined]
+
+
+async def copied(servers: NatsEdge, source: Path, target: Path) -> None:
+    """Put a copy of a folder in the place of another while the server at the edge stands still."""
+    await servers.leaf.stop()
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    await servers.leaf.restart()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events import feed
 from tests.actors.cast import lines
 from tests.actors.desk import Desk
-from tests.actors.site import TASKS, Site, Till, give, publish, readings
+from tests.actors.site import TASKS, Site, Till, copied, give, publish, readings
 from tests.waiting import eventually
 
 LOST = ["the edge's JetStream "]
@@ -43,14 +42,6 @@ async def lose_the_disk(keeper: Nats, space: str) -> None:
     for stream in ("EDGE", "EVENTS"):
         with contextlib.suppress(NotFoundError):  # without agents only events are kept
             await keeper.jetstream().delete_stream(f"{space.upper()}_{stream}")
-
-
-async def copied(servers: NatsEdge, source: Path, target: Path) -> None:
-    """Put a copy of a folder in the place of another while the server at the edge stands still."""
-    await servers.leaf.stop()
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
-    await servers.leaf.restart()
 
 
 async def test_what_an_edge_has_in_memory_outlives_its_disk(
