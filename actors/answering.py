@@ -78,15 +78,25 @@ class Answering:
         self._context, self._finish, self._agent_logger = context, finish, agent_logger
         self._shelf, self._measured = shelf, measured
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what goes on until `close`."""
+        if self._closed:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("what goes on with an answer broke off", exc_info=error, extra={"instance": self._instance})
 
     def close(self) -> None:
         """Offer nothing any more."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
 
@@ -190,9 +200,11 @@ class Answering:
 
     async def _revert(self, work: Work, answer: TaskCompleted) -> None:
         """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""
-        handler, event = self._handlers[work.event.handler], work.event
+        handler, event = self._handlers.get(work.event.handler), work.event
         error: Error | None = None
-        if not handler.can_undo:
+        if handler is None:  # an answer that was kept at the edge, of a version of the agent that still had it
+            error = Error(type="NoCompensationError", message=f"the agent has no handler {event.handler!r} any more")
+        elif not handler.can_undo:
             error = Error(type="NoCompensationError", message="the handler has no compensation")
         else:
             try:

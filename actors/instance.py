@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,10 @@ from cuebook.actors.attempt import (
 from cuebook.actors.deadlines import Deadlines
 from cuebook.actors.orchestrator.state import TaskState, fold_run
 from cuebook.actors.progress import Progress
+from cuebook.actors.receipt import Receipt
 from cuebook.actors.shelf import KeptTask, Shelf
 from cuebook.actors.work import Work
-from cuebook.events.connection import json_object
+from cuebook.events.connection import ended, json_object
 from cuebook.events.envelope import Envelope, to_datetime
 from cuebook.events.errors import ConfigurationError, UnavailableError
 from cuebook.events.facts import (
@@ -110,12 +111,7 @@ class Instance:
         self._idle = asyncio.Event()
         self._idle.set()
         self._drain_known = asyncio.Event()
-        self._received = 0
-        self._expected = 1
-        self._gapped = False
-        self._seen: set[int] = set()
-        self._keeping: set[int] = set()
-        """Assignments that are being stored at the edge."""
+        self._receipt = Receipt()
         self._last_receipt = 0.0
         self._moved_at = 0.0
         self._taken = 0
@@ -189,8 +185,9 @@ class Instance:
             if self.shelf is not None and self.shelf.instance:
                 self._resume(self.shelf, registered)
             else:
-                if self.shelf is not None:
-                    await self.shelf.claim(self.id)
+                if self.shelf is not None and not await _unless(stopping, self.shelf.claim(self.id)):
+                    await self._close()
+                    return False
                 await self._append("registered", registered, expected=0)
         except BaseException:
             await self._close()
@@ -226,8 +223,7 @@ class Instance:
 
     def _resume(self, shelf: Shelf, registered: AgentRegistered) -> None:
         """Go on with what the process before us had, at once, and say so when the log can be reached."""
-        self._received = shelf.received
-        self._seen = {task.sequence for task in shelf.tasks if task.sequence > shelf.received}
+        self._receipt.resume(shelf.received, (task.sequence for task in shelf.tasks))
         self._answering.start(self._register(registered))
         for kept in shelf.tasks:
             envelope = self._log.decode(kept.subject, kept.body, kept.sequence, kept.recorded_at, None)
@@ -305,12 +301,17 @@ class Instance:
         """End while the log is away: what runs may finish, and all else stays on the shelf for the next process."""
         self.draining = True
         for work in list(self._work.values()):
-            if work not in self._handling:
+            if work not in self._handling and not work.answered:
                 work.put_down()
         by = time.monotonic() + within_s
-        while (tasks := [one.task for one in self._handling if one.task]) and (left := by - time.monotonic()) > 0:
+        while (tasks := self._ending()) and (left := by - time.monotonic()) > 0:
             await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         await self.abandon()
+
+    def _ending(self) -> list[asyncio.Task[None]]:
+        """Whose handler runs, or has ended with an answer that is being stored."""
+        works = self._handling.union(one for one in self._work.values() if one.answered)
+        return [one.task for one in works if one.task is not None and not one.task.done()]
 
     async def _leave(self, reason: str, within_s: float) -> None:
         await self._say("draining", AgentDraining(reason=reason))
@@ -326,9 +327,9 @@ class Instance:
                 logger.warning("%d tasks do not let go", len(self._work), extra={"instance": self.id})
         self._heart.cancel()
         if self.shelf is None or not self._work:  # else the next process goes on under our name
-            if self.shelf is not None:
+            stopped = await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
+            if stopped and self.shelf is not None:  # else something may still be on its way to us
                 await self.shelf.forget()
-            await self._say("stopped", AgentStopped(reason=reason, handled=self.handled))
         await self._close()
 
     async def _close(self) -> None:
@@ -358,20 +359,22 @@ class Instance:
         subject = subjects.agent(self.agent_class.name, self.id, fact)
         return await self._log.append(subject, event, scope=scope, expected=expected)
 
-    async def _say(self, fact: str, event: Event) -> None:
-        """Append a fact of our own life; when the log is away it will find out by our silence."""
+    async def _say(self, fact: str, event: Event) -> bool:
+        """Append a fact of our own life; when the log is away it will find out by our silence. Whether it is stored."""
         try:
             async with asyncio.timeout(SAY_S):
                 await self._append(fact, event)
         except (UnavailableError, TimeoutError) as error:
             said = str(error) or f"no answer within {SAY_S:g} s"
             logger.warning("could not say %s: %s", fact, said, extra={"instance": self.id})
+            return False
+        return True
 
     async def _beat(self) -> None:
         subject = self._log.subjects.heartbeat(self.agent_class.name, self.id)
         while True:
             beat = {
-                "received": self._safely_received,
+                "received": self._receipt.safely_until,
                 "in_flight": len(self._work),
                 "handled": self.handled,
                 "release": release(),
@@ -395,8 +398,8 @@ class Instance:
                 self._drain_known.set()
                 if not self.draining:
                     self._on_spent(self)
-            case {"anew": _}:  # else the count of a delivery whose beginning is lost might look like the old one's
-                self._expected = 1
+            case {"anew": _}:
+                self._receipt.begin_anew()
             case {"cancel": [str(run_id), int(n), int(assigned)], **more}:
                 work = self._work.get((run_id, n))
                 if work is not None and work.assigned == assigned and work.task is not None:
@@ -407,7 +410,7 @@ class Instance:
 
     def _on_assigned(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         sequence, delivered, recorded_ns, self.pending = delivery_numbers(reply)
-        if not self._is_new(sequence, delivered):
+        if not self._receipt.is_new(sequence, delivered):
             if self._measured is not None:
                 self._measured.redelivered += 1
             return
@@ -424,42 +427,17 @@ class Instance:
             work.task = self._loop.create_task(self._handle(work))
         else:
             kept = KeptTask(subject=envelope.subject, body=payload, sequence=sequence, recorded_at=recorded_ns // 1000)
-            self._keeping.add(sequence)
+            self._receipt.being_stored.add(sequence)
             work.task = self._loop.create_task(self._keep_and_handle(self.shelf, work, kept))
         if self.is_spent and self._taken == self.agent_class.recycle_after and not self.draining:
             self._on_spent(self)
-
-    @property
-    def _safely_received(self) -> int:
-        """Up to where its assignments have come, and are stored where it has a shelf."""
-        return min(self._received, min(self._keeping) - 1) if self._keeping else self._received
-
-    def _is_new(self, sequence: int, delivered: int) -> bool:
-        """Keep count of what has come without a gap; see Inboxes for what happens with a gap."""
-        if delivered == 1:  # delivery began anew, not after what we have without a gap
-            self._gapped = False
-        elif delivered != self._expected:  # also when the first ones of a delivery that began anew were lost
-            self._gapped = True
-        self._expected = delivered + 1
-        if sequence <= self._received:
-            return False
-        if self._gapped:
-            if sequence in self._seen:
-                return False
-            self._seen.add(sequence)
-            return True
-        self._received = sequence
-        if sequence in self._seen:
-            self._seen.discard(sequence)
-            return False
-        return True
 
     # --- handling ---
 
     async def _keep_and_handle(self, shelf: Shelf, work: Work, kept: KeptTask) -> None:
         await shelf.keep(kept)
-        self._keeping.discard(kept.sequence)
-        shelf.note(self._safely_received)
+        self._receipt.being_stored.discard(kept.sequence)
+        shelf.note(self._receipt.safely_until)
         await self._handle(work)
 
     async def _handle(self, work: Work) -> None:
@@ -482,11 +460,11 @@ class Instance:
                     event = replace(event, input=await self._done_before(work, event.compensates))
                 output = await handler.call(event, self._context, work)
         except asyncio.CancelledError:
-            ended = self._cancelled(work)
-            if ended is None:
+            outcome = self._cancelled(work)
+            if outcome is None:
                 self._finish(work, settled=False)
                 raise
-            fact, answer = ended
+            fact, answer = outcome
         except GeneratorExit:
             raise  # not the author's: the loop is being ended
         except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is the outcome
@@ -505,7 +483,7 @@ class Instance:
             self._measured.ended(fact, self._moved_at - work.began)
         self._end_attempt(work, fact, answer)
         if self.shelf is not None:
-            work.running = False  # from here on only the log decides
+            work.running, work.answered = False, True  # from here on only the log decides
             fact, answer = await self._answering.shelve(self.shelf, work, fact, answer)
         self._answering.offer(work, fact, answer, work.assigned)
 
@@ -538,9 +516,14 @@ class Instance:
         scope = self._log.subjects.task_scope(run_id, n)
         by = time.monotonic() + work.event.timeout_s
         while time.monotonic() < by:
-            step = fold_run(run_id, await self._log.scope_history(scope)).items.get(n)
-            if isinstance(step, TaskState) and step.status == "completed":
-                return {"input": step.input, "output": step.output}
+            try:
+                step = fold_run(run_id, await self._log.scope_history(scope)).items.get(n)
+            except UnavailableError:
+                if self.shelf is not None:  # the time that a link is cut does not count
+                    by = time.monotonic() + work.event.timeout_s
+            else:
+                if isinstance(step, TaskState) and step.status == "completed":
+                    return {"input": step.input, "output": step.output}
             await asyncio.sleep(OFFER_AGAIN_S)  # from a replica that is behind
         raise UnavailableError(f"the log does not show step {n} of {run_id} as completed")
 
@@ -571,12 +554,24 @@ class Instance:
     def _finish(self, work: Work, *, settled: bool = True) -> None:
         address = work.envelope.address
         if self.shelf is not None and settled:
-            self.shelf.settle(work.assigned, self._safely_received)
+            self.shelf.settle(work.assigned, self._receipt.safely_until)
         if self._is_ours(work):
             del self._work[address.run_id, address.n]
         self.handled += 1
         if not self._work:
             self._idle.set()
+
+
+async def _unless(stopping: asyncio.Event, what: Coroutine[Any, Any, None]) -> bool:
+    """Do it, however long it takes; False when `stopping` came first."""
+    doing, told = asyncio.ensure_future(what), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([doing, told], return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+        return doing.done()
+    finally:
+        await ended(doing, told)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:

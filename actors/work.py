@@ -21,6 +21,7 @@ class Work:
 
     __slots__ = (
         "answer_id",
+        "answered",
         "assigned",
         "attempt",
         "began",
@@ -41,7 +42,7 @@ class Work:
         self.assigned = envelope.sequence
         self.began = time.monotonic()
         self.cancel_reason: str | None = None
-        self.handing_back = self.running = self.unwanted = False
+        self.handing_back = self.running = self.answered = self.unwanted = False
         self.task: asyncio.Task[None] | None = None
         self.progress: TaskProgressed | None = None
         self.reported_at = -math.inf

@@ -579,6 +579,7 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
 ) -> None:
     """An instance is told that its consumer begins anew, or takes the first message for a sign: one of both arrives."""
     instance = Instance(None, Adder, lambda _: None)  # type: ignore[arg-type]
+    receipt = instance._receipt
     stream: list[int] = []
     position, delivered, told = 0, 0, True
     taken: Counter[int] = Counter()
@@ -591,13 +592,13 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
             case "deliver":
                 for sequence in waiting[:count]:
                     position, delivered = sequence, delivered + 1
-                    if instance._is_new(sequence, delivered):
+                    if receipt.is_new(sequence, delivered):
                         taken[sequence] += 1
-                        instance._keeping.add(sequence)
-                said.append(instance._safely_received)
-            case "store" if instance._keeping:
-                instance._keeping.discard(sorted(instance._keeping)[count % len(instance._keeping)])
-                said.append(instance._safely_received)
+                        receipt.being_stored.add(sequence)
+                said.append(receipt.safely_until)
+            case "store" if receipt.being_stored:
+                receipt.being_stored.discard(sorted(receipt.being_stored)[count % len(receipt.being_stored)])
+                said.append(receipt.safely_until)
             case "lose" if waiting and (delivered or told):
                 position, delivered = waiting[0], delivered + 1
             case "begin anew" | "begin untold":
@@ -605,14 +606,14 @@ def test_whatever_is_lost_or_comes_twice_an_instance_takes_each_assignment_once_
                 if told := what == "begin anew":
                     instance._on_control(b"", b"", b'{"anew": true}', None)
         assert set(taken.values()) <= {0, 1}
-        stored = set(+taken) - instance._keeping
-        assert {sequence for sequence in stream if sequence <= instance._safely_received} <= stored
+        stored = set(+taken) - receipt.being_stored
+        assert {sequence for sequence in stream if sequence <= receipt.safely_until} <= stored
     assert said == sorted(said)
-    missing = [sequence for sequence in stream if sequence > instance._received]
+    missing = [sequence for sequence in stream if sequence > receipt.until]
     for number, sequence in enumerate(missing, 1):
-        taken[sequence] += instance._is_new(sequence, number)
+        taken[sequence] += receipt.is_new(sequence, number)
     assert taken == Counter(stream)
-    assert not stream or instance._received == stream[-1]
+    assert not stream or receipt.until == stream[-1]
 
 
 @pytest.mark.parametrize(("offline_for_s", "due_s"), [(0.0, 5 + dispatcher.ANSWER_GRACE_S), (60.0, 65 + 2.0)])
