@@ -392,7 +392,7 @@ class Instance:
 
     # --- receiving ---
 
-    def _on_control(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
+    def _on_control(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         match json_object(payload):
             case {"drain": _}:
                 self._drain_known.set()
@@ -400,6 +400,8 @@ class Instance:
                     self._on_spent(self)
             case {"anew": _}:
                 self._receipt.begin_anew()
+                if reply:
+                    self._log.connection.post(reply.decode(), b"{}")
             case {"cancel": [str(run_id), int(n), int(assigned)], **more}:
                 work = self._work.get((run_id, n))
                 if work is not None and work.assigned == assigned and work.task is not None:

@@ -15,14 +15,17 @@ from cuebook.events.subjects import Subjects
 __all__ = ["Inboxes"]
 
 INACTIVE_S = 3600
+TELL_S = 2.0
+TELLS = 3
+"""So often an instance is told that its delivery begins anew; one of an earlier release does not answer."""
 
 
 class Inboxes:
     """One durable push consumer per instance, without acks.
 
     The instance says with each heartbeat up to where it has received without a gap; when assignments stay behind that,
-    delivery begins anew from there, and the instance skips what it already has. It is told so on its control subject:
-    over a link that breaks, the first messages of a delivery may be lost too.
+    delivery begins anew from there, and the instance skips what it already has. It is told so on its control subject
+    before, and answers: over a link that breaks, the first messages of a delivery may be lost too.
     """
 
     def __init__(self, connection: Connection, subjects: Subjects) -> None:
@@ -58,7 +61,7 @@ class Inboxes:
             return
         if anew:
             await self.close(agent, instance)
-            self._connection.post(self._subjects.control(agent, instance), b'{"anew": true}')
+            await self._tell(agent, instance)
         await self._chain.known()
         stream, name = self._chain.stream, f"{agent}__{instance}"
         config: dict[str, Any] = {
@@ -79,6 +82,19 @@ class Inboxes:
             if not _is_there_already(error):
                 self.forget(agent, instance)
                 raise
+
+    async def _tell(self, agent: str, instance: str) -> None:
+        """Return when it knows that the delivery begins anew, or cannot be made to say so."""
+        for _ in range(TELLS):
+            try:
+                await self._connection.request(
+                    self._subjects.control(agent, instance), b'{"anew": true}', timeout=TELL_S
+                )
+            except nats.errors.NoRespondersError:  # nobody is there to whom anything could be delivered
+                return
+            except (nats.errors.Error, TimeoutError):
+                continue
+            return
 
     async def close(self, agent: str, instance: str) -> None:
         """Delete the consumer, also one from before a roll; it may be gone already. Raises UnavailableError."""
