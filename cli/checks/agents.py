@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any, Final
 
 from cuebook.actors.orchestrator.registry import InstanceState
@@ -17,6 +18,7 @@ __all__ = ["KINDS", "LIMITS", "check_agents"]
 
 LOST_IS_NEWS_S: Final = 3_600
 """An instance that was lost longer ago, and whose work others do, is history."""
+SHARED_IS_NEWS_S: Final = 3_600
 UPGRADE_S: Final = 3_600
 """Versions that differ are an upgrade under way for so long."""
 DRAIN_S: Final = 600
@@ -83,7 +85,13 @@ RELEASES = Kind(
     "Agents run another release of cuebook than this command, for more than an hour.",
     "pip install cuebook=={release} there, then systemctl restart 'cuebook-agent@*'",
 )
-KINDS = (SUSPECT, LOST, SILENT, GONE, DRAINING, NO_INBOX, UNHEARD, STALLED, VERSIONS, RELEASES)
+EDGE_SHARED = Kind(
+    "agents.edge_shared",
+    Level.WARNING,
+    "Two machines have served an edge under the same name within the last hour; they take each other's place.",
+    "give each a name of its own: CUEBOOK_EDGE_NAME in /etc/cuebook/edge.env",
+)
+KINDS = (SUSPECT, LOST, SILENT, GONE, DRAINING, NO_INBOX, UNHEARD, STALLED, VERSIONS, RELEASES, EDGE_SHARED)
 LIMITS = {"agents.lost": Limits(1, None), "agents.pending": Limits(100, 10_000)}
 
 
@@ -115,6 +123,7 @@ def check_agents(facts: Facts, limits: Thresholds) -> Report:
         report.findings.append(GONE.found(message, about=agent, agent=agent))
     _check_inboxes(report, facts, healthy, limits["agents.pending"])
     _check_versions(report, facts, healthy)
+    _check_edges(report, facts)
     report.measures += [
         Measure(name="agents.healthy", value=len(healthy), help="Healthy instances."),
         Measure(name="agents.slots", value=slots, help="Slots of healthy instances."),
@@ -165,6 +174,18 @@ def _check_inboxes(report: Report, facts: Facts, healthy: list[InstanceState], l
 
 def _is_directed(facts: Facts) -> bool:
     return any(one.get("deciding") for one in facts.orchestrators or [])
+
+
+def _check_edges(report: Report, facts: Facts) -> None:
+    for edge, those in sorted(facts.forwarding.items()):
+        seen: set[str] = set()
+        for before, one in pairwise(those):
+            seen.add(before.stream)
+            recent = (facts.server_now - one.began_at) / 1e6 < SHARED_IS_NEWS_S
+            if one.stream in seen and recent:  # a stream that is made anew is not followed by the old one
+                message = f"two machines forward events under the name of edge {edge!r}, by turns"
+                report.findings.append(EDGE_SHARED.found(message, about=edge))
+                break
 
 
 def _check_versions(report: Report, facts: Facts, healthy: list[InstanceState]) -> None:

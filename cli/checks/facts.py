@@ -9,7 +9,7 @@ from cuebook.cli.directory import Directory
 from cuebook.ledger.seals import Seal
 from cuebook.projections.records import ProjectionRecord
 
-__all__ = ["Beat", "Clock", "DatabaseFacts", "Disk", "Facts", "NatsFacts", "SealFacts"]
+__all__ = ["Beat", "Clock", "DatabaseFacts", "Disk", "Facts", "Forwarding", "NatsFacts", "SealFacts"]
 
 
 class Clock(NamedTuple):
@@ -32,6 +32,13 @@ class Beat(NamedTuple):
 
     release: str
     ahead_s: float | None
+
+
+class Forwarding(NamedTuple):
+    """An edge began, or went on, to forward events of one stream of its own; `stream` by when that was made."""
+
+    stream: str
+    began_at: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,6 +122,8 @@ class Facts:
     overview: dict[str, Any] | None = None
     beats: dict[tuple[str, str], Beat] | None = None
     listened_s: float = 0.0
+    forwarding: dict[str, list[Forwarding]] = field(default_factory=dict)
+    """By edge, in order; lately, as far as its events are in the newest part of the log."""
     database: DatabaseFacts | None = None
     seals: SealFacts | None = None
     failures: dict[str, str] = field(default_factory=dict)

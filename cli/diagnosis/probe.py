@@ -19,7 +19,7 @@ import nats.errors
 
 from cuebook.cli.checks.facts import Beat, Clock, Disk, Facts, NatsFacts, SealFacts
 from cuebook.cli.diagnosis.probe_database import ask_database
-from cuebook.cli.diagnosis.probe_log import count_from_log, fold_agents
+from cuebook.cli.diagnosis.probe_log import count_from_log, find_forwarding, fold_agents
 from cuebook.cli.durability import find_varz
 from cuebook.cli.exits import InputError
 from cuebook.cli.moments import now
@@ -134,6 +134,7 @@ async def _ask_nats(facts: Facts, sources: Sources) -> None:
             "agents": (
                 sources.wants("agents", "clocks"), lambda: _ask_agents(connection, log, facts, sources.timeout_s)
             ),
+            "edges": (sources.wants("agents"), lambda: _ask_edges(log, facts)),
             "seals": (sources.wants("seals"), lambda: _ask_seals(log, facts)),
         }  # fmt: skip
         async with asyncio.TaskGroup() as group:
@@ -317,6 +318,10 @@ async def _ask_agents(connection: Connection, log: EventLog, facts: Facts, timeo
         await listener.close()
     facts.listened_s = time.monotonic() - began
     facts.directory, facts.beats = directory, beats
+
+
+async def _ask_edges(log: EventLog, facts: Facts) -> None:
+    facts.forwarding = await find_forwarding(log)
 
 
 # --- what is derived from the log ------------------------------------------------------------------------------------

@@ -7,14 +7,16 @@ from contextlib import aclosing
 from typing import Any
 
 from cuebook.actors.orchestrator.overview import Tally
+from cuebook.cli.checks.facts import Forwarding
 from cuebook.cli.directory import Directory
 from cuebook.cli.history.runfold import RunFold
 from cuebook.cli.history.views import Item
 from cuebook.cli.moments import now
 from cuebook.events.envelope import Envelope
+from cuebook.events.facts import OutsideEvent
 from cuebook.events.log import EventLog
 
-__all__ = ["count_from_log", "fold_agents"]
+__all__ = ["count_from_log", "find_forwarding", "fold_agents"]
 
 LOOK_BACK = 200_000
 """Events; about two seconds of reading."""
@@ -39,6 +41,19 @@ async def count_from_log(log: EventLog) -> dict[str, Any]:
             fold.apply(item)
     tally = Tally(fold.open.values(), now())
     return {"at": now(), "unserved": [], **tally.view(lambda _: "no orchestrator decides", lambda _: False)}
+
+
+async def find_forwarding(log: EventLog) -> dict[str, list[Forwarding]]:
+    """What the newest events tell of edges that forward: see `Facts.forwarding`."""
+    found: dict[str, list[Forwarding]] = {}
+    async with aclosing(_read(log, log.subjects.event("cuebook.edge") + ".*", look_back=LOOK_BACK)) as items:
+        async for item in items:
+            match item.event.data if isinstance(item, Envelope) and isinstance(item.event, OutsideEvent) else None:
+                case {"edge": str(edge), "stream": str(name)}:
+                    stream, those = name.partition("+")[0], found.setdefault(edge, [])
+                    if not those or those[-1].stream != stream:
+                        those.append(Forwarding(stream, item.recorded_at))
+    return found
 
 
 async def _read(log: EventLog, *filters: str, look_back: int | None = None) -> AsyncGenerator[Item]:
