@@ -36,12 +36,21 @@ class Edge:
         self._changed_at = time.monotonic()
 
     @property
+    def cut_for_s(self) -> float:
+        """For how many seconds the log has not answered; 0 while it does, and before anybody knows."""
+        return time.monotonic() - self._changed_at if self.linked is False else 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Answers that the log does not have yet."""
+        return sum(shelf.waiting for shelf in self.shelves)
+
+    @property
     def status(self) -> str:
         """How it stands with the link, in words; empty while it holds and nothing waits."""
-        waiting = sum(shelf.waiting for shelf in self.shelves)
-        answers = f"{waiting} answers kept" if waiting else ""
+        answers = f"{waiting} answers kept" if (waiting := self.waiting) else ""
         if self.linked is False:
-            cut = f"cut off from the log for {time.monotonic() - self._changed_at:.0f} s"
+            cut = f"cut off from the log for {self.cut_for_s:.0f} s"
             return f"{cut}, {answers}" if answers else cut
         return answers
 
@@ -90,7 +99,7 @@ class Edge:
             return
         lasted_s = round(time.monotonic() - self._changed_at, 1)
         was, self.linked, self._changed_at = self.linked, linked, time.monotonic()
-        facts = {"edge": self.name, "answers_kept": sum(shelf.waiting for shelf in self.shelves)}
+        facts = {"edge": self.name, "answers_kept": self.waiting}
         if not linked:
             logger.warning(
                 "the link to the log is cut: work goes on, answers and events are kept here",

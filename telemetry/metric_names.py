@@ -20,6 +20,7 @@ _ORCHESTRATOR: Final = "orchestrator"
 _AGENTS: Final = "agents"
 _PROJECTIONS: Final = "projections"
 _SEALER: Final = "sealer"
+_EDGE: Final = "edge"
 _EVERY: Final = "every"
 
 # --- the leading orchestrator: what is open now ---
@@ -218,6 +219,19 @@ DATABASE_UP: Final = _of(_PROJECTIONS, "gauge", "database.up", "", "", "1: Postg
 
 # --- sealer ---
 SEALED: Final = _of(_SEALER, "gauge", "sealer.sealed", "{message}", "", "Messages that the newest checkpoint covers")
+
+# --- edge, besides its agents ---
+EDGE_LINKED: Final = _of(_EDGE, "gauge", "edge.linked", "", "", "1: the log answers; 0: the link to it is cut")
+EDGE_CUT: Final = _of(_EDGE, "gauge", "edge.cut.time", "s", "", "For how long the link has been cut; 0: it holds")
+EDGE_ANSWERS: Final = _of(
+    _EDGE, "gauge", "edge.answers.waiting", "{answer}", "", "Answers of its agents that the log does not have yet"
+)
+EDGE_EVENTS: Final = _of(
+    _EDGE, "gauge", "edge.events.waiting", "{event}", "", "Events of its place that the log does not have yet"
+)
+EDGE_FORWARDED: Final = _of(
+    _EDGE, "counter", "edge.events.forwarded", "{event}", "", "Events of its place that it has brought to the log"
+)
 
 # --- every process ---
 READY: Final = _of(

@@ -57,6 +57,8 @@ class Tallies:
         self._times: dict[tuple[Metric, tuple[str, ...]], Histogram] = {}
         self._agents: dict[str, _OfAgent] = {}
         """By the label of the agent."""
+        self._worked_for: set[tuple[str, str]] = set()
+        """Sagas and agents that have had tasks of theirs."""
         self._asked_at: dict[str, int] = {}
         """When open runs of sagas were asked for, in microseconds since 1970."""
         self._seen: dict[type[Event], Callable[[Envelope, Touched], None]] = {
@@ -146,8 +148,13 @@ class Tallies:
 
     def _requested(self, envelope: Envelope, touched: Touched) -> None:
         run, task = touched.run, touched.item
-        if run is not None and task is not None and run.opened_sequence == envelope.sequence:
+        if run is None or task is None:
+            return
+        if run.opened_sequence == envelope.sequence:
             self._of(envelope.address.agent).started += 1
+        elif (pair := (run.saga, envelope.address.agent)) not in self._worked_for:
+            self._worked_for.add(pair)  # from 0, as in `expect`
+            self._counts[names.ESCALATIONS, ("task", self.sagas(run.saga), self.agents(pair[1]))] += 0
 
     def _assigned(self, envelope: Envelope, touched: Touched) -> None:
         task = touched.item

@@ -18,7 +18,7 @@ from cuebook.cli.exits import InputError
 from cuebook.cli.loading import load_agents
 from cuebook.cli.options import DEFAULT_DRAIN_S
 from cuebook.cli.serving.lifecycle import Running, Serving
-from cuebook.cli.serving.metrics import handling_of, watch_agents
+from cuebook.cli.serving.metrics import handling_of, watch_agents, watch_edge
 from cuebook.events.log import EventLog
 from cuebook.events.subjects import check_token
 
@@ -66,6 +66,7 @@ async def serve(serving: Serving, plan: EdgePlan) -> None:
         handling = handling_of(serving.metrics)
         host = AgentHost(uplink, space, agents, tracing=serving.tracing, edge=edge, handling=handling)
         watch_agents(serving.metrics, host, handling)
+        watch_edge(serving.metrics, edge, forwarder)
         serves = _Serves(edge, forwarder, host)
         running = Running(
             run=serves.run(serving.settings.drain_s),

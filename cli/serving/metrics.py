@@ -16,6 +16,8 @@ from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 
 if TYPE_CHECKING:  # each service imports only what it runs
+    from cuebook.actors.edge import Edge
+    from cuebook.actors.forwarder import Forwarder
     from cuebook.actors.handling import Handling
     from cuebook.actors.orchestrator.service import OrchestratorService
     from cuebook.actors.orchestrator.tallies import Tallies
@@ -26,8 +28,8 @@ if TYPE_CHECKING:  # each service imports only what it runs
     from cuebook.telemetry.metrics import Metrics
 
 __all__ = [
-    "following", "handling_of", "measured", "tallies_of", "watch_agents", "watch_orchestrator", "watch_projections",
-    "watch_readiness", "watch_sealer",
+    "following", "handling_of", "measured", "tallies_of", "watch_agents", "watch_edge", "watch_orchestrator",
+    "watch_projections", "watch_readiness", "watch_sealer",
 ]  # fmt: skip
 
 STORE_EVERY_S: Final = 30.0
@@ -103,6 +105,25 @@ def watch_agents(metrics: Metrics | None, host: AgentHost, handling: Handling | 
     if metrics is not None and handling is not None:
         metrics.add(lambda: _told(handling.samples(host.instances)))
         _watch_log(metrics, host.log)
+
+
+def watch_edge(metrics: Metrics | None, edge: Edge, forwarder: Forwarder) -> None:
+    """Tell from now on what waits at an edge for the link; its agents are told of by `watch_agents`."""
+    if metrics is None:
+        return
+    from cuebook.telemetry import metric_names as names
+    from cuebook.telemetry.metric import Sample
+
+    def samples() -> list[Sample]:
+        return [
+            Sample(names.EDGE_LINKED, (), int(edge.linked is True)),
+            Sample(names.EDGE_CUT, (), edge.cut_for_s),
+            Sample(names.EDGE_ANSWERS, (), edge.waiting),
+            Sample(names.EDGE_EVENTS, (), forwarder.waiting),
+            Sample(names.EDGE_FORWARDED, (), forwarder.forwarded),
+        ]
+
+    metrics.add(lambda: _told(samples()))
 
 
 def tallies_of(metrics: Metrics | None) -> Tallies | None:

@@ -103,3 +103,13 @@ def test_a_run_counts_from_its_request() -> None:
     book.tell(0, SUBJECTS.run("s1", "requested", "order"), RunRequested(input=None))
     book.tell(5, SUBJECTS.run("s1", "started"), RunStarted(saga="order", version="1", input=None))
     assert book.count(names.RUNS_STARTED, "order", "") == 1
+
+
+def test_the_first_escalation_of_a_saga_s_task_is_an_increase() -> None:
+    """For Prometheus a counter that appears as 1 has not increased."""
+    book = Book()
+    book.tell(0, SUBJECTS.run("s1", "requested", "order"), RunRequested(input=None))
+    book.tell(1, SUBJECTS.run("s1", "started"), RunStarted(saga="order", version="1", input=None))
+    book.tell(2, SUBJECTS.task("s1", 0, "requested", "desk"), TaskRequested(handler="work"))
+    escalations = [one for one in book.tallies.samples() if one.metric is names.ESCALATIONS]
+    assert [(one.labels, one.value) for one in escalations] == [(("task", "order", "desk"), 0)]

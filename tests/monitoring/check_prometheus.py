@@ -127,7 +127,7 @@ async def check_sums(found: Prometheus, stall: Market) -> None:
     """With a standby beside the one that leads, sums count everything once."""
     assert await found.value("sum(cuebook_orchestrator_leading)") == 1
     assert await found.value("count(cuebook_orchestrator_leading)") == 2
-    assert await found.value('sum(cuebook_agent_instances{health="healthy"})') == 1
+    assert await found.value('sum(cuebook_agent_instances{health="healthy"})') == 2
     assert await found.value("sum(up)") == len(stall.ports)
     started = await found.value('sum(cuebook_runs_started_total{saga="buy"})')
     assert started == await found.value('max(cuebook_runs_started_total{saga="buy"})')

@@ -335,6 +335,29 @@ def agents() -> list[Panel]:
             width=8,
             limits=[(0.9, ORANGE)],
         ),
+        row("At the edge"),
+        lines(
+            "Links",
+            "1 while the log answers an edge, 0 while it is cut off and works on alone.",
+            [(now("cuebook_edge_linked", by="instance"), "{{instance}}")],
+            width=8,
+        ),
+        lines(
+            "Waiting for the link",
+            "Answers of agents and events of the place that the log does not have yet.",
+            [
+                (now("cuebook_edge_answers_waiting", by="instance"), "{{instance}} answers"),
+                (now("cuebook_edge_events_waiting", by="instance"), "{{instance}} events"),
+            ],
+            width=8,
+        ),
+        lines(
+            "Events forwarded",
+            "Events of the place that came to the log in a second.",
+            [(rate("cuebook_edge_events_forwarded_total", by="instance"), "{{instance}}")],
+            "ops",
+            width=8,
+        ),
     ]
 
 

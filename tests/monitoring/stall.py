@@ -15,7 +15,7 @@ class Stall(Agent):
     name = "stall"
     concurrency = 8
     recycle_after = 0
-    heartbeat_s = 0.2
+    heartbeat_s = 0.5
 
     @handler(timeout_s=20)
     async def reserve(self, parcel: Parcel) -> Parcel:
@@ -34,6 +34,17 @@ class Stall(Agent):
     async def ship(self, parcel: Parcel) -> Parcel:
         if parcel.n % 5 == 0:
             raise ValueError(f"no carrier for {parcel.n}")
+        return parcel
+
+
+class Kiosk(Agent):
+    """At the edge."""
+
+    name = "kiosk"
+    heartbeat_s = 0.5
+
+    @handler(timeout_s=20)
+    async def sell(self, parcel: Parcel) -> Parcel:
         return parcel
 
 

@@ -121,12 +121,14 @@ def test_every_runbook_is_of_an_alert() -> None:
 
 
 def test_prometheus_looks_where_the_units_settings_say() -> None:
-    settings = ("orchestrator", "orchestrator@standby", "projections", "sealer", "agent")
+    settings = ("orchestrator", "orchestrator@standby", "projections", "sealer", "edge", "agent")
     named = [
         port
         for name in settings
         for port in re.findall(r"127\.0\.0\.1:(\d+)", (ROOT / f"deploy/systemd/{name}.env").read_text())
     ]
     assert (
-        named == re.findall(r"targets: \[127\.0\.0\.1:(94\d+)\]", SCRAPED) == ["9464", "9465", "9466", "9467", "9470"]
+        named
+        == re.findall(r"targets: \[127\.0\.0\.1:(94\d+)\]", SCRAPED)
+        == ["9464", "9465", "9466", "9467", "9468", "9470"]
     )

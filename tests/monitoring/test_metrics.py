@@ -18,7 +18,14 @@ from tests.monitoring.market import Market, market
 from tests.waiting import eventually
 
 WITHIN_S = 60.0
-SERVICES = {"orchestrator": "orchestrator", "agents": "agents", "projections": "projections", "sealer": "sealer"}
+SERVICES = {
+    "orchestrator": {"orchestrator"},
+    "agents": {"agents"},
+    "projections": {"projections"},
+    "sealer": {"sealer"},
+    "edge": {"edge", "agents"},
+}
+"""By process: whose metrics it exports."""
 FROM_ELSEWHERE = {"target", "process", "python"}
 ORDERS = 15
 _OF_THE_ACCOUNT = {"cuebook_log_store_used_bytes", "cuebook_log_store_limit_bytes"}
@@ -57,11 +64,11 @@ async def test_processes_export_what_the_document_says(
         await stall.trade(ORDERS)
         await eventually(lambda: has_asked(stall, ORDERS // 5 + ORDERS // 7), within_s=WITHIN_S)
         await stall.decide(keep=1)
-        await eventually(lambda: settled(stall), within_s=WITHIN_S)
-        for process, service in SERVICES.items():
+        await eventually(lambda: settled(stall, asked=1), within_s=WITHIN_S)
+        for process, services in SERVICES.items():
             told = Told(await stall.metrics(process))
             ours = {name for name in told.types if name.partition("_")[0] not in FROM_ELSEWHERE}
-            wanted = {one.exported: one for one in ALL if one.by in (service, "every")}
+            wanted = {one.exported: one for one in ALL if one.by in {*services, "every"}}
             assert ours == set(wanted) - _OF_THE_ACCOUNT, process
             for name in ours:
                 assert (told.types[name], told.labels[name]) == (wanted[name].kind, {"space", *wanted[name].labels})
@@ -75,12 +82,20 @@ async def has_asked(stall: Market, times: int) -> bool:
     return len(await stall.asked()) == times
 
 
-async def settled(stall: Market) -> bool:
-    """Only those that a person is asked about are open, and the tables have everything."""
+async def settled(stall: Market, *, asked: int) -> bool:
+    """Only those that a person is still asked about are open, and all that is in the log has been counted everywhere.
+
+    What a person has just decided is in the log before the orchestrator has read it.
+    """
+    last = (await stall.client.log.verify()).last_sequence
     told, tables = Told(await stall.metrics("orchestrator")), Told(await stall.metrics("projections"))
     open_ = sum(value for (name, _), value in told.values.items() if name == "cuebook_runs_open")
+    edge = Told(await stall.metrics("edge"))
+    read = told("cuebook_log_last_sequence") == last and not told("cuebook_orchestrator_lag")
+    positions = {value for (name, _), value in tables.values.items() if name == "cuebook_projection_position"}
     lag = sum(value for (name, _), value in tables.values.items() if name == "cuebook_projection_lag")
-    return open_ == len(await stall.asked()) and not lag
+    forwarded = edge("cuebook_edge_events_forwarded_total") == ORDERS
+    return open_ == len(await stall.asked()) == asked and read and positions == {last} and not lag and forwarded
 
 
 async def check_standby(stall: Market) -> None:
@@ -107,8 +122,11 @@ async def check_standby(stall: Market) -> None:
 async def check_numbers(stall: Market) -> None:
     """Each is that of the log, and of the tables."""
     facts = [one async for one in stall.client.log.read() if isinstance(one, Envelope)]
+    at_the_edge = {one.address.run_id for one in facts if one.address.agent == "kiosk"}
     counted: dict[str, int] = defaultdict(int)
     for one in facts:
+        if one.address.run_id in at_the_edge:
+            continue
         counted[f"{one.address.kind}.{one.address.fact}"] += 1
     told = Told(await stall.metrics("orchestrator"))
     agent = {"agent": "stall"}
@@ -129,13 +147,25 @@ async def check_numbers(stall: Market) -> None:
     assert (told("cuebook_agent_slots", **agent), told("cuebook_agent_slots_used", **agent)) == (8, 0)
     waiting = await stall.asked()
     assert sum(value for (name, _), value in told.values.items() if name == "cuebook_escalations_open") == len(waiting)
-    handled = Told(await stall.metrics("agents"))
+    handled = await eventually(lambda: handled_of(stall, counted["task.completed"]), within_s=WITHIN_S)
+    assert handled is not None
     assert handled("cuebook_handler_duration_seconds_count", outcome="completed", **agent) == counted["task.completed"]
     assert handled("cuebook_handler_duration_seconds_count", outcome="failed", **agent) == counted["task.failed"]
+    edge = Told(await stall.metrics("edge"))
+    assert edge("cuebook_handler_duration_seconds_count", outcome="completed", agent="kiosk") == ORDERS
+    assert (edge("cuebook_edge_linked"), edge("cuebook_edge_cut_time_seconds")) == (1, 0)
+    assert (edge("cuebook_edge_answers_waiting"), edge("cuebook_edge_events_waiting")) == (0, 0)
     tables = Told(await stall.metrics("projections"))
     assert tables("cuebook_projection_position", projection="runs") == facts[-1].sequence
     sealed = await eventually(lambda: sealed_of(stall, facts[-1].sequence), within_s=WITHIN_S)
     assert sealed == facts[-1].sequence
+
+
+async def handled_of(stall: Market, least: int) -> Told | None:
+    """What the agents tell, once their last answers are in it."""
+    told = Told(await stall.metrics("agents"))
+    labels = frozenset({"outcome": "completed", "agent": "stall"}.items())
+    return told if told.values.get(("cuebook_handler_duration_seconds_count", labels), 0) >= least else None
 
 
 async def sealed_of(stall: Market, least: int) -> float:
