@@ -13,7 +13,7 @@ from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.orchestrator.variants import Team, Variant
 from cuebook.actors.schemas import find_error
 
-__all__ = ["ANYONE", "RETURN_GRACE_S", "Admission", "admit", "find_objection", "only"]
+__all__ = ["ANYONE", "MAX_PRIORITY", "RETURN_GRACE_S", "Admission", "admit", "find_objection", "only"]
 
 RETURN_GRACE_S = 30.0
 """How long a variant whose last instance has stopped may be away before new tasks for it are rejected."""
@@ -33,6 +33,8 @@ class Admission:
 
 
 ANYONE: Final = Admission()
+MAX_PRIORITY: Final = 100
+"""And the lowest is as far below 0."""
 _WAITS: Final = Admission(takers=frozenset())
 
 

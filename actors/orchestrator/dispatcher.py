@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cuebook.actors.orchestrator import retry
-from cuebook.actors.orchestrator.admission import Admission, admit, find_objection, only
+from cuebook.actors.orchestrator.admission import MAX_PRIORITY, Admission, admit, find_objection, only
 from cuebook.actors.orchestrator.placement import Choice, Queue, fits, why
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
@@ -132,6 +132,10 @@ class Dispatcher:
 
     def _admit(self, task: TaskState) -> None:
         """Give a task to an instance, unless others wait for the agent or nobody can take it: then it waits."""
+        if not -MAX_PRIORITY <= task.priority <= MAX_PRIORITY and not task.attempt and task.compensates is None:
+            reason = f"priority {task.priority} is not between -{MAX_PRIORITY} and {MAX_PRIORITY}"
+            self._refuse(task, Admission(reason=reason, remedy="ask again with another"))
+            return
         team = self.world.registry.teams.get(task.agent)
         if team is None:
             self._wait_for_stranger(task)

@@ -31,13 +31,13 @@ TERMINAL_TASK_FACTS = frozenset({"completed", "cancelled", "aborted", "rejected"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequested(Event):
-    """Somebody asks the agent named in the subject to handle `input`. Higher `priority` goes first (-100 to 100).
+    """Somebody asks the agent named in the subject to handle `input`. Higher `priority` goes first.
 
-    `handler` may be empty where the agent has just one. `labels` must all be present on the instance, whose `version`
-    counts as a label too. Tasks with the same `affinity` prefer the same instance. `timeout_s` and `retry` replace the
-    handler's own. `compensation`: the step can be undone. `compensates`: this task undoes that step; its input is
-    `{"input": ..., "output": ...}` of it, or absent where both together are too large for an event: then the log has
-    them, under that step.
+    `priority` is from -100 to 100; beyond, the task is rejected. `handler` may be empty where the agent has just
+    one. `labels` must all be present on the instance, whose `version` counts as a label too. Tasks with the same
+    `affinity` prefer the same instance. `timeout_s` and `retry` replace the handler's own. `compensation`: the step
+    can be undone. `compensates`: this task undoes that step; its input is `{"input": ..., "output": ...}` of it, or
+    absent where both together are too large for an event: then the log has them, under that step.
     """
 
     event_type: ClassVar[str] = "task.requested.v1"

@@ -153,6 +153,16 @@ def test_a_task_that_is_cancelled_while_its_agent_is_unknown_is_forgotten() -> N
         ),
         (TaskRequested(handler="copy", input={}), 'input of press.copy: "text" is a required property', ""),
         (TaskRequested(handler="copy", input={"text": ["y" * 9] * 4000}), "input of press.copy: text: [", ""),
+        (
+            TaskRequested(handler="copy", input={"text": "y"}, priority=101),
+            "priority 101 is not between -100 and 100",
+            "ask again",
+        ),
+        (
+            TaskRequested(handler="copy", input={"text": "y"}, priority=-(2**63)),
+            "priority -9223372036854775808 is not",
+            "ask",
+        ),
         (TaskRequested(handler="copy", input={"text": "y" * 262_000}), "cannot be handed on", "keep the payload"),
     ],
 )
