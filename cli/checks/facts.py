@@ -20,7 +20,7 @@ class Clock(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """Where the server keeps its streams, if that is on this machine; in bytes."""
+    """Where a server keeps what it has, if that is on this machine; in bytes."""
 
     path: str
     used: int
@@ -92,6 +92,7 @@ class DatabaseFacts:
     tls: bool
     local: bool
     clock: Clock
+    disk: Disk | None = None
     projections: list[ProjectionRecord] | None = None
     why_not: str = ""
     remedy: str = ""

@@ -28,6 +28,12 @@ PLAINTEXT = Kind(
     "add sslmode=verify-full to --database-url",
 )
 SLOW = Kind("projections.slow", Level.WARNING, "PostgreSQL takes long to answer.", "look at the load of its machine")
+STORAGE = Kind(
+    "projections.storage",
+    Level.CRITICAL,
+    "The disk of PostgreSQL is nearly full.",
+    "enlarge it, or keep less: cuebook projection retention audit --keep-months 12; cuebook projection prune audit",
+)
 NONE = Kind(
     "projections.none",
     Level.WARNING,
@@ -77,12 +83,13 @@ ORPHAN = Kind(
     'DROP SCHEMA "{schema}" CASCADE',
 )
 KINDS = (
-    UNREACHABLE, PLAINTEXT, SLOW, NONE, STOPPED, BEHIND, PARKED, REGRESSED, ABANDONED, OLD_GENERATION, ORPHAN,
+    UNREACHABLE, PLAINTEXT, SLOW, STORAGE, NONE, STOPPED, BEHIND, PARKED, REGRESSED, ABANDONED, OLD_GENERATION, ORPHAN,
 )  # fmt: skip
 LIMITS = {
     "projections.lag": Limits(BUSY, 100 * BUSY),
     "projections.parked": Limits(1, None),
     "projections.latency": Limits(0.25, 2.0),
+    "projections.storage": Limits(80, 90),
 }
 
 
@@ -108,6 +115,14 @@ def check_projections(facts: Facts, limits: Thresholds) -> Report:
         Measure(name="projections.latency", value=round(database.latency_s, 6), unit="s",
                 limits=limits["projections.latency"], help="Time for one question to PostgreSQL and back.")
     )  # fmt: skip
+    if (disk := database.disk) is not None:
+        percent = 100 * disk.used / disk.total
+        if (level := limits["projections.storage"].level(percent)) is not Level.OK:
+            report.findings.append(STORAGE.found(f"the disk of {disk.path} is {percent:.0f} % full", level=level))
+        report.measures.append(
+            Measure(name="projections.storage", value=round(percent, 1), unit="%",
+                    limits=limits["projections.storage"], help="How full the disk of PostgreSQL is.")
+        )  # fmt: skip
     if database.projections is None:
         report.findings.append(NONE.found(database.why_not, remedy=database.remedy, space=facts.space))
         return report

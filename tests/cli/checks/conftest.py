@@ -49,7 +49,8 @@ class Doctor:
     database_url: str = ""
     monitor_url: str = ""
     timeout_s: float = 3.0
-    limits: dict[str, Limits] = field(default_factory=dict)
+    limits: dict[str, Limits] = field(default_factory=lambda: {"projections.storage": Limits()})
+    """However full the disk of the machine is that runs the tests."""
 
     async def facts(self, *areas: str) -> Facts:
         target = Target(nats_url=self.nats_url, space=self.space)

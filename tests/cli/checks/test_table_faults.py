@@ -8,7 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cuebook.cli.checks.facts import Disk
 from cuebook.cli.checks.finding import Level
+from cuebook.cli.diagnosis.probe_database import disk_of
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.jetstream import js_request
 from cuebook.ledger.notes import PrivateKey
@@ -36,6 +38,25 @@ def _database(doctor: Doctor, database_url: str) -> None:
 async def test_postgresql_that_is_away_and_the_log_is_still_looked_at(system: System, doctor: Doctor) -> None:
     doctor.database_url = "postgresql://postgres@127.0.0.1:1/x"
     assert wrong(await doctor.finds("log", "clocks", *TABLES)) == ["projections.unreachable"]
+
+
+async def test_a_disk_that_is_nearly_full(system: System, doctor: Doctor, database_url: str) -> None:
+    await system.projections(database_url)
+    facts = await doctor.facts(*TABLES)
+    assert facts.database is not None
+    doctor.limits = {}
+    for used, level in ((79, None), (80, Level.WARNING), (90, Level.CRITICAL)):
+        facts.database.disk = Disk("/data", used, 100)
+        found = {one.code: one for one in doctor.findings(facts, *TABLES)}.get("projections.storage")
+        assert (found.level if found is not None else None) == level
+
+
+def test_a_disk_is_looked_at_where_it_is_one_of_this_machine(tmp_path: Path) -> None:
+    disk = disk_of(str(tmp_path))
+    assert disk is not None
+    assert 0 < disk.used <= disk.total
+    assert disk_of(str(tmp_path / "of another machine")) is None
+    assert disk_of("/proc/self/cwd") is None
 
 
 async def test_a_database_without_tables(system: System, doctor: Doctor) -> None:
