@@ -40,12 +40,12 @@ async def test_the_library_lends_asks_and_refuses(nats_url: str, space: str) -> 
     library: ModuleType = sys.modules["librarian"]
     assert library.Post().letter("four") == 4
     async with Desk(nats_url, space, sagas=sagas, agents=agents) as desk:
-        lent = await desk.client.run_saga("lending", {"book": "Emma", "reader": "ann"}, run_id="r1", timeout_s=20)
+        lent = await desk.client.run_saga("lending", {"book": "Emma", "reader": "ann"}, run_id="r1", timeout_s=60)
         assert (lent.status, lent.result) == ("completed", "r1/0")
         await desk.client.submit_run("lending", {"book": "Emma", "reader": "ben", "days": 70}, run_id="r2")
         await desk.saw("r2", "asked")
         await desk.client.resolve("r2", 0, value={"approved": False})
-        assert (await desk.client.wait("r2", timeout_s=20)).status == "failed"
+        assert (await desk.client.wait("r2", timeout_s=60)).status == "failed"
         await desk.client.submit_run("lending", {"book": "Necronomicon", "reader": "cy"}, run_id="r3")
         (escalated,) = await desk.saw("r3", "escalated")
         assert escalated.error.message == "this book is not lent"

@@ -90,7 +90,7 @@ async def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     with started("demo", "--plain", cwd=tmp_path) as demo:
         demo.line("t-02  answered")
         demo.process.kill()
-    await eventually(lambda: not demo.still_running(), within_s=30)
+    await eventually(lambda: not demo.still_running(), within_s=60)
 
 
 async def test_dev_serves_the_example_and_keeps_its_data(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import psycopg
 
 async def test_the_shared_nats_server_has_jetstream(nats_url: str, space: str) -> None:
     client = await nats.connect(nats_url)
-    await client.jetstream().add_stream(name=space.upper(), subjects=[f"{space}.>"])
-    assert (await client.jetstream().publish(f"{space}.event", b"")).seq == 1
+    await client.jetstream(timeout=30).add_stream(name=space.upper(), subjects=[f"{space}.>"])
+    assert (await client.jetstream(timeout=30).publish(f"{space}.event", b"")).seq == 1
     await client.close()
 
 

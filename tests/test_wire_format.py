@@ -129,7 +129,7 @@ async def test_what_has_no_effect_is_rejected(example: Command, subject: str, bo
     connection = await connect(example.exported()["CUEBOOK_NATS_URL"], name="test")
     async with connection, EventLog(connection, "cue", source="test") as log:
         for _ in range(2 if "twice" in subject or b"twice" in body else 1):
-            stored = await connection.jetstream().publish(f"cue.{subject}", body)
+            stored = await connection.jetstream(timeout=30).publish(f"cue.{subject}", body)
         async for item in log.follow(after=stored.seq):
             if item.subject == SUBJECTS.rejected(stored.seq):
                 assert isinstance(item, Envelope)

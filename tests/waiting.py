@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 @overload
-async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float = 30.0) -> T: ...
+async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float = 60.0) -> T: ...
 @overload
-async def eventually(condition: Callable[[], T], *, within_s: float = 30.0) -> T: ...
-async def eventually(condition: Callable[[], T | Awaitable[T]], *, within_s: float = 30.0) -> T:
+async def eventually(condition: Callable[[], T], *, within_s: float = 60.0) -> T: ...
+async def eventually(condition: Callable[[], T | Awaitable[T]], *, within_s: float = 60.0) -> T:
     """Ask until the answer is true, and give it. Raises AssertionError with the last answer after `within_s`."""
     deadline = asyncio.get_running_loop().time() + within_s
     while True:

@@ -22,6 +22,7 @@ from cuebook.actors.client import Client
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.actors.orchestrator.state import TaskState
 from cuebook.actors.runtime import AgentHost
+from cuebook.cli.directory import ask_or_none
 from cuebook.cli.main import app
 from cuebook.events.connection import connect
 from cuebook.events.errors import NotFoundError
@@ -85,12 +86,12 @@ class Program:
         while chunk := await stream.read(65536):
             setattr(self, name, getattr(self, name) + chunk.decode())
 
-    async def says(self, text: str, *, within_s: float = 30.0) -> None:
+    async def says(self, text: str, *, within_s: float = 60.0) -> None:
         """Wait until it has written this to stderr."""
         await eventually(lambda: text in self.errors or self._gone(), within_s=within_s)
         assert text in self.errors, self.errors
 
-    async def prints(self, text: str, *, within_s: float = 30.0) -> None:
+    async def prints(self, text: str, *, within_s: float = 60.0) -> None:
         """Wait until it has written this to stdout."""
         await eventually(lambda: text in self.output or self._gone(), within_s=within_s)
         assert text in self.output, (self.output, self.errors)
@@ -102,7 +103,7 @@ class Program:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    async def ends(self, *, within_s: float = 30.0) -> int:
+    async def ends(self, *, within_s: float = 60.0) -> int:
         """Its exit status, once it has ended."""
         async with asyncio.timeout(within_s):
             status = await self.process.wait()
@@ -130,9 +131,9 @@ def start(cli: Cli, workplace: Path) -> Start:
     """Start the command line as a process in the workplace, killed if the test leaves it running."""
 
     @contextlib.asynccontextmanager
-    async def started(*words: str, **env: str) -> AsyncIterator[Program]:
+    async def started(*words: str, first: str = "", **env: str) -> AsyncIterator[Program]:
         process = await asyncio.create_subprocess_exec(
-            *command(words),
+            *command(words, first=first),
             cwd=workplace,
             env={**os.environ, **cli.env, "DESK_GATE": str(workplace / "gate"), "PYTHONUNBUFFERED": "1", **env},
             stdout=asyncio.subprocess.PIPE,
@@ -162,12 +163,25 @@ async def reaches(client: Client, run_id: str, status: str = "", *, items: int =
         return (not status or state.outcome() == status) and len(state.items) >= items and at_attempt
 
     condition: Callable[[], bool | Awaitable[bool]] = there
-    await eventually(condition, within_s=30)
+    await eventually(condition, within_s=60)
 
 
-def command(words: Sequence[str]) -> list[str]:
-    """The argument list of the installed console script; `-P`: the folder it is called in is not on the path yet."""
-    return [sys.executable, "-P", "-c", "from cuebook.cli.main import main; main()", *words]
+async def wait_for_a_person(client: Client, *names: str) -> None:
+    """Wait until the orchestrator says that these wait for a person, and nothing else: it reads the log a bit later."""
+
+    async def told() -> bool:
+        answer = await ask_or_none(client, "escalations")
+        return answer is not None and sorted(one["id"] for one in answer["escalations"]) == sorted(names)
+
+    await eventually(told)
+
+
+def command(words: Sequence[str], *, first: str = "") -> list[str]:
+    """The argument list of the installed console script; `-P`: the folder it is called in is not on the path yet.
+
+    `first`: what the process does before it becomes that.
+    """
+    return [sys.executable, "-P", "-c", f"{first}\nfrom cuebook.cli.main import main; main()", *words]
 
 
 @pytest.fixture

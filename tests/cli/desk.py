@@ -50,7 +50,7 @@ class Patient(Agent):
     """Works until the file named by `DESK_GATE` exists, on the loop or in a thread."""
 
     name = "patient"
-    heartbeat_s = 0.2
+    heartbeat_s = 0.5
     concurrency = 2
 
     @handler(timeout_s=60)

@@ -43,7 +43,7 @@ async def test_an_agent_is_shown_with_its_handlers(cli: Cli, agents: AgentHost) 
 
 async def test_draining_ends_an_instance_and_nothing_more(cli: Cli, agents: AgentHost) -> None:
     instance = agents.instances[0].id
-    words = ["agent", "drain", f"echo/{instance}", "--reason", "new version", "--wait-s", "20"]
+    words = ["agent", "drain", f"echo/{instance}", "--reason", "new version", "--wait-s", "60"]
     assert await cli.json(*words) == [{"agent": "echo", "instance": instance, "status": "stopped"}]
     assert [one["agent"] for one in await cli.json("agent", "list")] == ["faulty"]
     everyone = await cli.json("agent", "list", "--all")
@@ -71,7 +71,7 @@ async def test_waiting_for_a_drain_ends_when_the_instance_dies_on_the_way(cli: C
 
     for instance in ("i1", "i2"):
         await log.append(register(instance), AgentRegistered(slots=2, handlers={"do": HandlerSpec()}))
-    waiting = asyncio.create_task(cli.json("agent", "drain", "loner", "--wait-s", "20"))
+    waiting = asyncio.create_task(cli.json("agent", "drain", "loner", "--wait-s", "60"))
     asked = log.follow(filters=[log.subjects.all_agents])
     async for item in asked:
         if isinstance(item, Envelope) and item.address.fact == "drain_requested" and item.address.instance == "i2":

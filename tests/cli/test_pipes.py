@@ -56,7 +56,7 @@ async def piped(
 async def test_a_command_whose_reader_is_gone_ends_in_silence(
     cli: Cli, client: Client, agents: AgentHost, tmp_path: Path, words: list[str]
 ) -> None:
-    await client.run_task("echo", {"n": 1}, run_id="r0", timeout_s=20)
+    await client.run_task("echo", {"n": 1}, run_id="r0", timeout_s=60)
     status, errors = await piped(words, cli.env, tmp_path)
     assert (status, errors) == (READER_GONE, "")
 

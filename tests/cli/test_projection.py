@@ -42,6 +42,7 @@ async def filled(log: EventLog, tables: Tables) -> int:
     """Twenty runs in log and tables; the last sequence."""
     last = await append_tasks(log, 20)
     await Runner(log, tables.url).run(until=last)
+    await tables.released()
     return last
 
 
@@ -63,7 +64,7 @@ async def reaches(tables: Tables, sequence: int, *, projections: int = 3) -> Non
             return False
         return len(rows) == projections
 
-    await eventually(there, within_s=30)
+    await eventually(there, within_s=60)
 
 
 async def test_position_lag_version_and_health_of_each(
@@ -79,6 +80,7 @@ async def test_position_lag_version_and_health_of_each(
         await reaches(tables, last)
         rows = await cli.json("projection", "list")
         assert {(row["health"], row["lag"], row["written"]) for row in rows} == {("healthy", 0, True)}
+    await tables.released()
     text = await cli.ok("projection", "list")
     assert text.splitlines()[0].startswith("PROJECTION")
     assert "stopped" in text
@@ -130,6 +132,7 @@ async def test_a_rebuild_says_what_it_compared_and_where_people_read_now(cli: Cl
     assert [(one["projection"], one["generation"], one["differences"]) for one in reports] == [
         ("audit", 3, 0), ("runs", 3, 0), ("agents", 2, 0),
     ]  # fmt: skip
+    await tables.released()
     rows = await cli.json("projection", "list")
     assert [(row["projection"], row["generation"], row["health"]) for row in rows] == [
         ("agents", 1, "kept"), ("agents", 2, "stopped"), ("audit", 2, "kept"), ("audit", 3, "stopped"),
@@ -209,9 +212,10 @@ async def test_killed_with_sigkill_it_is_resumed_and_nobody_sees_half_of_it(
             start("projection", "rebuild", "runs") as program,
         ):
             await connection.execute(hindrance.encode())
-            await eventually(lambda: hindered(tables), within_s=30)
+            await eventually(lambda: hindered(tables), within_s=60)
             program.process.kill()
             assert await program.ends() == -signal.SIGKILL
+        await tables.released("runs", 2)
         assert await tables.dump() == live
         rows = [row for row in await cli.json("projection", "list") if row["projection"] == "runs"]
         assert [(row["health"], row["sequence"]) for row in rows] == [

@@ -18,15 +18,15 @@ from cuebook.events.errors import ConfigurationError, UnavailableError
 
 async def append(server: NatsServer, count: int) -> None:
     client = await nats.connect(server.url)
-    await client.jetstream().add_stream(name="BOOK", subjects=["book.>"])
+    await client.jetstream(timeout=30).add_stream(name="BOOK", subjects=["book.>"])
     for number in range(count):
-        await client.jetstream().publish(f"book.{number}", b"a line")
+        await client.jetstream(timeout=30).publish(f"book.{number}", b"a line")
     await client.close()
 
 
 async def stored(server: NatsServer) -> int:
     client = await nats.connect(server.url)
-    messages: int = (await client.jetstream().stream_info("BOOK")).state.messages
+    messages: int = (await client.jetstream(timeout=30).stream_info("BOOK")).state.messages
     await client.close()
     return messages
 
@@ -95,7 +95,7 @@ async def test_a_stream_takes_more_consumers_than_the_thousand_of_the_default(tm
         await append(server, 1)
         client = await nats.connect(server.url)
         await asyncio.gather(*(make_consumer(client, f"inbox-{number}") for number in range(1_010)))
-        assert (await client.jetstream().stream_info("BOOK")).state.consumer_count == 1_010
+        assert (await client.jetstream(timeout=30).stream_info("BOOK")).state.consumer_count == 1_010
         await client.close()
 
 

@@ -46,7 +46,7 @@ async def test_ctrl_c_reaches_the_program_first_and_then_ends_the_servers(tmp_pa
     with program(tmp_path) as (process, servers):
         assert len(servers) > 2  # PostgreSQL has processes of its own
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
     assert output == "drained\n"
     assert running(servers) == []
     assert "Server Exiting" in (tmp_path / "nats-server.log").read_text()

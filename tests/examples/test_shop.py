@@ -112,7 +112,7 @@ async def test_a_lost_connection_is_noticed_and_mended(database: Database, datab
     await find_order(database, "8812", attempt=1)
     async with Database(database_url) as other:
         await other.fetch(
-            "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+            "select pg_terminate_backend(pid, 30000) from pg_stat_activity where pid <> pg_backend_pid()"
             " and datname = current_database()"
         )
     with pytest.raises(psycopg.OperationalError):

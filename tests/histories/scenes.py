@@ -119,7 +119,7 @@ async def every_event() -> AsyncIterator[EventLog]:
 
 async def _from_others(desk: Desk) -> None:
     """Plain JSON, CloudEvents, and what is neither."""
-    js = desk.client.log.connection.jetstream()
+    js = desk.client.log.connection.jetstream(timeout=30)
 
     async def write(subject: str, body: bytes, **headers: str) -> None:
         await js.publish(
@@ -142,7 +142,7 @@ async def _from_others(desk: Desk) -> None:
     await write("run.wrong.task.0.requested.bank", b'{"handler": "add", "input": {"n": "x"}}')
     await write("run.stranger.task.0.requested.blank", b'{"input": {"n": 1}}')
     for run_id in ("chain-1", "chain-13", "plain-task", "plain-run", "unheard", "wrong", "stranger"):
-        await desk.client.wait(run_id, timeout_s=20)
+        await desk.client.wait(run_id, timeout_s=60)
     await write("run.plain-task.task.0.requested.bank", b'{"handler": "add", "input": {"n": 5}}')
 
 
@@ -167,7 +167,7 @@ async def _runs(desk: Desk) -> None:
     await desk.saw("changing", "resumed")
     await client.publish("changed", {"n": 2})
     for run_id in ("doomed", "patient", "matched", "cancelled", "changing"):
-        await client.wait(run_id, timeout_s=20)
+        await client.wait(run_id, timeout_s=60)
     await client.retry("doomed", note="once more")
 
 
@@ -184,10 +184,10 @@ async def _tasks(desk: Desk) -> None:
     await eventually(lambda: _has(desk, progress))
     for run_id in ("dropped", "insisted", "choosy"):
         await client.cancel(run_id, n=0 if run_id == "choosy" else None, reason="changed my mind")
-        await client.wait(run_id, timeout_s=20)
+        await client.wait(run_id, timeout_s=60)
     Clerk.gate.set()
     await desk.saw("insisted", "reverted")
-    await client.wait("held", timeout_s=20)
+    await client.wait("held", timeout_s=60)
     await desk.saw("slept", "escalated")
 
 
@@ -208,13 +208,13 @@ async def _people(desk: Desk) -> None:
         await client.submit_run("approved", {"n": 1}, run_id=run_id)
         await desk.saw(run_id, "asked")
     log = client.log
-    js = log.connection.jetstream()
+    js = log.connection.jetstream(timeout=30)
     await js.publish(log.subjects.step("yes", 1, "answered"), b'{"value": "perhaps"}')
     await desk.saw("yes", "refused")
     await client.resolve("yes", 1, value={"approved": True, "note": "fine"})
     await client.resolve("no", 1, value={"approved": False})
     for run_id in ("supplied", "given-up", "yes", "no"):
-        await client.wait(run_id, timeout_s=20)
+        await client.wait(run_id, timeout_s=60)
 
 
 async def _forks(desk: Desk) -> None:
@@ -222,7 +222,7 @@ async def _forks(desk: Desk) -> None:
     await desk.client.fork("no", answers={1: {"approved": True, "note": "after all"}}, new_id="no-yes")
     await desk.client.fork("chain-13", new_id="chain-13-again")
     for run_id in ("no-yes", "chain-13-again"):
-        await desk.client.wait(run_id, timeout_s=20)
+        await desk.client.wait(run_id, timeout_s=60)
 
 
 async def _agents(desk: Desk, clerk: Crew) -> None:
@@ -236,12 +236,12 @@ async def _agents(desk: Desk, clerk: Crew) -> None:
     gate = Clerk.gate
     other = await desk.hire(Clerk)
     Clerk.gate.set()
-    await desk.client.wait("orphan", timeout_s=20)
+    await desk.client.wait("orphan", timeout_s=60)
     del clerk.connection.write
     await desk.sees(lambda: desk.health(silent) == "healthy")
     gate.set()
     await desk.client.drain("clerk", other.host.instances[0].id, reason="deploy")
-    await asyncio.wait_for(other.task, 20)
+    await asyncio.wait_for(other.task, 60)
     await clerk.stop()
 
 
@@ -291,13 +291,13 @@ async def edge() -> AsyncIterator[EventLog]:
                 servers.link.cut()
                 await desk.client.cancel("counted")
                 await desk.sees(lambda: desk.health(site.host.instances[0].id) == "lost")
-                await desk.client.wait("counted", timeout_s=20)
+                await desk.client.wait("counted", timeout_s=60)
                 Till.gate.set()
                 sensor = await connect(servers.url, name="sensor")
-                await sensor.request(f"{SPACE}.event.door.opened", b'{"n": 1}')
+                await sensor.request(f"{SPACE}.event.door.opened", b'{"n": 1}', timeout=30)
                 await sensor.close()
                 servers.link.mend()
-                await eventually(lambda: site.kept == 0 and site.forwarder.forwarded == 1, within_s=30)
+                await eventually(lambda: site.kept == 0 and site.forwarder.forwarded == 1, within_s=60)
             yield desk.client.log
 
 

@@ -48,7 +48,7 @@ async def publish(log: EventLog, found: list[Message]) -> None:
         else:
             frame = b"PUB %b %d\r\n%b\r\n" % (to, len(body), body)
         log.connection.write(frame)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         for _ in found:
             await answered.acquire()
     await listener.close()

@@ -296,7 +296,7 @@ async def test_segments_of_another_log_are_refused(
         await fill(other, 1_001)
         with pytest.raises(ConfigurationError, match="is of space"):
             await archived(other, Seals(connection, f"{space}b", None), folder, last=1_001)
-    await connection.jetstream().delete_stream(space.upper())
+    await connection.jetstream(timeout=30).delete_stream(space.upper())
     async with EventLog(connection, space, source="tests") as again:
         await again.ensure()
         await fill(again, EVENTS)
@@ -356,7 +356,7 @@ async def test_what_a_killed_put_left_in_the_bucket_is_removed_unless_it_may_sti
 ) -> None:
     store = BucketStore(connection, f"{space}_segments")
     await store.put("000000000001-000000000002.gz", b"x" * 300_000)
-    js = connection.jetstream()
+    js = connection.jetstream(timeout=30)
     await js.publish(f"$O.{space}_segments.C.torn", b"y" * 1000)
     before = (await js.stream_info(f"OBJ_{space}_segments")).state.messages
     async with store.writing():
@@ -370,13 +370,13 @@ async def test_what_a_killed_put_left_in_the_bucket_is_removed_unless_it_may_sti
 async def test_parts_are_read_where_two_wrote_at_once(connection: Connection, space: str) -> None:
     store = BucketStore(connection, f"{space}_segments")
     await store.put("a.index", b"".join(bytes([n]) * 16_384 for n in range(4)))
-    info = await (await connection.jetstream().object_store(f"{space}_segments")).get_info("a.index")
+    info = await (await connection.jetstream(timeout=30).object_store(f"{space}_segments")).get_info("a.index")
     chunks = [bytes([n]) * 16_384 for n in range(4)]
     subject = f"$O.{space}_segments.C.{info.nuid}"
-    await connection.jetstream().purge_stream(f"OBJ_{space}_segments", subject=subject)
+    await connection.jetstream(timeout=30).purge_stream(f"OBJ_{space}_segments", subject=subject)
     for n, chunk in enumerate(chunks):
-        await connection.jetstream().publish(subject, chunk)
-        await connection.jetstream().publish(f"$O.{space}_segments.C.other{n}", b"z")
+        await connection.jetstream(timeout=30).publish(subject, chunk)
+        await connection.jetstream(timeout=30).publish(f"$O.{space}_segments.C.other{n}", b"z")
     assert await store.read("a.index", 16_380, 40_000) == b"".join(chunks)[16_380:56_380]
 
 

@@ -16,6 +16,7 @@ from cuebook.projections.projection import Item, Projection
 from cuebook.projections.runner import ALL
 from cuebook.projections.timeseries import Timeseries
 from cuebook.projections.writer import Writer
+from tests.waiting import eventually
 
 __all__ = ["Tables", "cut"]
 
@@ -67,6 +68,17 @@ class Tables:
         """The one row of a query."""
         (found,) = await self.rows(query, *values)
         return found
+
+    async def released(self, projection: str = "", generation: int = 0) -> None:
+        """Wait until nobody writes this generation, or any: PostgreSQL ends a session a while after its client left."""
+
+        async def let_go() -> bool:
+            query = "SELECT 1 FROM checkpoints WHERE is_claimed(projection, generation)"
+            if not projection:
+                return not await self.rows(query)
+            return not await self.rows(f"{query} AND projection = %s AND generation = %s", projection, generation)
+
+        await eventually(let_go)
 
     async def dump(self) -> dict[str, str]:
         """Everything that readers see and a rebuild must give again, byte for byte."""

@@ -233,6 +233,7 @@ async def test_killed_half_way_the_next_one_goes_on(log: EventLog, tables: Table
     built = await tables.row("SELECT sequence FROM checkpoints WHERE state = 'building'")
     assert built > (0,)
     assert await tables.dump() == live
+    await tables.released()
     report = await one(log, tables, Runs())
     assert ((report.resumed_at,), report.generation, report.switched, report.differences) == (built, 2, True, 0)
     assert await tables.dump() == live
@@ -247,6 +248,7 @@ async def test_what_was_left_by_other_code_is_dropped(log: EventLog, tables: Tab
 
     with pytest.raises(Killed):
         await one(log, tables, Runs(), on_progress=die)
+    await tables.released()
     report = await one(log, tables, RunsLater())
     assert report.resumed_at == 0
     assert [row[1:] for row in await generations(tables, "runs")][-1] == (RunsLater.version, "live", True)
@@ -314,6 +316,7 @@ async def test_an_empty_log_gives_empty_tables(log: EventLog, tables: Tables) ->
 async def test_without_a_service_it_goes_to_the_end_of_the_log(log: EventLog, tables: Tables) -> None:
     last = await append_tasks(log, 10)
     await Runner(log, tables.url).run(until=20)
+    await tables.released()
     report = await one(log, tables, Runs())
     assert (report.compared_at, report.sequence, report.differences) == (20, last, 0)
     assert await tables.row("SELECT count(*) FROM runs WHERE status = 'completed'") == (10,)
@@ -351,6 +354,7 @@ async def test_a_release_with_another_version_fills_beside_and_a_rebuild_shows_i
 ) -> None:
     last = await append_tasks(log, 3)
     await Runner(log, tables.url).run(until=last)
+    await tables.released()
     later = Runner(log, tables.url, projections=[Audit(), RunsLater(), Agents()])
     async with running(later):
         await eventually(lambda: later.status().positions["runs"].sequence == last)

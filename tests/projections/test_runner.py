@@ -65,7 +65,7 @@ async def test_what_is_in_the_log_is_soon_in_the_tables(log: EventLog, tables: T
     runner = Runner(log, tables.url)
     await append_tasks(log, 5)
     async with running(runner):
-        await asyncio.wait_for(runner.ready.wait(), 10)
+        await asyncio.wait_for(runner.ready.wait(), 60)
         await eventually(lambda: {position.sequence for position in runner.status().positions.values()} == {15})
         last = await log.append(log.subjects.event("later"), OutsideEvent(data=1))
         await eventually(lambda: {position.sequence for position in runner.status().positions.values()} == {last})
@@ -118,7 +118,7 @@ async def test_of_two_runners_one_stops_and_the_other_goes_on(
     monkeypatch.setattr(checkpoint, "CLAIM_WAIT", "1ms")
     runners = [Runner(log, tables.url), Runner(log, tables.url)]
     tasks = [asyncio.create_task(runner.run()) for runner in runners]
-    (stopped,), (going,) = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    (stopped,), (going,) = await asyncio.wait(tasks, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     with pytest.raises(ConfigurationError, match="another process writes projection audit"):
         await stopped
     runner = runners[tasks.index(going)]
@@ -174,7 +174,7 @@ async def test_nats_may_restart_in_the_middle(space: str, database_url: str, tmp
                 await server.kill()
                 await server.restart()
                 last = await append_tasks(log, 10, prefix="after")
-                await eventually(lambda: runner.status().positions["audit"].sequence == last, within_s=30)
+                await eventually(lambda: runner.status().positions["audit"].sequence == last, within_s=60)
         await connection.close()
         assert await tables.rows("SELECT sequence FROM audit ORDER BY 1") == [(n,) for n in range(1, 181)]
 

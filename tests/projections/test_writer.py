@@ -126,6 +126,7 @@ async def test_of_two_writers_the_second_is_refused_until_the_first_is_gone(
             pass  # of another projection
         with pytest.raises(ConfigurationError, match="another process writes projection audit"):
             await tables.writer(Audit()).reload()
+    await tables.released()
     async with tables.writer(Audit()):
         pass
 
@@ -157,7 +158,7 @@ async def test_a_writer_waits_for_postgresql_and_says_so_once(
         applied = asyncio.create_task(apply_again(writer, story.items))
         await eventually(lambda: caplog.messages)
         await server.restart()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await applied
         assert writer.position == Position(2, "e2")
     assert await tables.rows("SELECT run_id FROM runs ORDER BY 1") == [("a",), ("b",)]
@@ -191,7 +192,7 @@ async def test_a_database_restored_to_an_earlier_state_is_read_into_again(tables
             await connection.execute("DELETE FROM audit WHERE sequence = 2")
             await connection.execute("UPDATE checkpoints SET sequence = 1, event_id = 'e1'")
             await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "  # and wait until it is gone
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         with pytest.raises(ReadAgainError):
@@ -213,6 +214,7 @@ async def test_a_role_without_rights_is_told(tables: Tables) -> None:
             with pytest.raises(ConfigurationError, match="InsufficientPrivilege"):
                 await writer.apply(story_with("a").items)
     finally:
+        await tables.released()  # its session has temporary tables
         async with await psycopg.AsyncConnection.connect(tables.url, autocommit=True) as connection:
             await connection.execute(f"DROP ROLE {tables.space}".encode())
 

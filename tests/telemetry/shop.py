@@ -17,7 +17,7 @@ class Parcel(BaseModel):
 
 class Shop(Agent):
     name = "shop"
-    heartbeat_s = 0.2
+    heartbeat_s = 0.5
 
     @handler(timeout_s=20)
     async def reserve(self, parcel: Parcel) -> Parcel:

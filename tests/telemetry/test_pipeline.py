@@ -61,7 +61,7 @@ def test_a_collector_that_hangs_holds_up_nobody_and_what_is_lost_is_counted(
 ) -> None:
     queue = SpanQueue(stuck, Resource({}))
     queue.put(span(0))
-    assert stuck.asked.wait(10)
+    assert stuck.asked.wait(60)
     for number in range(1, 101):  # none of them waits, or this would never end
         queue.put(span(number))
     assert (queue.dropped, queue.sent) == (90, 0)
@@ -162,6 +162,7 @@ def test_what_the_collector_wants_for_a_secret_comes_from_a_file(
 ) -> None:
     secret = tmp_path / "otlp-headers"
     secret.write_text("authorization=Bearer sesame\n")
+    monkeypatch.setattr(pipeline, "FLUSH_S", 60.0)
     with collector(protocol) as found:
         for name, value in found.environment.items():
             monkeypatch.setenv(name, value)
@@ -176,6 +177,7 @@ def test_what_the_collector_wants_for_a_secret_comes_from_a_file(
 def test_an_empty_file_is_no_secret_and_no_header(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = tmp_path / "otlp-headers"
     secret.write_text(text)
+    monkeypatch.setattr(pipeline, "FLUSH_S", 60.0)
     with collector("http/protobuf") as found:
         for name, value in found.environment.items():
             monkeypatch.setenv(name, value)

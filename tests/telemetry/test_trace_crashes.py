@@ -124,6 +124,11 @@ async def has_committed(database_url: str, space: str, projection: str, sequence
     return row is not None and (row[0] or 0) >= sequence
 
 
+def are_whole(found: Collector) -> bool:
+    """Whether of each trace that has begun to come all spans are there."""
+    return set(Counter(span.trace_id for span in found.spans).values()) == {7}
+
+
 async def test_every_process_decides_alike_about_runs_that_nobody_has_decided_about(
     nats_url: str, database_url: str, space: str, tmp_path: Path
 ) -> None:
@@ -143,6 +148,7 @@ async def test_every_process_decides_alike_about_runs_that_nobody_has_decided_ab
                 await asyncio.gather(*(finish(client, f"r{number}") for number in range(count)))
                 last = (await client.log.verify()).last_sequence
                 await eventually(lambda: has_committed(database_url, space, "runs", last), within_s=START_S)
+                await eventually(lambda: are_whole(found), within_s=START_S)
             for service in reversed(services):
                 service.terminate()
                 assert await service.wait() == 0  # and with that it has sent what it had

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class Quick(Agent):
     """An agent that is heard often."""
 
     name = "quick"
-    heartbeat_s = 0.1
+    heartbeat_s = 0.5
     concurrency = 2
 
     @handler()
@@ -78,9 +78,35 @@ class Doctor:
         async def found() -> Finding | None:
             return (await self.finds(*areas)).get(code)
 
-        finding = await eventually(found, within_s=30)
+        finding = await eventually(found, within_s=60)
         assert finding is not None
         return finding
+
+    async def agrees(self, codes: list[str], *areas: str) -> dict[str, Finding]:
+        """Wait until this and nothing else is wrong: what has just begun or ended may be noticed a moment later."""
+
+        findings: dict[str, Finding] = {}
+
+        async def found() -> bool:
+            nonlocal findings
+            findings = await self.finds(*areas)
+            return wrong(findings) == codes
+
+        with suppress(AssertionError):
+            await eventually(found, within_s=60)
+        assert wrong(findings) == codes
+        return findings
+
+    async def facts_when_well(self, *areas: str) -> Facts:
+        """Wait until there is nothing to say, and give the facts."""
+
+        async def found() -> Facts | None:
+            facts = await self.facts(*areas)
+            return None if facts.failures or self.findings(facts, *areas) else facts
+
+        facts = await eventually(found, within_s=60)
+        assert facts is not None
+        return facts
 
 
 def wrong(findings: dict[str, Finding]) -> list[str]:

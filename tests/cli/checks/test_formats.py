@@ -10,7 +10,7 @@ import pytest
 from cuebook.cli.checks.finding import Finding, Level, Limits, Measure, Report
 from cuebook.cli.diagnosis.formats import nagios_line, prometheus_text
 from cuebook.cli.exits import PluginExit
-from tests.cli.checks.conftest import Quick, System
+from tests.cli.checks.conftest import Doctor, Quick, System
 from tests.cli.conftest import Cli
 from tests.waiting import eventually
 
@@ -40,12 +40,13 @@ def parsed(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     return families
 
 
-async def test_a_plugin_says_one_line_and_ends_with_its_status(cli: Cli, system: System) -> None:
+async def test_a_plugin_says_one_line_and_ends_with_its_status(cli: Cli, system: System, doctor: Doctor) -> None:
     result = await cli.run("check", "orchestrator")
     assert result.exit_code == PluginExit.CRITICAL
     assert result.stdout.startswith("CUEBOOK CRITICAL - no orchestrator decides in space ")
     await system.orchestrator()
     await system.agents(Quick)
+    await doctor.agrees([])
     for words in (["orchestrator"], ["agents", "log"], ["all"]):
         result = await cli.run("check", *words)
         assert result.exit_code == PluginExit.OK, result.stdout
@@ -121,9 +122,10 @@ def test_a_plugin_says_the_first_of_many_findings_and_all_measures() -> None:
     assert (len(text) < 2_200, text.endswith("…; and 1 more")) == (True, True)
 
 
-async def test_prometheus_reads_the_textfile(cli: Cli, system: System) -> None:
+async def test_prometheus_reads_the_textfile(cli: Cli, system: System, doctor: Doctor) -> None:
     await system.orchestrator()
     await system.agents(Quick)
+    await doctor.agrees([])
     result = await cli.run("check", "all", "--format", "prometheus")
     assert result.exit_code == 0
     families = parsed(result.stdout)
@@ -153,7 +155,7 @@ def test_whatever_a_finding_says_stays_in_its_place() -> None:
     assert families["cuebook_check_findings"][0][0]["code"] == r"a \"b\" \\ c | d\ne"
 
 
-async def test_people_are_told_calmly_and_programs_everything(cli: Cli, system: System) -> None:
+async def test_people_are_told_calmly_and_programs_everything(cli: Cli, system: System, doctor: Doctor) -> None:
     told = await cli.run("doctor")
     assert told.exit_code == PluginExit.CRITICAL
     lines = told.stdout.splitlines()
@@ -168,6 +170,7 @@ async def test_people_are_told_calmly_and_programs_everything(cli: Cli, system: 
     assert set(found) == {"area", "code", "level", "about", "message", "remedy"}
     assert value["areas"][0]["measures"]["log.sequence"] == 0
     await system.orchestrator()
+    await doctor.agrees([])
     assert (await cli.ok("doctor")).splitlines()[-1] == f"space {system.space}: nothing is wrong"
     for number in range(7):
         await system.register("ghost", f"g{number}", heartbeat_s=0.05)
@@ -176,5 +179,5 @@ async def test_people_are_told_calmly_and_programs_everything(cli: Cli, system: 
         text = (await cli.run("doctor")).stdout
         return text if "and 2 more agents.lost: " in text else ""
 
-    text = await eventually(told_of_all, within_s=30)
+    text = await eventually(told_of_all, within_s=60)
     assert text.count("! ghost/g") == 5

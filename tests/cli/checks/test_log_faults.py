@@ -25,7 +25,6 @@ from cuebook.events.stream import stream_config
 from cuebook.events.subjects import Subjects
 from tests.cli.checks.conftest import Doctor, System, opened, wrong
 from tests.events.server import plain_server
-from tests.waiting import eventually
 
 WEEK_US = 7 * 86_400 * 10**6
 
@@ -55,7 +54,7 @@ async def test_a_server_that_says_nothing_does_not_hold_anybody_up(space: str) -
     port = server.sockets[0].getsockname()[1]
     async with server:
         silent = Doctor(f"nats://127.0.0.1:{port}", space, f"postgresql://postgres@127.0.0.1:{port}/x", timeout_s=0.3)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             found = await silent.finds()
     assert wrong(found) == ["log.unreachable", "projections.unreachable"]
 
@@ -189,9 +188,9 @@ async def test_a_strict_server_is_healthy_but_lacks_a_standby(tmp_path: Path, sp
     async with plain_server(tmp_path, f"http: 127.0.0.1:{monitor}\n{jetstream}") as url, opened(url, space) as there:
         await there.orchestrator()
         strict = Doctor(url, space, monitor_url=f"http://127.0.0.1:{monitor}")
-        assert list(await strict.finds()) == ["orchestrator.no_standby"]
+        assert list(await strict.agrees(["orchestrator.no_standby"])) == ["orchestrator.no_standby"]
         await there.orchestrator(deciding=False)
-        assert list(await strict.finds()) == []
+        assert list(await strict.agrees([])) == []
 
 
 async def test_a_server_without_jetstream_or_for_small_messages_only(tmp_path: Path, space: str) -> None:
@@ -272,10 +271,7 @@ async def test_too_few_replicas_and_a_node_that_died(tmp_path: Path, space: str)
         assert "1 of 3 replicas" in found["log.replicas"].message
         await there.change(space.upper(), num_replicas=3)
 
-        async def whole() -> bool:
-            return wrong(await clustered.finds("log")) == []
-
-        await eventually(whole, within_s=30)
+        await clustered.agrees([], "log")
         connected = there.log.connection.server_info["server_name"]
         victim = next(node for node in cluster.nodes if node.name != connected)
         await victim.kill()
@@ -290,8 +286,8 @@ async def test_too_few_replicas_and_a_node_that_died(tmp_path: Path, space: str)
 async def test_a_server_that_is_killed_between_two_looks(tmp_path: Path, space: str) -> None:
     async with nats_server(tmp_path) as server, opened(server.url, space):
         own = Doctor(server.url, space)
-        assert wrong(await own.finds("log", "clocks")) == []
+        await own.agrees([], "log", "clocks")
         await server.kill()
-        assert wrong(await own.finds("log", "clocks")) == ["log.unreachable"]
+        await own.agrees(["log.unreachable"], "log", "clocks")
         await server.restart()
-        assert wrong(await own.finds("log", "clocks")) == []
+        await own.agrees([], "log", "clocks")

@@ -22,6 +22,7 @@ from cuebook.projections.runner import ALL, Runner
 from cuebook.projections.runs import Runs
 from tests.cli.checks.conftest import Doctor, System, wrong
 from tests.ledger.test_sealer import sealing
+from tests.projections.tables import Tables
 from tests.projections.test_parked import refusing
 from tests.projections.test_runner import append_tasks
 from tests.waiting import eventually
@@ -84,33 +85,32 @@ async def test_tables_of_somebody_else_and_tables_that_one_may_not_read(system: 
 async def test_tables_that_nobody_writes(system: System, doctor: Doctor) -> None:
     last = await append_tasks(system.log, 5)
     await Runner(system.log, doctor.database_url).run(until=last)
+    await Tables(doctor.database_url, doctor.space).released()
     facts = await doctor.facts(*TABLES)
     found = doctor.findings(facts, *TABLES)
     assert {one.code for one in found} == {"projections.stopped"}
     assert {one.about for one in found} == {one.name for one in ALL}
     await system.projections(doctor.database_url)
-    assert wrong(await doctor.finds(*TABLES)) == []
+    await doctor.agrees([], *TABLES)
 
 
 async def test_events_that_are_parked(system: System, doctor: Doctor) -> None:
     last = await append_tasks(system.log, 4)
     runner = await system.projections(doctor.database_url, projections=[Audit(), refusing(Runs, 1, 5), Agents()])
     await eventually(lambda: min(one.sequence for one in runner.status().positions.values()) >= last)
-    found = await doctor.finds(*TABLES)
-    assert wrong(found) == ["projections.parked"]
+    found = await doctor.agrees(["projections.parked"], *TABLES)
     assert found["projections.parked"].message.startswith("2 events are parked in projection runs")
     assert "cuebook projection parked runs" in found["projections.parked"].remedy
 
 
 async def test_tables_that_are_behind_or_slow_or_across_a_network(system: System, doctor: Doctor) -> None:
     await system.projections(doctor.database_url)
-    facts = await doctor.facts(*TABLES)
-    assert doctor.findings(facts, *TABLES) == []
+    facts = await doctor.facts_when_well(*TABLES)
     assert facts.log_info is not None
     assert facts.database is not None
     facts.log_info["state"]["last_seq"] += 5_000
     assert {one.code for one in doctor.findings(facts, *TABLES)} == {"projections.behind"}
-    facts = await doctor.facts(*TABLES)
+    facts = await doctor.facts_when_well(*TABLES)
     assert facts.database is not None
     facts.database = replace(facts.database, latency_s=3.0, local=False)
     found = {one.code: one.level for one in doctor.findings(facts, *TABLES)}
@@ -122,10 +122,10 @@ async def test_tables_that_have_read_what_the_log_does_not_hold(system: System, 
     runner = await system.projections(doctor.database_url)
     await eventually(lambda: min(one.sequence for one in runner.status().positions.values()) >= last)
     runner.drain()
+    await Tables(doctor.database_url, doctor.space).released()
     await js_request(system.log.connection, f"STREAM.DELETE.{doctor.space.upper()}", {})
     await system.log.ensure()
-    found = await doctor.finds(*TABLES)
-    assert wrong(found) == ["projections.regressed", "projections.stopped"]
+    found = await doctor.agrees(["projections.regressed", "projections.stopped"], *TABLES)
     assert found["projections.regressed"].level is Level.CRITICAL
 
 
@@ -134,8 +134,7 @@ async def test_what_stands_there_unused(system: System, doctor: Doctor) -> None:
     await Runner(system.log, doctor.database_url).run(until=last)
     await rebuild(system.log, doctor.database_url, [Runs()])
     await system.projections(doctor.database_url)
-    facts = await doctor.facts(*TABLES)
-    assert doctor.findings(facts, *TABLES) == []
+    facts = await doctor.facts_when_well(*TABLES)
     facts.now += 8 * DAY_US
     [found] = doctor.findings(facts, *TABLES)
     assert (found.code, found.remedy) == ("projections.old_generation", "cuebook projection prune runs")
@@ -147,8 +146,7 @@ async def test_what_stands_there_unused(system: System, doctor: Doctor) -> None:
             "(projection, version, generation, state, tables_in, sequence, event_id) "
             "VALUES ('runs', 1, 98, 'building', 'elsewhere', 3, '')"
         )
-    found_ = await doctor.finds(*TABLES)
-    assert wrong(found_) == ["projections.abandoned", "projections.orphan"]
+    found_ = await doctor.agrees(["projections.abandoned", "projections.orphan"], *TABLES)
     assert schema in found_["projections.orphan"].remedy
 
 

@@ -25,7 +25,7 @@ async def test_a_killed_server_answers_again_where_it_was(tmp_path: Path) -> Non
         first = psutil.Process(server.pid)
         first.kill()
         await eventually(lambda: output.lines and output.lines[-1] == ("nats-server", "runs again"))
-        client = await nats.connect(server.url)
+        client = await nats.connect(server.url, connect_timeout=30)
         await client.close()
         second = psutil.Process(server.pid)
         assert first != second
@@ -47,7 +47,7 @@ async def test_a_drain_is_cut_short_when_a_server_stays_away(tmp_path: Path, mon
         await eventually(lambda: output.count("up") == 2)
         psutil.Process(server.pid).kill()
         await eventually(lambda: any("ended by SIGKILL" in line for _, line in output.lines))
-    assert output.lines[-1] == ("one", "killed before it was done: what it needs is gone")
+    assert ("one", "killed before it was done: what it needs is gone") in output.lines
 
 
 async def test_a_server_that_came_back_cuts_no_drain_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ async def test_a_server_that_came_back_cuts_no_drain_short(tmp_path: Path, monke
     output = Output()
     async with nats_server(tmp_path) as server, kept_up([server], output.say) as kept:
         psutil.Process(server.pid).kill()
-        await asyncio.wait_for(kept.lost(), 10)
+        await asyncio.wait_for(kept.lost(), 60)
         await eventually(lambda: output.count("runs again") == 1)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(kept.lost(), 0.1)

@@ -33,8 +33,10 @@ async def history(cli: Cli, agents: AgentHost, client: Client) -> EventLog:
     await cli.ok("run", "submit", "--agent", "nobody", "1", "--no-check", "--id", "open1")
     connection, space = client.log.connection, client.log.subjects.space
     ce = {"ce-id": "c-1", "ce-type": "parcel.lost", "ce-source": "/post", "ce-specversion": "1.0"}
-    await connection.request(f"{space}.event.parcel.lost", b'{"p": 1}', headers=ce)
-    await connection.request(f"{space}.event.parcel.lost", b'{"p": 1}', headers={**ce, "Nats-Msg-Id": "same"})
+    await connection.request(f"{space}.event.parcel.lost", b'{"p": 1}', headers=ce, timeout=30)
+    await connection.request(
+        f"{space}.event.parcel.lost", b'{"p": 1}', headers={**ce, "Nats-Msg-Id": "same"}, timeout=30
+    )
     connection.write(b"PUB %b.event.odd.\xff\xfe 4\r\n\x93\xff\x00\r\r\n" % space.encode())
     await connection.flush()
 
@@ -123,7 +125,7 @@ async def test_nothing_drives_or_changes_an_import(
     with pytest.raises(ConfigurationError, match="is a recording"):
         await AgentHost(connection, f"{space}-b", [desk.Echo]).run()
     assert "recording" in await cli.fails(1, "run", "submit", "--agent", "echo", "1", "--no-check", *there)
-    answer = await connection.request(f"{space}-b.event.x", b"1")
+    answer = await connection.request(f"{space}-b.event.x", b"1", timeout=30)
     assert b"sealed" in answer.data
     await connection.close()
     assert (await cli.json("events", "tail", "-n", "1", *there))[0]["sequence"] == last
@@ -155,7 +157,7 @@ async def test_live_effects_must_be_spelled_out_and_then_open_work_is_done(
         client = Client(connection, there, by="tests")
         async with client:
             await client.cancel("open1")
-            assert (await client.wait("open1", timeout_s=20)).status == "cancelled"
+            assert (await client.wait("open1", timeout_s=60)).status == "cancelled"
         service.stop()
         await running
         assert "holds" in await cli.fails(1, *words, "--live-effects")
@@ -199,7 +201,7 @@ async def test_an_interrupted_import_goes_on_where_it_was(
         answer = await history.connection.subscribe(inbox)
         place = b"%b %b" % (one["subject"].encode(), inbox.encode())
         history.connection.write(b"HPUB %b %d %d\r\n%b%b\r\n" % (place, len(block), len(block + body), block, body))
-        assert b'"seq"' in (await answer.next_msg(timeout=10)).data
+        assert b'"seq"' in (await answer.next_msg(timeout=30)).data
     told = await cli.json(*words)
     assert told["stored_before"] == 3
     assert await exported(cli, tmp_path / "second.jsonl", "--space", f"{space}-b") == first

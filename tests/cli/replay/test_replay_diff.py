@@ -32,12 +32,13 @@ async def answered(cli: Cli, client: Client, agents: object, workplace: Path, mo
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("DIFF_MARK", str(workplace / "mark"))
     for n in range(9):
-        await client.run_task("echo", {"n": n}, run_id=f"t{n}", timeout_s=20)
+        await client.run_task("echo", {"n": n}, run_id=f"t{n}", timeout_s=60)
     await cli.run("run", "submit", "order", '{"n": 13}', "--id", "o13", "--wait")
     for name, choice in (("f1", ["--abort"]), ("f2", ["--result", '{"n": 2}'])):
         await cli.ok("run", "submit", "--agent", "faulty", '{"n": 1}', "--id", name)
         await reaches(client, name, "escalated")
         await cli.ok("escalation", "resolve", name, *choice)
+        await client.wait(name, timeout_s=60)
 
 
 def write(workplace: Path, name: str, *changes: tuple[str, str]) -> str:

@@ -12,6 +12,7 @@ from cuebook.actors.client import Client
 from cuebook.cli.moments import iso
 from tests.cli.conftest import Cli
 from tests.documents import blocks
+from tests.waiting import eventually
 
 TIME = re.compile(r"2026-11-22T02:1(\d)Z")
 
@@ -22,6 +23,10 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
+async def has_failed(client: Client, run_id: str) -> bool:
+    return any(item.subject.endswith(".escalated") for item in await client.log.history(run_id))
+
+
 async def test_every_command_works(
     cli: Cli, client: Client, agents: object, space: str, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,6 +34,7 @@ async def test_every_command_works(
     await cli.ok("events", "publish", "ticket.opened", '{"n": 1}')
     await cli.ok("run", "submit", "order", '{"n": 14}', "--id", "t-17")
     await cli.ok("run", "submit", "order", '{"n": 1}', "--id", "t-18", "--wait")
+    await eventually(lambda: has_failed(client, "t-17"))
     staging = Client(client.log.connection, f"{space}-staging")
     await staging.log.ensure()
     whole = [item async for item in client.log.read(filters=[client.log.subjects.everything_of("t-17")])]

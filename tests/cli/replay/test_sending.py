@@ -45,7 +45,7 @@ async def filled(cli: Cli, client: Client, agents: AgentHost) -> EventLog:
         await cli.run("run", "submit", "order", f'{{"n": {n}}}', "--id", run_id, "--wait")
     await cli.ok("run", "submit", "--agent", "echo", '{"n": 4}', "--id", "t4", "--wait")
     prefix = client.log.subjects.space
-    js = client.log.connection.jetstream()
+    js = client.log.connection.jetstream(timeout=30)
     await js.publish(f"{prefix}.event.note", b'{"n": 1}', headers={"Nats-Msg-Id": "their-id", "Cue-Causation-Id": "c"})
     await js.publish(f"{prefix}.event.note", b'{"n": 2}')
     await js.publish(f"{prefix}.event.note", b"\xff not JSON")
@@ -59,19 +59,20 @@ async def filled(cli: Cli, client: Client, agents: AgentHost) -> EventLog:
 
 
 @pytest.fixture
-def filled_url(nats_url: str, space: str) -> tuple[str, str]:
-    """A server and a space with five events, made without an event loop that goes on."""
+def filled_url(nats_url: str, space: str) -> tuple[str, str, float]:
+    """A server and a space with five events, made without an event loop that goes on; and how far apart they are."""
 
-    async def fill() -> None:
+    async def fill() -> float:
         connection = await connect(nats_url, name="tests")
         async with EventLog(connection, space, source="tests") as log:
             await log.ensure()
             for n in range(5):
                 await log.append(log.subjects.event("note"), OutsideEvent(data=n))
+            items = await everything(log)
         await connection.close()
+        return float(items[-1].recorded_at - items[0].recorded_at) / 1e6
 
-    asyncio.run(fill())
-    return nats_url, space
+    return nats_url, space, asyncio.run(fill())
 
 
 @asynccontextmanager
@@ -222,7 +223,7 @@ async def test_interrupted_it_is_finished_by_the_same_command(
             except ConfigurationError:
                 return False
 
-        await eventually(something_there, within_s=30)
+        await eventually(something_there, within_s=60)
         program.send(number)
         status = await program.ends()
         if number is signal.SIGINT:
@@ -267,7 +268,7 @@ async def test_nothing_can_be_added_to_a_recording(cli: Cli, filled: EventLog, s
 async def test_another_writer_is_noticed(cli: Cli, filled: EventLog, nats_url: str, space: str) -> None:
     await cli.ok("replay", "send", "--into", f"{space}-copy", "--to", "3")
     async with opened(nats_url, f"{space}-copy") as log:
-        await log.connection.jetstream().publish(f"{space}-copy.event.note", b"{}")
+        await log.connection.jetstream(timeout=30).publish(f"{space}-copy.event.note", b"{}")
     assert "holds something at 4 that is no copy" in await cli.fails(1, "replay", "send", "--into", f"{space}-copy")
 
 
@@ -314,7 +315,7 @@ async def test_the_copy_is_whole_although_its_server_was_killed_meanwhile(
         async def half() -> bool:
             return (await there.verify()).last_sequence > 500
 
-        await eventually(half)
+        await eventually(half, within_s=60)
         await server.kill()
         await server.restart()
         await sending
@@ -332,7 +333,7 @@ async def test_what_somebody_else_stores_meanwhile_is_noticed(
     async with opened_new(nats_url) as connection:
         destination = Recording(part, EventLog(connection, f"{space}-copy", source="tests"))
         await destination.open()
-        await connection.jetstream().publish(f"{space}-copy.event.note", b"{}")
+        await connection.jetstream(timeout=30).publish(f"{space}-copy.event.note", b"{}")
         with pytest.raises(ConfigurationError, match="is no copy"):
             await Sending(part, destination, Pace(None), None, "").run(had, Progress(part, "there", silent=True))
         await destination.close()
@@ -349,10 +350,17 @@ async def test_what_was_recorded_while_it_was_interrupted_is_not_left_out(
         assert [essence(item) for item in await everything(log)] == [essence(item) for item in originals[2:12]]
 
 
-def test_on_a_terminal_a_bar_says_how_far_it_is(filled_url: tuple[str, str], tmp_path: Path) -> None:
-    url, space = filled_url
+def test_on_a_terminal_a_bar_says_how_far_it_is(filled_url: tuple[str, str, float], tmp_path: Path) -> None:
+    url, space, took_s = filled_url
     env = {"CUEBOOK_NATS_URL": url, "CUEBOOK_SPACE": space}
-    words = ("replay", "send", "--into", f"{space}-copy", "--speed", "0.002x")
+    words = (
+        "replay",
+        "send",
+        "--into",
+        f"{space}-copy",
+        "--speed",
+        f"{max(took_s / 3, 0.001):.6f}x",
+    )  # about three seconds
     with started(*words, cwd=tmp_path, terminal=True, env=env) as program:
         program.line(rf"to recording {space}-copy ━.*% \d sent, next in")
         assert program.end() == 0

@@ -149,11 +149,10 @@ async def test_a_run_that_goes_on_is_followed(cli: Cli, client: Client, agents: 
         assert "live" in title(app)
         await pilot.press("down")
         await cli.ok("escalation", "resolve", "o15/1", "--approve")
-        await eventually(lambda: steps.ended)
+        await eventually(lambda: steps.ended and "live" not in title(app))
         await pilot.pause()
         assert app.place == 2
         assert len(rows(app)) == len(steps.items) > before
-        assert "live" not in title(app)
 
 
 async def test_at_the_end_what_comes_is_shown_at_once(cli: Cli, client: Client, agents: object) -> None:
@@ -225,9 +224,9 @@ async def test_on_a_terminal_it_takes_the_screen_and_gives_it_back(steps: Steps,
 
     asyncio.get_running_loop().add_reader(master, read)
     try:
-        await eventually(lambda: b"event 2 of" in output, within_s=30)
+        await eventually(lambda: b"event 2 of" in output, within_s=60)
         os.write(master, b"q")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0
     finally:
         asyncio.get_running_loop().remove_reader(master)

@@ -11,6 +11,7 @@ from cuebook.actors.client import Client
 from cuebook.events.facts import TaskEscalated, TaskRequested
 from cuebook.events.log import EventLog
 from tests.cli.conftest import Cli, command, reaches
+from tests.waiting import eventually
 
 
 @pytest.mark.usefixtures("agents")
@@ -36,10 +37,11 @@ async def test_an_escalated_task_gets_its_result_from_a_person(cli: Cli, client:
 
 
 async def eventually_listed(cli: Cli, count: int) -> list[dict[str, object]]:
-    async with asyncio.timeout(20):
-        while len(found := await cli.json("escalation", "list")) != count:
-            pass  # each look takes its own time
-    return list(found)
+    async def listed() -> list[dict[str, object]] | None:
+        found = await cli.json("escalation", "list")
+        return list(found) if len(found) == count else None
+
+    return await eventually(listed, within_s=60) or []
 
 
 @pytest.mark.usefixtures("agents")

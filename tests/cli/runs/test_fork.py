@@ -9,8 +9,13 @@ from cuebook.actors.forking import Past, plan_fork
 from cuebook.actors.orchestrator.service import OrchestratorService
 from cuebook.cli.runs import forking
 from cuebook.events.facts import TERMINAL_RUN_FACTS
-from tests.cli.conftest import Cli, reaches
+from tests.cli.conftest import Cli, reaches, wait_for_a_person
 from tests.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forking, "ADMITTED_WITHIN_S", 60.0)
 
 
 @pytest.fixture
@@ -64,6 +69,7 @@ async def test_the_point_is_a_step_a_sequence_or_a_time(cli: Cli, client: Client
         forked = await cli.json("run", "fork", *words)
         assert (forked["fork_of"]["sequence"], forked["copied"]) == (completed["sequence"], [0])
         await reaches(client, forked["run_id"], items=2)
+        await wait_for_a_person(client, f"{forked['run_id']}/1")
         asked = [one["id"] for one in await cli.json("escalation", "list")]
         assert asked == [f"{forked['run_id']}/1"]  # asked anew
         await cli.ok("escalation", "resolve", asked[0], "--approve")

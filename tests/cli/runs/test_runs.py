@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cuebook.actors.client import Client
 from cuebook.events.facts import RunStuck
 from cuebook.projections.runner import Runner
-from tests.cli.conftest import Cli, Start, reaches
+from tests.cli.conftest import Cli, Start, reaches, wait_for_a_person
+from tests.waiting import eventually
 
 
 @pytest.mark.usefixtures("agents")
@@ -57,6 +59,7 @@ async def test_runs_that_a_person_ends_have_statuses_of_their_own(cli: Cli, clie
     await cli.ok("run", "submit", "order", '{"n": 17}', "--id", "sleeper")
     await cli.ok("run", "submit", "--agent", "faulty", '{"n": 1}', "--id", "hopeless")
     await reaches(client, "hopeless", "escalated")
+    await reaches(client, "sleeper", items=2)
     await cli.ok("escalation", "resolve", "hopeless", "--abort")
     await cli.ok("run", "cancel", "sleeper", "--reason", "too long")
     assert (await cli.run("run", "tail", "sleeper")).exit_code == 13  # its one step is undone
@@ -73,9 +76,13 @@ async def test_runs_that_a_person_ends_have_statuses_of_their_own(cli: Cli, clie
 async def test_waiting_has_a_limit_and_the_run_goes_on(cli: Cli) -> None:
     words = ["run", "submit", "--agent", "nobody", "1", "--no-check", "--id", "later", "--wait-s", "0.1"]
     assert "cuebook run tail later" in await cli.fails(11, *words)
-    shown = await cli.json("run", "show", "later")
-    assert shown["status"] == "requested"
-    assert shown["items"][0]["waiting"] == "no instance of agent 'nobody' is running"
+
+    async def explained() -> Any:
+        shown = await cli.json("run", "show", "later")
+        assert shown["status"] == "requested"
+        return shown["items"][0]["waiting"]  # said by the orchestrator, once it has read the request
+
+    assert await eventually(explained) == "no instance of agent 'nobody' is running"
 
 
 async def test_the_same_id_twice_is_a_conflict(cli: Cli, client: Client) -> None:
@@ -170,6 +177,7 @@ async def test_a_stuck_run_ends_the_following_and_goes_on_when_told(cli: Cli, cl
     await log.append(log.subjects.run("o17", "stuck"), stuck, scope=scope, expected=state.last_sequence)
     assert (await cli.run("run", "tail", "o17")).exit_code == 16
     assert "recorded" in await cli.ok("run", "show", "o17")
+    await wait_for_a_person(client, "o17")
     assert (await cli.json("escalation", "list", "--kind", "stuck"))[0]["id"] == "o17"
     assert (await cli.ok("run", "retry", "o17")).strip() == "o17"
     await reaches(client, "o17", "running")
@@ -195,6 +203,7 @@ async def test_the_list_is_the_same_from_the_tables_and_from_the_log(
     await cli.run("run", "submit", "--agent", "echo", '"x"', "--no-check", "--id", "r1", "--wait")
     await cli.ok("run", "submit", "--agent", "nobody", "1", "--no-check", "--id", "c1")
     await cli.ok("run", "cancel", "c1", "--reason", "never mind")
+    await reaches(client, "o1", "completed")
     await reaches(client, "c1", "cancelled")
     await reaches(client, "f1", "escalated")
     await reaches(client, "o13", "compensated")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cuebook.actors.client import Client
+from cuebook.cli.directory import ask_or_none
 from cuebook.embedded.process import free_port
 from tests.cli.conftest import Cli, Program, Start, reaches
 from tests.monitoring.market import fetched
@@ -29,7 +30,7 @@ async def healthy(client: Client, count: int, *, without: set[int] | None = None
     gone = without or set()
 
     async def there() -> Any:
-        rows = (await client.ask("agents"))["agents"]
+        rows = (await ask_or_none(client, "agents") or {"agents": []})["agents"]
         found = {one["pid"]: one for one in rows if one["health"] == "healthy"}
         return found if len(found) == count and not gone & set(found) else None
 
@@ -112,7 +113,8 @@ async def test_nobody_outlives_a_supervisor_that_is_killed(
 
 async def all_have_left(client: Client) -> bool:
     """Whether each instance has said that it stops: none was merely missed."""
-    return {one["health"] for one in (await client.ask("agents"))["agents"]} == {"stopped"}
+    answer = await ask_or_none(client, "agents")
+    return answer is not None and {one["health"] for one in answer["agents"]} == {"stopped"}
 
 
 @pytest.mark.usefixtures("orchestrator")
@@ -121,7 +123,7 @@ async def test_a_process_that_a_person_drains_stays_down_and_the_others_work_on(
 ) -> None:
     async with start("serve", "agents", "mydesk:Echo", "--processes", "2") as program:
         (one, drained), (other, kept) = (await healthy(client, 2)).items()
-        await cli.ok("agent", "drain", f"echo/{drained['instance']}", "--wait-s", "20")
+        await cli.ok("agent", "drain", f"echo/{drained['instance']}", "--wait-s", "60")
         await program.says("its agents were drained; its place stays empty", within_s=PATIENCE_S)
         await gone({one})
         assert set(await healthy(client, 1)) == {other}
@@ -241,7 +243,7 @@ WEDGES = """
 
 class Wedge(Patient):
     name = "wedge"
-    heartbeat_s = 0.2
+    heartbeat_s = 0.5
 
     @handler(timeout_s=60)
     async def hang(self, given: In) -> Out:
