@@ -18,7 +18,7 @@ from tests.waiting import eventually
 
 __all__ = ["Crew", "Desk", "Stage"]
 
-START_S = 10.0
+START_S = 60.0
 
 
 class Stage:
@@ -135,6 +135,11 @@ class Desk:
     async def sees(self, condition: Callable[[], Any], *, within_s: float = 30.0) -> Any:
         """Wait until the orchestrator's fold is as wanted; fails at once when the orchestrator has ended."""
         return await eventually(lambda: self.stage.task.done() or condition(), within_s=within_s)
+
+    async def seen(self) -> None:
+        """Wait until the orchestrator started last has folded all that the log has by now."""
+        last = (await self.client.log.verify()).last_sequence
+        await self.sees(lambda: self.stage.service.core.world.position.sequence >= last)
 
     async def facts(self, run_id: str = "") -> list[str]:
         """What the log says about a run, or about everything: subjects without the space."""

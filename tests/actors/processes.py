@@ -14,9 +14,16 @@ from tests.waiting import eventually
 
 __all__ = ["Cast", "Service"]
 
-START_S = 30.0
+START_S = 60.0
 _PLAYERS = """
+import asyncio, time
+from pathlib import Path
+from cuebook.actors import Task, handler
 from roles import *
+from roles import note
+
+while Path("closed").exists():
+    time.sleep(0.01)
 
 class Quick(Bank):
     name = "bank"
@@ -28,8 +35,18 @@ class Counter(Bank):
     ahead = 20
     offline_for_s = 600
     heartbeat_s = 0.2
+
+    @handler(timeout_s=120)
+    async def hold(self, number: Number, task: Task) -> Number:
+        note("hold", task)
+        while not Path(f"{task.run_id}.open").exists():
+            await asyncio.sleep(0.01)
+        return number
 """
-"""The same, with an agent whose death is soon noticed."""
+"""The same, with an agent whose death is soon noticed, and one that holds a task until there is a file for its run.
+
+While there is a file `closed` nothing is served: a process that was started has not got any further.
+"""
 
 
 class Service:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
+import msgpack
 import nats.errors
 from nats.aio.client import Client as Nats
 
@@ -19,11 +20,12 @@ from cuebook.actors.runtime import AgentHost
 from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events.connection import connect, ended
 from cuebook.events.log import EventLog
+from cuebook.events.lookup import matches
 from tests.actors.cast import Number, note
 from tests.actors.desk import Desk
 from tests.waiting import eventually
 
-__all__ = ["TASKS", "Site", "Till", "copied", "give", "publish", "readings"]
+__all__ = ["TASKS", "Site", "Till", "answers_stored", "copied", "give", "publish", "readings"]
 
 TASKS = 12
 OFFLINE_S = 600.0
@@ -99,12 +101,28 @@ async def give(desk: Desk, count: int = TASKS) -> list[str]:
     return [await desk.client.submit_task("till", {"n": n}, run_id=name) for n, name in enumerate(names)]
 
 
+async def answers_stored(servers: NatsEdge, space: str, count: int = TASKS) -> None:
+    """Wait until the edge's disk has so many answers; before, they are only in the memory of the process."""
+
+    async def stored() -> bool:
+        kept = await matches(keeper, f"{space.upper()}_EDGE", f"edge.{space}.*.*.task.*")
+        return sum(bool(msgpack.unpackb(one.body)["fact"]) for one in kept) == count
+
+    keeper = await connect(servers.keeper_url, name="looks")
+    async with keeper:
+        await eventually(stored)
+
+
 async def publish(connection: Nats, space: str, *numbers: int) -> None:
     """As a device does that tries again until it is told that its event is stored."""
     for n in numbers:
         while True:
             try:
-                answer = await connection.request(f"{space}.event.meter.read", json.dumps({"n": n}).encode())
+                answer = await connection.request(
+                    f"{space}.event.meter.read",
+                    json.dumps({"n": n}).encode(),
+                    timeout=10,  # what is only slow is stored, and would be stored twice
+                )
             except nats.errors.Error:
                 await asyncio.sleep(0.05)
             else:

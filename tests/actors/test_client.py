@@ -161,6 +161,7 @@ async def test_waiting_has_a_limit_and_an_end(play: Play, nats_url: str, space: 
             await desk.client.wait("r", timeout_s=0.05)
         with pytest.raises(TimeoutError):
             await desk.client.run_task("bank", {"n": 1}, handler="refuse", run_id="again", timeout_s=0.05)
+        await desk.saw("again", "requested")  # however soon it was given up
         assert (await desk.client.state("again")).outcome() in ("waiting", "assigned", "failed", "escalated")
         connection = await connect(nats_url, name="another client")
         async with Client(connection, space) as other:
@@ -179,8 +180,16 @@ async def test_waiting_ends_with_a_connection_that_is_closed_for_good(
         await refused(desk, "r")
         connection = await connect(nats_url, name="another client")
         async with Client(connection, space) as other:
+            looked, look_at = asyncio.Event(), other._look_at
+
+            async def look(run_id: str) -> None:
+                await look_at(run_id)
+                if asyncio.current_task() is waiting:
+                    looked.set()
+
+            monkeypatch.setattr(other, "_look_at", look)
             waiting = asyncio.create_task(other.wait("r"))
-            await eventually(lambda: "r" in other._awaited)
+            await looked.wait()
             await connection.close()
             with pytest.raises(UnavailableError, match="closed for good before run r had ended; it goes on"):
                 await waiting
@@ -383,6 +392,7 @@ async def test_the_orchestrator_answers_questions(play: Play) -> None:
         await client.submit_task("bank", {"n": 1}, handler="add", run_id="choosy", labels={"zone": "z"})
         await client.submit_run("approved", {"n": 1}, run_id="asked")
         await desk.saw("asked", "asked")
+        await desk.seen()
         (agent,) = (await client.ask("agents"))["agents"]
         assert (agent["agent"], agent["health"], agent["slots"]) == ("bank", "healthy", 50)
         escalations = (await client.ask("escalations"))["escalations"]

@@ -65,7 +65,7 @@ async def test_each_node_may_die_while_runs_are_under_way(
                 leader = await leader_of(cluster, "CUE")
                 node = next(node for node in cluster.nodes if node.name == leader)
                 await node.kill()
-                await eventually(partial(has_more_than, wanted, len(wanted) + 10), within_s=30)
+                await eventually(partial(has_more_than, wanted, len(wanted) + 10), within_s=60)
                 await node.restart()
                 await eventually(partial(is_whole, cluster, "CUE"), within_s=60)
             enough.set()
@@ -88,7 +88,7 @@ def has_more_than(items: Sized, count: int) -> bool:
 
 async def leader_of(cluster: NatsCluster, stream: str) -> str:
     """The name of the node that leads a stream."""
-    return str((await eventually(partial(_cluster_of, cluster, stream), within_s=30))["leader"])
+    return str((await eventually(partial(_cluster_of, cluster, stream), within_s=60))["leader"])
 
 
 async def is_whole(cluster: NatsCluster, stream: str) -> bool:

@@ -18,7 +18,7 @@ from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events import feed
 from tests.actors.cast import lines
 from tests.actors.desk import Desk
-from tests.actors.site import TASKS, Site, Till, copied, give, publish, readings
+from tests.actors.site import TASKS, Site, Till, answers_stored, copied, give, publish, readings
 from tests.waiting import eventually
 
 LOST = ["the edge's JetStream "]
@@ -68,6 +68,7 @@ async def test_what_an_edge_has_in_memory_outlives_its_disk(
             return False
 
         await eventually(all_is_kept)
+        await answers_stored(servers, space)
         await site.__aexit__()  # and this is what the next process finds
         async with Site(servers, space, Till) as again:
             assert [one.id for one in again.host.instances] == [instance.id]

@@ -22,7 +22,7 @@ from cuebook.events.generations import use_past_opener
 from cuebook.events.jetstream import js_request
 from cuebook.events.past import Generation, Past, StreamPast
 from tests.actors.desk import Desk
-from tests.actors.site import TASKS, Site, Till, give, publish, readings
+from tests.actors.site import TASKS, Site, Till, answers_stored, give, publish, readings
 from tests.waiting import eventually
 
 
@@ -81,6 +81,8 @@ async def test_what_waited_at_an_edge_comes_to_the_log_that_was_rolled_meanwhile
         await eventually(lambda: site.kept == TASKS and site.forwarder.waiting == 3)
         await roll_and_drop(desk)
         if restarted:
+            await answers_stored(servers, space)
+            await removed(servers, space, through=3)  # which is all that the next process knows of what was told
             await places.aclose()
             site = await places.enter_async_context(Site(servers, space, Till))
         servers.link.mend()
@@ -95,6 +97,18 @@ async def test_what_waited_at_an_edge_comes_to_the_log_that_was_rolled_meanwhile
             return await readings(desk) == [1, 2, 3, 4, 5, 6, 7]
 
         await eventually(told)
+
+
+async def removed(servers: NatsEdge, space: str, *, through: int) -> None:
+    """Wait until the edge's disk has its events from after there only."""
+
+    async def gone() -> bool:
+        info = await js_request(keeper, f"STREAM.INFO.{space.upper()}_EVENTS", {})
+        return int(info["state"]["first_seq"]) == through + 1
+
+    keeper = await connect(servers.keeper_url, name="looks")
+    async with keeper:
+        await eventually(gone)
 
 
 async def test_events_that_come_while_the_log_is_rolled_are_told_soon(
@@ -120,13 +134,15 @@ async def test_events_that_come_while_the_log_is_rolled_are_told_soon(
         enough.set()
         last = await flowing
 
-        await eventually(lambda: site.forwarder.waiting == 0)
-        assert await readings(desk) == list(range(1, last + 1))
+        async def told() -> bool:
+            return await readings(desk) == list(range(1, last + 1))
+
+        await eventually(told)
 
 
 async def is_reached(probe: Nats, space: str) -> bool:
     with contextlib.suppress(nats.errors.Error):
-        await probe.request("$JS.API.STREAM.NAMES", b"", timeout=0.2)
+        await probe.request("$JS.API.STREAM.NAMES", b"", timeout=2)
         return True
     return False
 

@@ -50,7 +50,7 @@ async def fill(connection: Connection) -> None:
 
 
 async def put(connection: Connection, body: bytes) -> dict[str, object]:
-    answer: dict[str, object] = json.loads((await connection.request("ballast", body, timeout=5)).data)
+    answer: dict[str, object] = json.loads((await connection.request("ballast", body, timeout=10)).data)
     return answer
 
 
@@ -84,17 +84,17 @@ async def test_work_waits_for_room_and_goes_on(
         await eventually(lambda: "the log takes nothing more" in caplog.text)
         full_at = (await desk.client.log.verify()).last_sequence
         with pytest.raises(UnavailableError) as refused:
-            async with Appender(connection, first_after=desk.client.log.first_after, give_up_s=0.5) as appender:
+            async with Appender(connection, first_after=desk.client.log.first_after, give_up_s=3.0) as appender:
                 await appender.append(f"{space}.event.late", b"{}", event_id="late")
         assert "free space on its disk, or raise its max_file_store" in refused.value.remedy
         assert (await desk.client.log.verify()).last_sequence == full_at
         await connection.jetstream().purge_stream("BALLAST")
         assert await asyncio.gather(*submitting) == list(runs)
         for number in range(RUNS):
-            outcome = await desk.client.wait(f"begun-{number}", timeout_s=20)
+            outcome = await desk.client.wait(f"begun-{number}", timeout_s=60)
             assert (outcome.status, outcome.result) == ("completed", {"n": number})
         assert len(await desk.client.log.history("begun-0")) == 3
-        outcomes = [await desk.client.wait(run_id, timeout_s=20) for run_id in runs]
+        outcomes = [await desk.client.wait(run_id, timeout_s=60) for run_id in runs]
         assert {one.run_id: (one.status, one.result) for one in outcomes} == {
             run_id: expected(n) for run_id, n in runs.items()
         }

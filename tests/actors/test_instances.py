@@ -96,7 +96,7 @@ async def test_a_draining_instance_does_what_it_is_given_until_the_orchestrator_
     And what it assigned just before it knew comes a little later than the word that it knows.
     """
     monkeypatch.setattr(instance, "DRAIN_SIGNAL_S", 60.0)
-    monkeypatch.setattr(instance, "LINGER_S", 0.4)
+    monkeypatch.setattr(instance, "LINGER_S", 1.0)
     beats: list[bytes] = []
     deliver = instance.Instance._on_assigned
 
@@ -107,7 +107,7 @@ async def test_a_draining_instance_does_what_it_is_given_until_the_orchestrator_
 
     class Waiting(Agent):
         name = "waiting"
-        heartbeat_s = 0.2
+        heartbeat_s = 0.5
 
         @handler()
         async def wait(self, number: Number) -> Number:

@@ -35,6 +35,7 @@ async def test_a_person_supplies_a_result_that_fits(nats_url: str, space: str) -
     async with Desk(nats_url, space, agents=[Escalating]) as desk:
         run_id = await desk.client.submit_task("escalating", {"n": 1})
         await desk.saw(run_id, "escalated")
+        await desk.seen()
         [shown] = (await desk.client.ask("escalations"))["escalations"]
         assert (shown["id"], shown["agent"], shown["error"]) == (f"{run_id}/0", "escalating", "no")
         await desk.client.resolve(run_id, 0, action="supply", value={"n": "many"})
@@ -119,6 +120,7 @@ async def test_tasks_are_cancelled_wherever_they_are(nats_url: str, space: str) 
         assert begun == cancelled == ["assigned"]
         with pytest.raises(CommandRejectedError, match="is over"):
             await client.cancel("waiting")
+        await desk.seen()
         assert (await desk.client.ask("status"))["open_runs"] == 0
 
 
@@ -138,7 +140,7 @@ async def test_a_task_is_cancelled_in_the_moment_in_which_it_comes(
         run_id = await desk.client.submit_task("bank", {"n": 1}, handler="add")
         outcome = await desk.client.wait(run_id, timeout_s=30)
         assert (outcome.status, outcome.error) == ("cancelled", "not needed")
-        assert [one.in_flight for one in desk.crews[0].host.instances] == [0]
+        await eventually(lambda: [one.in_flight for one in desk.crews[0].host.instances] == [0])
 
 
 async def test_a_cancellation_of_an_earlier_attempt_does_not_reach_the_present_one(
@@ -243,9 +245,9 @@ async def test_a_stray_message_under_a_task_does_not_lose_its_answer(nats_url: s
         run_id = await desk.client.submit_task("waiting", {"n": 1}, run_id="r1")
         await eventually(begun.is_set)
         js = desk.client.log.connection.jetstream()
-        await js.publish(f"{space}.run.r1.task.0.nonsense", b"{")
-        await js.publish(f"{space}.run.r1.task.0.resolved", b'{"action": "abort"}')
-        await js.publish(f"{space}.run.r1.task.0.requested.waiting", b'{"input": {"n": 9}}')
+        await js.publish(f"{space}.run.r1.task.0.nonsense", b"{", timeout=10)
+        await js.publish(f"{space}.run.r1.task.0.resolved", b'{"action": "abort"}', timeout=10)
+        await js.publish(f"{space}.run.r1.task.0.requested.waiting", b'{"input": {"n": 9}}', timeout=10)
         await desk.sees(lambda: desk.stage.service.core.world.runs["r1"].items[0].last_sequence >= 5)
         gate.set()
         outcome = await desk.client.wait(run_id, timeout_s=30)

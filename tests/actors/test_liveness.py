@@ -91,7 +91,7 @@ async def test_the_work_of_a_silent_process_goes_to_another_and_its_own_answer_i
         "CUEBOOK_SPACE": space,
         "PYTHONPATH": str(ROOT),
         "PATIENT_GATE": str(gate),
-        "PATIENT_HEARTBEAT_S": "0.3",
+        "PATIENT_HEARTBEAT_S": "0.5",
         "CAST_LEDGER": str(ledger),
     }
     async with Desk(nats_url, space) as desk:
@@ -163,6 +163,17 @@ class Adder(Agent):
         return Number(n=number.n + 1)
 
 
+class Doomed(Adder):
+    """Has answered nothing when it dies."""
+
+    name = "adder"
+
+    @handler(timeout_s=30, retry=Retry(attempts=1))
+    async def add(self, number: Number) -> Number:
+        await asyncio.Event().wait()
+        return number
+
+
 async def test_instances_join_leave_and_die_while_work_flows(nats_url: str, space: str) -> None:
     over = asyncio.Event()
     results: dict[int, Any] = {}
@@ -180,7 +191,7 @@ async def test_instances_join_leave_and_die_while_work_flows(nats_url: str, spac
             await eventually(lambda: len(results) > 50)
             await desk.hire(Adder)
             await desk.crews[0].stop()
-            victim = await desk.hire(Adder)
+            victim = await desk.hire(Doomed)
             await eventually(lambda: victim.host.instances[0].in_flight >= 2)
             dead = victim.host.instances[0].id
             with contextlib.suppress(UnavailableError):
@@ -244,7 +255,7 @@ async def test_assignments_arrive_although_somebody_deleted_the_consumer(
     class Waiting(Agent):
         name = "waiting"
         concurrency = 20
-        heartbeat_s = 0.2
+        heartbeat_s = 0.5
 
         @handler(timeout_s=60)
         async def wait(self, number: Number, task: Task) -> Number:

@@ -73,7 +73,7 @@ async def test_a_key_runs_once_however_it_comes(play: Play, named: Any) -> None:
                     await again(named, {"door": door})
         sequences = [await client.publish("bell.rung", {"door": door}) for door in "ab"]
         rejections = await eventually(lambda: rejected(desk, 2))
-        assert [item.address.n for item in rejections] == sequences
+        assert sorted(item.address.n for item in rejections) == sequences
         assert await client.submit_run(named, {"door": "a"}, run_id="other") == "other"
 
 

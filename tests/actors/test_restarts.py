@@ -81,7 +81,7 @@ async def goes_on(desk: Desk, service: Mortal, run_id: str) -> bool:
     """Wait for the orchestrator's death or the end of the run."""
     ended = asyncio.ensure_future(desk.client.wait(run_id))
     died = asyncio.ensure_future(service.dead.wait())
-    await asyncio.wait([ended, died], timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([ended, died], timeout=60, return_when=asyncio.FIRST_COMPLETED)
     assert ended.done() or died.done(), "it neither ended nor died"
     over = ended.done()
     for one in (ended, died):

@@ -240,10 +240,12 @@ async def test_an_answer_that_does_not_fit_is_refused_and_the_question_stays_ope
         wrong = await desk.client.resolve("r", 0, value={"bogus": 1})
         (refused,) = await desk.saw("r", "refused")
         assert (refused.sequence, "approved" in refused.reason) == (wrong, True)
+        await desk.seen()
         assert [one["id"] for one in (await desk.client.ask("escalations"))["escalations"]] == ["r/0"]
         await desk.client.resolve("r", 0, value={"approved": True})
         outcome = await desk.client.wait("r", timeout_s=20)
         assert (outcome.status, outcome.result) == ("completed", True)
+        await desk.seen()
         assert (await desk.client.ask("escalations"))["escalations"] == []
 
 
@@ -451,6 +453,7 @@ async def test_a_run_whose_undoing_fails_is_stuck_until_it_has_succeeded(play: P
         await give_up(desk, "r", 5)
         outcome = await desk.client.wait("r", timeout_s=20)
         assert (outcome.status, "step 1 could not be undone (r/5 was aborted" in outcome.error) == ("stuck", True)
+        await desk.seen()
         assert [one["kind"] for one in (await desk.client.ask("escalations"))["escalations"]] == ["stuck"]
 
         assert await desk.client.retry("r") == "r"  # in vain
@@ -535,6 +538,7 @@ async def test_a_run_whose_code_was_changed_is_stuck_until_the_code_is_put_back(
 
         await desk.client.retry("r")  # before the code is put back
         await desk.saw("r", "stuck", times=2)
+        await desk.seen()
         (shown,) = (await desk.client.ask("escalations"))["escalations"]
         assert (shown["kind"], shown["recorded"], shown["asked"]) == ("stuck", recorded, asked)
 

@@ -61,7 +61,7 @@ async def test_an_orchestrator_that_stops_hands_over_at_once(nats_url: str, spac
         standby = await desk.direct(standby=True)
         await desk.client.submit_run("approved", {"n": 1}, run_id="r")
         await desk.saw("r", "asked")
-        await asyncio.wait_for(standby.service.in_place.wait(), 10)
+        await asyncio.wait_for(standby.service.in_place.wait(), 30)
         assert not standby.service.deciding.is_set()
         assert standby.service._lease is not None
         standby.service._lease._holder = "standby"  # both are in one process, whose name is theirs
@@ -79,12 +79,12 @@ async def test_who_cannot_renew_the_lease_decides_no_longer(nats_url: str, space
         connection = await connect(line.url, name="tests")
         lease = Lease(connection, Subjects(space), "a")
         keeping = asyncio.create_task(lease.keep())
-        await asyncio.wait_for(lease.held.wait(), 10)
+        await asyncio.wait_for(lease.held.wait(), 30)
         line.flows.clear()
-        await asyncio.wait_for(lease.lost.wait(), 20)
+        await asyncio.wait_for(lease.lost.wait(), 30)
         assert not lease.held.is_set()
         line.flows.set()
-        await asyncio.wait_for(lease.held.wait(), 20)
+        await asyncio.wait_for(lease.held.wait(), 30)
         await ended(keeping)
         await connection.close()
 

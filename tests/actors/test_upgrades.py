@@ -529,7 +529,6 @@ class First(Agent):
     version = "1"
     concurrency = 4
     recycle_after = 20
-    heartbeat_s = 0.2
 
     @handler(timeout_s=30, retry=Retry(attempts=1))
     async def grind(self, number: Number) -> Number:
@@ -544,7 +543,6 @@ class Second(Agent):
     version = "2"
     concurrency = 4
     recycle_after = 20
-    heartbeat_s = 0.2
 
     @handler(timeout_s=30, retry=Retry(attempts=1))
     async def grind(self, grain: Number | Price, task: Task) -> Number:

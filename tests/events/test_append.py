@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -268,7 +267,7 @@ async def test_what_the_server_can_never_take_is_a_rejected_command(log: EventLo
 
 async def test_without_a_stream_the_append_is_tried_until_it_is_given_up(connection: Connection, space: str) -> None:
     log = EventLog(connection, space, source="tests")
-    async with Appender(connection, first_after=log.first_after, give_up_s=0.5) as appender:
+    async with Appender(connection, first_after=log.first_after, give_up_s=3.0) as appender:
         with pytest.raises(UnavailableError, match="no stream listens"):
             await appender.append(log.subjects.event("a"), b"{}", event_id="a")
 
@@ -287,7 +286,7 @@ async def test_a_full_disk_is_waited_for_and_said(tmp_path: Path) -> None:
         connection = await connect(url, name="tests")
         async with EventLog(connection, "cue", source="tests") as log:
             await log.ensure()
-            async with Appender(connection, first_after=log.first_after, give_up_s=0.5) as appender:
+            async with Appender(connection, first_after=log.first_after, give_up_s=3.0) as appender:
 
                 async def fill() -> None:
                     for number in range(20):
@@ -401,7 +400,7 @@ async def test_what_was_acknowledged_is_stored_exactly_once_over_kills_of_the_se
 async def test_only_what_was_overtaken_is_sent_again_while_answers_keep_coming(
     server: NatsServer, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append_module, "RESEND_AFTER_S", 1.0)
+    monkeypatch.setattr(append_module, "RESEND_AFTER_S", 3.0)
     sent, lost = Counter[bytes](), 0
     async with proxy(server.url) as line:
 
@@ -443,10 +442,10 @@ async def test_what_was_lost_in_a_silence_is_sent_again_when_the_log_answers(
     for key in range(50):
         post(far_log, outcomes, key)
     await eventually(lambda: all(entry.sent > 2 for entry in far_log.appender._pending.values()))
+    for entry in far_log.appender._pending.values():
+        entry.due += 3_600  # none is sent again for itself any more
     line.swallow = lambda block: False
-    due = min(entry.due for entry in far_log.appender._pending.values())
     await all_ended(outcomes, 50)
-    assert time.monotonic() < due  # the next time that each would have been sent for itself
     assert outcomes.errors == {}
 
 
@@ -514,7 +513,7 @@ async def test_an_append_after_the_end_ends_too(log: EventLog, connection: Conne
 async def test_a_connection_that_is_closed_gives_its_appends_up(server: NatsServer, space: str) -> None:
     connection = await connect(server.url, name="tests")
     log = EventLog(connection, space, source="tests")
-    async with Appender(connection, first_after=log.first_after, give_up_s=0.5) as appender:
+    async with Appender(connection, first_after=log.first_after, give_up_s=3.0) as appender:
         await connection.close()
         with pytest.raises(UnavailableError, match="unknown"):
             await appender.append(log.subjects.event("a"), b"{}", event_id="a")

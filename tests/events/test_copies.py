@@ -27,7 +27,7 @@ def test_other_headers_are_those_of_no_copy(headers: bytes) -> None:
 async def test_a_living_log_does_not_believe_who_says_to_be_a_copy(log: EventLog) -> None:
     before = time.time_ns() // 1000 - 60_000_000
     forged = {"Cuebook-Original": "1 7 1000000000 "}
-    await log.connection.request(f"{log.subjects.space}.event.x", b"{}", headers=forged)
+    await log.connection.request(f"{log.subjects.space}.event.x", b"{}", timeout=10, headers=forged)
     item = await log.at(1)
     assert item is not None
     assert item.recorded_at > before

@@ -35,7 +35,7 @@ async def fill(log: EventLog, count: int, *, topic: str = "a", size: int = 0) ->
 
 
 async def sequences(log: EventLog, after: int = 0, until: int | None = None, *filters: str) -> list[int]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [item.sequence async for item in log.read(after=after, until=until, filters=filters)]
 
 
@@ -96,7 +96,7 @@ async def test_what_is_no_event_keeps_its_place(log: EventLog) -> None:
         (f"{log.subjects.space}.nowhere", b"{}"),
         (log.subjects.run("r", "danced"), b"{}"),
     ):
-        await log.connection.jetstream().publish(subject, body)
+        await log.connection.jetstream().publish(subject, body, timeout=10)
     await log.append(log.subjects.event("a"), OutsideEvent())
     items = [item async for item in log.read()]
     assert [type(item) for item in items] == [Envelope, Unreadable, Unreadable, Unreadable, Envelope]
@@ -173,7 +173,7 @@ async def test_a_range_whose_end_is_lost_meanwhile_is_a_regressed_history(log: E
     await fill(log, 3 * feed_module.UNACKED)
 
     async def read_and_lose() -> None:
-        async with asyncio.timeout(20), aclosing(log.read()) as items:
+        async with asyncio.timeout(60), aclosing(log.read()) as items:
             async for item in items:
                 if item.sequence == 1:
                     await recreate(log)
@@ -226,7 +226,7 @@ async def test_following_ends_with_its_connection(nats_url: str, log: EventLog) 
         second = asyncio.ensure_future(anext(items))
         await connection.close()
         with pytest.raises(UnavailableError):
-            await asyncio.wait_for(second, 10)
+            await asyncio.wait_for(second, 30)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -235,7 +235,7 @@ async def test_following_gives_what_came_before_it_says_that_the_history_regress
     found = []
 
     async def follow_and_lose() -> None:
-        async with asyncio.timeout(20), aclosing(log.follow()) as items:
+        async with asyncio.timeout(60), aclosing(log.follow()) as items:
             async for item in items:
                 found.append(item.sequence)
                 if item.sequence == 3:
@@ -264,7 +264,7 @@ async def test_the_history_of_a_run_is_everything_under_its_id(log: EventLog) ->
 
 async def test_single_messages_are_found_by_their_place(log: EventLog) -> None:
     await fill(log, 3)
-    await log.connection.jetstream().publish(log.subjects.event("a"), b"{")
+    await log.connection.jetstream().publish(log.subjects.event("a"), b"{", timeout=10)
     second = await log.at(2)
     assert isinstance(second, Envelope)
     assert (second.sequence, second.data, second.subject) == (2, 1, log.subjects.event("a"))
@@ -307,7 +307,7 @@ async def test_forged_headers_do_not_move_a_message(log: EventLog) -> None:
         "Nats-Num-Pending": "5",
         "Nats-Stream": "OTHER",
     }
-    await log.connection.jetstream().publish(topic, b"{}", headers=forged)
+    await log.connection.jetstream().publish(topic, b"{}", timeout=10, headers=forged)
     (item,) = await log.scope_history(topic)
     assert (item.sequence, item.subject) == (1, topic)
     assert [item] == [found async for found in log.read()]
@@ -353,7 +353,7 @@ async def test_a_moment_is_found_in_the_log(log: EventLog) -> None:
 
 async def test_a_position_holds_while_its_event_is_there(log: EventLog) -> None:
     await fill(log, 3)
-    await log.connection.jetstream().publish(log.subjects.event("a"), b"{")
+    await log.connection.jetstream().publish(log.subjects.event("a"), b"{", timeout=10)
     await log.verify_position(Position())
     async for item in log.read():
         await log.verify_position(Position(item.sequence, item.id if isinstance(item, Envelope) else ""))
@@ -380,7 +380,7 @@ async def test_another_event_at_a_position_is_a_regressed_history(log: EventLog)
 async def test_an_event_that_became_unreadable_is_a_regressed_history_but_not_the_other_way_round(
     log: EventLog,
 ) -> None:
-    await log.connection.jetstream().publish(log.subjects.event("a"), b"{")
+    await log.connection.jetstream().publish(log.subjects.event("a"), b"{", timeout=10)
     with pytest.raises(HistoryRegressedError, match="unreadable"):
         await log.verify_position(Position(1, "x"))
     await fill(log, 1)

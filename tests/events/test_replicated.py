@@ -60,6 +60,7 @@ async def test_what_follows_on_an_event_that_the_leader_does_not_have_yet_is_sto
     assert log.appender.resent  # some were refused at first
 
 
+@pytest.mark.timeout(400)
 async def test_what_follows_is_stored_also_where_the_leader_catches_up_while_it_is_asked(
     cluster: NatsCluster, log: EventLog
 ) -> None:
@@ -88,12 +89,15 @@ async def test_what_shall_follow_on_nothing_is_refused(log: EventLog) -> None:
     assert await log.append(log.subjects.task("s", 0, "completed"), TaskCompleted()) == 1
     with pytest.raises(ConcurrencyConflictError):
         await log.append(subject, TaskCompleted(), scope=scope, expected=1)  # is there, and of something else
-    async with Appender(log.connection, first_after=log.first_after, known=log.chain, give_up_s=0.5) as appender:
+    async with Appender(log.connection, first_after=log.first_after, known=log.chain, give_up_s=3.0) as appender:
         with pytest.raises(UnavailableError, match="wrong last sequence: 0"):  # may come yet
             await appender.append(subject, b"{}", event_id="e", scope=scope, expected=99)
 
 
-async def test_a_feed_waits_for_a_leader_that_lacks_what_was_read(log: EventLog) -> None:
+async def test_a_feed_waits_for_a_leader_that_lacks_what_was_read(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "LAG_S", 60.0)
     assert await log.append(log.subjects.event("a"), OutsideEvent()) == 1
     stream, came = log.chain.stream, asyncio.Event()
 

@@ -18,6 +18,7 @@ from cuebook.events.log import EventLog
 from cuebook.events.stream import ensure_stream, refuse_recording, stream_config, verify_stream
 from cuebook.events.subjects import Subjects
 from tests.events.server import plain_server
+from tests.waiting import eventually
 
 WRONG: dict[str, dict[str, Any]] = {
     "retention": {"retention": "interest"},
@@ -201,7 +202,7 @@ async def test_events_are_republished_once_they_are_stored_and_refused_ones_neve
     with pytest.raises(Exception, match="after sequence 0"):
         await waiting
     await log.append(log.subjects.event("b"), OutsideEvent())
-    await log.connection.flush()
+    await eventually(lambda: len(heard) > 1)
     assert heard == [f"live.{topic}".encode(), f"live.{log.subjects.event('b')}".encode()]
     await listener.close()
 
@@ -213,7 +214,10 @@ async def test_nothing_can_be_deleted_or_purged(log: EventLog) -> None:
         with pytest.raises(CuebookError, match="not permitted"):
             await js_request(log.connection, request, content)
     assert (
-        json.loads((await log.connection.request(f"$JS.API.STREAM.INFO.{stream}", b"")).data)["state"]["messages"] == 1
+        json.loads((await log.connection.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=10)).data)["state"][
+            "messages"
+        ]
+        == 1
     )
 
 
