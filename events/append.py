@@ -36,7 +36,7 @@ from cuebook.events.errors import (
     PoisonMessageError,
     UnavailableError,
 )
-from cuebook.events.jetstream import CONFLICTS, IN_THE_AIR, WRONG_SEQUENCE
+from cuebook.events.jetstream import CONFLICTS, FULL, IN_THE_AIR, NO_ROOM, WRONG_SEQUENCE, passes
 
 __all__ = ["Appender", "Done", "LogShape"]
 
@@ -53,11 +53,6 @@ RESEND_AFTER_S = 2.0
 """Doubled with every repetition, but for the oldest: in a silence that one asks whether the log answers again."""
 BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
-_TRANSIENT = frozenset({10002, 10158})
-"""Limits of the account, which an operator can mend; an earlier sending of ours that is still on its way to the log."""
-_FULL = frozenset({10002, 10023, 10047, 10077})
-"""No room: of the account, of the server's disk or its `max_file_store`, of the stream."""
-_NO_ROOM = "the server has no room: free space on its disk, or raise its max_file_store; what was accepted is safe"
 _SEQUENCE = b'"seq":'
 _is_subject = re.compile(r"[a-z0-9_.-]{1,512}").fullmatch
 _is_scope = re.compile(r"[a-z0-9_.*>-]{1,512}").fullmatch
@@ -326,7 +321,7 @@ class Appender:
     def _silence(self, entry: _Append) -> UnavailableError:
         last = f" (the last answer: {entry.refusal})" if entry.refusal else ""
         text = f"{entry.subject} not acknowledged in {self.give_up_s:g} s{last}; {_outcome(entry)}"
-        return UnavailableError(text, remedy=_NO_ROOM if entry.full else "")
+        return UnavailableError(text, remedy=NO_ROOM if entry.full else "")
 
     # --- answers ---
 
@@ -360,9 +355,9 @@ class Appender:
         error: dict[str, Any] = {"code": 503, "description": "no stream listens; is the space being rolled?"}
         if payload:
             error = json.loads(payload)["error"]
-        code, err_code = error.get("code", 500), error.get("err_code")
+        err_code = error.get("err_code")
         entry.refusal = f"{error.get('description')}, err_code {err_code}"
-        entry.full = err_code in _FULL
+        entry.full = err_code in FULL
         if err_code in CONFLICTS and entry.expected is not None:
             self._note_answer()
             if err_code == IN_THE_AIR:
@@ -371,7 +366,7 @@ class Appender:
                 self._settle(entry)
             else:
                 self._finish(entry, 0, ConcurrencyConflictError(entry.scope, entry.expected))
-        elif code == 429 or code >= 500 or err_code in _TRANSIENT:
+        elif passes(error):
             if entry.full:
                 self._note_room(full=True)
             entry.turn, entry.due = -1, time.monotonic() + BACK_OFF_S * min(entry.sent, 10)
@@ -384,7 +379,7 @@ class Appender:
             return
         self._is_full = full
         if full:
-            logger.error("the log takes nothing more; work waits and goes on by itself: %s", _NO_ROOM)
+            logger.error("the log takes nothing more; work waits and goes on by itself: %s", NO_ROOM)
         else:
             logger.info("the log takes events again")
 

@@ -19,7 +19,7 @@ import nats.errors
 
 from cuebook.events.connection import Connection
 from cuebook.events.errors import CommandRejectedError, ConcurrencyConflictError, UnavailableError
-from cuebook.events.jetstream import CONFLICTS, IN_THE_AIR
+from cuebook.events.jetstream import CONFLICTS, FULL, IN_THE_AIR, NO_ROOM, passes
 
 __all__ = ["MAX_BATCH", "Member", "append_batch"]
 
@@ -77,10 +77,13 @@ async def append_batch(
                 return found[0] + len(members) - 1
             if found is not None:
                 raise ConcurrencyConflictError(scope, expected)
-        elif error.get("err_code") not in _INCOMPLETE and error.get("code", 500) not in (429, 503):
+        elif error.get("err_code") not in _INCOMPLETE and not passes(error):
             raise CommandRejectedError(f"the server refused {len(members)} events under {scope}: {error}")
         if time.monotonic() > give_up:
-            raise UnavailableError(f"{len(members)} events under {scope} were not acknowledged: {error}")
+            raise UnavailableError(
+                f"{len(members)} events under {scope} were not acknowledged: {error}",
+                remedy=NO_ROOM if error.get("err_code") in FULL else "",
+            )
         await asyncio.sleep(BACK_OFF_S)
 
 
