@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cuebook.events.batch import Member, append_batch
-from cuebook.events.codec import encode, parse_headers
+from cuebook.events.codec import MAX_ID_LENGTH, encode, parse_headers
 from cuebook.events.connection import Connection
 from cuebook.events.envelope import Envelope
 from cuebook.events.errors import (
@@ -53,7 +54,11 @@ PATIENCE = 5
 DUPLICATE_WINDOW_S = 120
 HEADERS_ADDED = 1_024
 """Room that a forwarded message needs beyond what the edge's stream takes."""
-_DUPLICATE = "10201"
+_DUPLICATE = "'err_code': 10201"
+_is_header = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+").fullmatch
+"""Names that can be sent on (RFC 9110, tokens), as `parse_headers` gives them. A device may send others."""
+_unsendable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
+"""In the value of a header: control characters, and what was not UTF-8. One byte stands for each, so it never grows."""
 _NAMED = "cuebook_named"
 """In the metadata of the edge's stream, once it was put back: how it is called since,"""
 _AFTER = "cuebook_after"
@@ -427,11 +432,20 @@ class Forwarder:
     def _member(self, event: _Event) -> Member:
         """The event as it was, under an id: its author's, or one made of its place in the edge's stream."""
         told = parse_headers(event.headers)
-        headers = {name: value for name, value in told.items() if not name.startswith("nats-")}
+        headers = {
+            name: _unsendable.sub("?", value)
+            for name, value in told.items()
+            if _is_header(name) and not name.startswith("nats-")
+        }
         made, _, times = event.stream.partition("+")
-        name = "".join(digit for digit in made if digit.isdigit()) + (f"r{times}" if times else "")
-        event_id = told.get("nats-msg-id") or f"{self._edge}-{name}-{event.sequence}"
-        return Member(event.subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
+        stream = "".join(digit for digit in made if digit.isdigit()) + (f"r{times}" if times else "")
+        own_id, event_id = f"{self._edge}-{stream}-{event.sequence}", told.get("nats-msg-id", "")
+        if not 0 < len(event_id) <= MAX_ID_LENGTH or not event_id.isprintable():  # the log would refuse to read it
+            event_id = own_id
+        if headers.get("ce-id") != told.get("ce-id"):  # else two that differ in such bytes only would count as one
+            headers["ce-id"] = own_id
+        subject = event.subject.replace("\N{REPLACEMENT CHARACTER}", "?")  # for one byte that is not UTF-8, as above
+        return Member(subject, event.body, event_id, {**headers, "Nats-Msg-Id": event_id})
 
     def _drop_forwarded(self) -> None:
         ours = [one for one in self._queue if one.stream == self._told.stream]

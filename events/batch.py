@@ -30,6 +30,9 @@ BACK_OFF_S = 0.2
 GIVE_UP_S = 30.0
 _INCOMPLETE = frozenset({10176, 10210})
 """A part of it was lost on the way, or too many batches are open: the same may be sent again."""
+_LONGEST_SUBJECT = 3_968
+"""In bytes. With where to answer, the server takes a line of 4,096 (`max_control_line`), and leaves who sends more."""
+_UNSENDABLE = (nats.errors.BadHeaderError, nats.errors.BadSubjectError, nats.errors.MaxPayloadError)
 
 
 class Member(NamedTuple):
@@ -90,7 +93,10 @@ async def append_batch(
 async def _send(
     connection: Connection, members: Sequence[Member], scope: str, expected: int, generation: int
 ) -> dict[str, Any]:
-    """One attempt. What is not answered comes as an error called silent."""
+    """One attempt. What is not answered comes as an error called silent.
+
+    Raises CommandRejectedError for a member that the client library does not let through.
+    """
     batch = os.urandom(12).hex()
     guard = {
         "Nats-Expected-Last-Subject-Sequence": str(expected),
@@ -99,6 +105,8 @@ async def _send(
     }
     try:
         for number, member in enumerate(members, 1):
+            if len(member.subject.encode()) > _LONGEST_SUBJECT:
+                raise nats.errors.BadSubjectError
             headers = {
                 **member.headers,
                 "Nats-Batch-Id": batch,
@@ -112,6 +120,11 @@ async def _send(
             answer = await connection.request(member.subject, member.body, timeout=ANSWER_S, headers=headers)
             content: dict[str, Any] = json.loads(answer.data) if answer.data else {"error": {"silent": True}}
             return content
+    except (*_UNSENDABLE, UnicodeError) as error:
+        reason = str(error) or type(error).__name__
+        raise CommandRejectedError(
+            f"event {member.event_id[:80]!r} under {member.subject[:80]!r} cannot be sent: {reason}"
+        ) from error
     except nats.errors.NoRespondersError:  # so nobody has stored it
         return {"error": {"code": 503, "description": "no stream listens; is the space being rolled?"}}
     except (nats.errors.Error, TimeoutError) as error:

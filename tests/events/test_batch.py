@@ -133,6 +133,25 @@ async def test_what_the_server_does_not_take_is_refused(log: EventLog) -> None:
         await append_batch(log.connection, strange, scope=f"{other}.>", expected=0, first_after=log.first_after)
 
 
+@pytest.mark.parametrize(
+    ("subject", "headers"),
+    [
+        ("a b", {}),
+        ("\udce9", {}),
+        ("a" * 4_000, {}),
+        ("b", {"odd name": "x"}),
+        ("b", {"note": "\udce9"}),
+    ],
+    ids=["subject with a space", "subject not UTF-8", "long subject", "header's name", "header's value"],
+)
+async def test_what_cannot_be_sent_is_refused_by_its_name(log: EventLog, subject: str, headers: dict[str, str]) -> None:
+    scope = log.subjects.event("a")
+    odd = [Member(scope, b"{}", "e1"), Member(f"{log.subjects.space}.event.{subject}", b"{}", "e2", headers)]
+    with pytest.raises(CommandRejectedError, match=r"event 'e2' under '.*' cannot be sent"):
+        await append_batch(log.connection, odd, scope=scope, expected=0, first_after=log.first_after)
+    assert await append_batch(log.connection, odd[:1], scope=scope, expected=0, first_after=log.first_after) == 1
+
+
 async def test_without_an_answer_the_outcome_is_unknown(
     nats_url: str, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
