@@ -37,7 +37,7 @@ from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
 from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
 from cuebook.events.log import EventLog, Unreadable
-from cuebook.events.lookup import first_match, last_match, sequence_before
+from cuebook.events.lookup import first_match, last_match, message_at, sequence_before
 from cuebook.events.stream import MAX_MESSAGE_BYTES
 from cuebook.events.subjects import check_token
 
@@ -157,6 +157,8 @@ class Forwarder:
                 await asyncio.sleep(RETRY_S)
                 continue
             self.ready.set()
+            if self._received:  # a feed knows nothing of what another one has read
+                await self._go_on()
             try:
                 async with Feed(
                     self._local,
@@ -176,7 +178,6 @@ class Forwarder:
                 if not await self._is_lost():
                     if not isinstance(error, HistoryRegressedError):
                         raise
-                    await self._go_on()
                     continue
                 logger.error(  # noqa: TRY400 - what happened to a disk
                     "the edge's JetStream has lost its events; those not read yet are gone, and it begins afresh",
@@ -245,7 +246,7 @@ class Forwarder:
         self._queue = list({(one.stream, one.sequence): one for one in named}.values())
 
     async def _go_on(self) -> None:
-        """After a restart of the server. Where its disk was put back, what was read and is missing there is told."""
+        """After a restart of the server, perhaps. Where its disk was put back, what was read and is missing is told."""
         while True:
             try:
                 after = await self._still_there()
@@ -453,15 +454,17 @@ class Forwarder:
         self._queue = [*ours[told:], *(one for one in self._queue if one.stream != self._told.stream)]
         kept = [one.sequence for one in ours[told:]]
         until = min([self._told.through, self._received, *(sequence - 1 for sequence in kept)])
-        purge: dict[str, Any] = {"seq": until + 1}  # what was not read yet may have come after the disk was put back
-        if until and self._told.stream == self._name:
-            self._purging = asyncio.get_running_loop().create_task(self._purge(purge))
+        if until and self._told.stream == self._name:  # what was not read yet may have come after the disk was put back
+            self._purging = asyncio.get_running_loop().create_task(self._purge(self._told, until))
 
-    async def _purge(self, request: dict[str, Any]) -> None:
-        if not self._local.is_connected:  # it would be said when the server is back, perhaps with an older copy
-            return
+    async def _purge(self, told: _Mark, until: int) -> None:
+        """Remove what was told, unless something younger stands there now, since the disk was put back under us."""
         try:
-            await js_request(self._local, f"STREAM.PURGE.{self._stream}", request)
+            last = await message_at(self._local, self._stream, until)
+            if last is None or 0 < told.stored_at < last.recorded_at:
+                return
+            if self._local.is_connected:  # else it would be said when the server is back, perhaps with an older copy
+                await js_request(self._local, f"STREAM.PURGE.{self._stream}", {"seq": until + 1})
         except CuebookError as error:  # also when it is gone
             logger.debug("removed later: %s", error)  # with the next batch
 

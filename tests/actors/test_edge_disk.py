@@ -180,6 +180,40 @@ async def test_what_was_read_before_the_disk_was_put_back_under_it_is_told(
         await eventually(lambda: told(8))
 
 
+async def test_what_has_come_since_the_disk_was_put_back_is_not_removed_for_what_stood_in_its_place(
+    servers: NatsEdge, space: str, tmp_path: Path, expected_errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before is told while the edge's stream is not read again yet."""
+    expected_errors.append("the edge's JetStream was put back to an older copy")
+    store, copy = tmp_path / "servers" / "edge" / "jetstream", tmp_path / "copy"
+    gate, reopen = asyncio.Event(), feed.Feed._reopen
+    gate.set()
+
+    async def reopen_when_let(self: feed.Feed, following: str = "") -> None:
+        await gate.wait()
+        await reopen(self, following)
+
+    monkeypatch.setattr(feed.Feed, "_reopen", reopen_when_let)
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space) as site:
+        await appear(servers, space, 1, 2, 3)
+        await eventually(lambda: site.forwarder.forwarded == 3)
+        servers.link.cut()
+        await copied(servers, store, copy)
+        await appear(servers, space, 4, 5, 6)
+        await eventually(lambda: site.forwarder.in_memory == 3)
+        gate.clear()
+        await copied(servers, copy, store)
+        await appear(servers, space, 7, 8, 9, 10)
+        servers.link.mend()
+        await eventually(lambda: site.forwarder.forwarded == 6)
+        gate.set()
+
+        async def told() -> bool:
+            return await readings(desk) == list(range(1, 11))
+
+        await eventually(told)
+
+
 async def test_a_copy_that_was_made_of_a_disk_that_was_put_back_is_no_worse(
     servers: NatsEdge, space: str, tmp_path: Path, expected_errors: list[str]
 ) -> None:
