@@ -7,6 +7,7 @@ where the task has not moved on; else it comes too late, and its effect is undon
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,7 +19,13 @@ from cuebook.actors.shelf import Shelf
 from cuebook.actors.work import Work
 from cuebook.events.codec import encode
 from cuebook.events.envelope import Envelope
-from cuebook.events.errors import ConcurrencyConflictError, CuebookError, PoisonMessageError, UnavailableError
+from cuebook.events.errors import (
+    ConcurrencyConflictError,
+    CuebookError,
+    PoisonMessageError,
+    StreamMissingError,
+    UnavailableError,
+)
 from cuebook.events.facts import (
     AnswerDropped,
     Error,
@@ -158,17 +165,19 @@ class Answering:
 
     async def _offered(self, work: Work, fact: str, answer: Event, expected: int, error: CuebookError) -> None:
         """The answer was not taken: offer it again where the task is still ours, drop it where it has moved on."""
-        if not isinstance(error, ConcurrencyConflictError):
+        since: list[Envelope | Unreadable] = []
+        if isinstance(error, ConcurrencyConflictError):
+            since = await self._facts_since(work, expected)
+        elif not await self._is_gone(work, expected):
             await asyncio.sleep(OFFER_AGAIN_S)
             self.offer(work, fact, answer, expected)
             return
-        since = await self._facts_since(work, expected)
         if work.answer_id and any(isinstance(item, Envelope) and item.id == work.answer_id for item in since):
             if work.attempt is not None:
                 work.attempt.accepted(work.answer_id)
             self._finish(work)  # it was taken, and nobody told us
             return
-        if not any(isinstance(item.event, _MOVES) for item in since if isinstance(item, Envelope)):
+        if since and not any(isinstance(item.event, _MOVES) for item in since if isinstance(item, Envelope)):
             self.offer(work, fact, answer, since[-1].sequence)
             return
         address = work.envelope.address
@@ -187,16 +196,44 @@ class Answering:
         self._finish(work)
 
     async def _facts_since(self, work: Work, sequence: int) -> list[Envelope | Unreadable]:
-        """What was stored about the task after a sequence; there is something, or our answer would have been taken."""
-        address = work.envelope.address
-        scope = self._log.subjects.task_scope(address.run_id, address.n)
+        """What was stored about the task after a sequence; there is something, or our answer would have been taken.
+
+        Nothing where that was over when the log was rolled, and what was rolled cannot be read from here.
+        """
+        scope = self._scope_of(work)
         while True:
             try:
                 if since := await self._log.scope_history(scope, after=sequence):
                     return since
+            except (UnavailableError, StreamMissingError) as error:
+                logger.info("cannot look at the task's history: %s", error, extra={"instance": self._instance})
             except CuebookError as error:
+                with contextlib.suppress(CuebookError):
+                    return await self._log.current_history(scope, after=sequence)
                 logger.info("cannot look at the task's history: %s", error, extra={"instance": self._instance})
             await asyncio.sleep(OFFER_AGAIN_S)
+
+    async def _is_gone(self, work: Work, sequence: int) -> bool:
+        """Whether the task was over when the log was rolled, and what was rolled cannot be read from here.
+
+        Then an answer is offered in vain: whether the log has it already is to be seen only there.
+        """
+        scope = self._scope_of(work)
+        try:
+            await self._log.scope_history(scope, after=sequence)
+        except (UnavailableError, StreamMissingError):
+            return False
+        except CuebookError as error:
+            with contextlib.suppress(CuebookError):
+                if not await self._log.current_history(scope):
+                    logger.warning(
+                        "whether an answer was taken cannot be read any more: %s", error, extra={"scope": scope}
+                    )
+                    return True
+        return False
+
+    def _scope_of(self, work: Work) -> str:
+        return self._log.subjects.task_scope(work.envelope.address.run_id, work.envelope.address.n)
 
     async def _revert(self, work: Work, answer: TaskCompleted) -> None:
         """Our effect came too late and nobody will use it: undo it, as far as the handler can, and say so."""

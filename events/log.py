@@ -330,6 +330,15 @@ class EventLog:
         found += await matches(self.connection, chain.stream, scope, after, replicated=chain.replicated)
         return [self.decode(*message) for message in found]
 
+    @_wherever_it_is
+    async def current_history(self, scope: str, *, after: int = 0) -> list[Envelope | Unreadable]:
+        """The same from the current stream alone: all of what was open when the log was rolled.
+
+        Of what was over then it holds nothing, or its end, where much was open.
+        """
+        found = await matches(self.connection, self.chain.stream, scope, after, replicated=self.chain.replicated)
+        return [self.decode(*message) for message in found]
+
     async def first_sequence(self, scope: str) -> int:
         """The first sequence stored under a subject filter, or 0."""
         found = await self.first_match(scope)

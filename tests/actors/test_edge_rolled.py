@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -14,13 +15,14 @@ import nats.errors
 import pytest
 from nats.aio.client import Client as Nats
 
-from cuebook.actors import edge, forwarder
+from cuebook.actors import Run, edge, forwarder, saga
 from cuebook.actors.rolling import Roller
 from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events.connection import Connection, connect
 from cuebook.events.generations import use_past_opener
 from cuebook.events.jetstream import js_request
 from cuebook.events.past import Generation, Past, StreamPast
+from tests.actors.cast import Number
 from tests.actors.desk import Desk
 from tests.actors.site import TASKS, Site, Till, answers_stored, give, publish, readings
 from tests.waiting import eventually
@@ -109,6 +111,42 @@ async def removed(servers: NatsEdge, space: str, *, through: int) -> None:
     keeper = await connect(servers.keeper_url, name="looks")
     async with keeper:
         await eventually(gone)
+
+
+@saga()
+async def adding(run: Run, number: Number) -> None:
+    await run.call(Till.add, number)
+    await run.wait_for("go", Number)
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["its run is over", "its run is open"])
+async def test_an_answer_that_was_taken_without_a_word_is_settled_although_the_old_stream_is_gone(
+    servers: NatsEdge, space: str, is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing_comes_back(block: bytes, *, to_hub: bool) -> bool:
+        return not to_hub
+
+    async with Desk(servers.hub.url, space, sagas=[adding]) as desk, Site(servers, space, Till) as site:
+        site.host.log.appender.give_up_s = 1.0
+        [instance] = site.host.instances
+        if is_open:
+            run_id = await desk.client.submit_run("adding", {"n": 1})
+        else:
+            run_id = await desk.client.submit_task("till", {"n": 1})
+        await eventually(lambda: instance.in_flight == 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(servers.link, "is_lost", nothing_comes_back)
+            Till.gate.set()
+            await desk.saw(run_id, "completed")
+            servers.link.cut()
+        await roll_and_drop(desk)
+        servers.link.mend()
+        await eventually(lambda: site.kept == 0 and instance.in_flight == 0)
+        log = await desk.log()
+        facts = Counter(item.address.fact for item in log)
+        assert (facts["completed"], facts["dropped"], facts["reverted"]) == (1, 0 if is_open else 1, 0)
+        late = await desk.client.submit_task("till", {"n": 2})
+        assert (await desk.client.wait(late, timeout_s=20)).result == {"n": 3}
 
 
 async def test_events_that_come_while_the_log_is_rolled_are_told_soon(
