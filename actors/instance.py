@@ -33,7 +33,7 @@ from cuebook.actors.shelf import KeptTask, Shelf
 from cuebook.actors.work import Work
 from cuebook.events.connection import ended, json_object
 from cuebook.events.envelope import Envelope, to_datetime
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import ConfigurationError, CuebookError, UnavailableError
 from cuebook.events.facts import (
     AgentDraining,
     AgentRegistered,
@@ -112,6 +112,7 @@ class Instance:
         self._idle.set()
         self._drain_known = asyncio.Event()
         self._receipt = Receipt()
+        self._registering = False
         self._last_receipt = 0.0
         self._moved_at = 0.0
         self._taken = 0
@@ -169,7 +170,7 @@ class Instance:
             return False
         self._delivery = await connection.listen(subjects.delivery(cls.name, self.id), self._on_assigned)
         self._control = await connection.listen(subjects.control(cls.name, self.id), self._on_control)
-        registered = AgentRegistered(
+        self._registered = registered = AgentRegistered(
             slots=self.slots,
             handlers={name: handler.spec() for name, handler in handlers.items()},
             version=cls.version,
@@ -245,8 +246,10 @@ class Instance:
 
     async def _register(self, registered: AgentRegistered) -> None:
         """Say that we go on. That is in vain where the log has us as stopped: nobody comes back under the same name."""
-        said = False
-        while True:
+        if self._registering:
+            return
+        self._registering, said = True, False
+        while self._registering:
             try:
                 if not said:
                     await self._append("registered", registered)
@@ -254,17 +257,19 @@ class Instance:
                 if await self._has_stopped() and not self.draining:
                     self.outlived = True
                     self._on_spent(self)
-            except UnavailableError:
+            except CuebookError as error:  # also a stream that is missing, until it is restored
+                level = logging.DEBUG if isinstance(error, UnavailableError) else logging.WARNING
+                logger.log(level, "cannot register again yet: %s", error, extra={"instance": self.id})
                 await asyncio.sleep(OFFER_AGAIN_S)
             else:
-                return
+                self._registering = False
 
     async def _has_stopped(self) -> bool:
         scope = self._log.subjects.agent_scope(self.agent_class.name, self.id)
         try:
             life = await self._log.scope_history(scope)
         except ConfigurationError:  # the older generations of the log cannot be read from here
-            life = await self._log.scope_history(scope, after=self._log.chain.start)
+            life = await self._log.current_history(scope)
         return any(isinstance(item, Envelope) and isinstance(item.event, AgentStopped) for item in life)
 
     async def drain(self, reason: str, *, within_s: float = 30.0) -> None:
@@ -398,6 +403,9 @@ class Instance:
                 self._drain_known.set()
                 if not self.draining:
                     self._on_spent(self)
+            case {"register": _}:  # it was lost for so long that nobody knows it any more
+                if not self.draining:
+                    self._answering.start(self._register(self._registered))
             case {"anew": _}:
                 self._receipt.begin_anew()
                 if reply:

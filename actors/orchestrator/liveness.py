@@ -7,10 +7,12 @@ suspect for as long: nothing new is placed there, and what it has stays with it.
 
 from __future__ import annotations
 
+import contextlib
+
 from cuebook.actors.orchestrator.port import Port
 from cuebook.actors.orchestrator.registry import InstanceState
 from cuebook.actors.orchestrator.world import World
-from cuebook.events.errors import ConcurrencyConflictError, CuebookError
+from cuebook.events.errors import ConcurrencyConflictError, CuebookError, InvalidTokenError
 from cuebook.events.facts import AgentLost, AgentRecovered, AgentSuspected, Event
 
 __all__ = ["Liveness"]
@@ -18,6 +20,10 @@ __all__ = ["Liveness"]
 SUSPECT_AFTER_BEATS = 3
 LOST_AFTER_BEATS = 6
 INBOX_STALLED_S = 3.0
+UNKNOWN_S = 3.0
+"""What an instance says when it registers is read sooner."""
+STRANGE_S = 600.0
+"""Whoever was heard and is not known is forgotten then. Anybody may be allowed to publish there."""
 MINIMUM_BEAT_S = 0.05
 OWN_PAUSE_S = 1.0
 """An orchestrator that has not looked for so long was stopped or busy itself."""
@@ -30,6 +36,7 @@ class Liveness:
         self._world, self._port = world, port
         self._heard: dict[tuple[str, str], float] = {}
         self._behind_since: dict[tuple[str, str], float] = {}
+        self._strange_since: dict[tuple[str, str], float] = {}
         self._checked_at = 0.0
 
     def start(self, now: float) -> None:
@@ -42,6 +49,7 @@ class Liveness:
             beat_s = max(instance.heartbeat_s, MINIMUM_BEAT_S) if instance is not None else 0.0
             self._heard[key] = min(max(last, now - beat_s * SUSPECT_AFTER_BEATS), now)
         self._behind_since.clear()
+        self._strange_since.clear()
         self._checked_at = now
 
     def expect(self, instance: InstanceState, now: float) -> None:
@@ -58,7 +66,10 @@ class Liveness:
         key = (agent, instance)
         self._heard[key] = now
         state = self._world.registry.instances.get(key)
-        if state is None or not active:
+        if not active:
+            return
+        if state is None or state.health == "unregistered":
+            self._meet(key, now)
             return
         if state.health in ("suspect", "lost"):
             self._post(state, "recovered", AgentRecovered())
@@ -71,6 +82,9 @@ class Liveness:
         self._checked_at = now
         if pause_s > OWN_PAUSE_S:  # it was us who did not listen: nobody was silent in that time
             self._heard = {key: last + pause_s for key, last in self._heard.items()}
+        for key, since in list(self._strange_since.items()):
+            if now - since > STRANGE_S:
+                del self._strange_since[key]
         for key, last in list(self._heard.items()):
             instance = self._world.registry.instances.get(key)
             if instance is None or instance.health in ("stopped", "unregistered"):
@@ -83,6 +97,16 @@ class Liveness:
                 self._post(instance, "lost", AgentLost(silent_s=round(silent_s, 1)))
             elif instance.health in ("healthy", "draining") and silent_s > beat_s * SUSPECT_AFTER_BEATS:
                 self._post(instance, "suspected", AgentSuspected(silent_s=round(silent_s, 1)))
+
+    def _meet(self, key: tuple[str, str], now: float) -> None:
+        """Nobody beats before it has registered: this one did so long ago, was lost, and is forgotten. It is to again.
+
+        It may have said something since, such as that its answers came too late, and is known by that only.
+        """
+        if now - self._strange_since.setdefault(key, now) > UNKNOWN_S:
+            del self._strange_since[key]
+            with contextlib.suppress(InvalidTokenError):
+                self._port.signal(*key, {"register": True})
 
     def _check_inbox(self, instance: InstanceState, received: int, now: float) -> None:
         """Assignments that do not reach a live instance mean that its consumer is gone: open it again."""

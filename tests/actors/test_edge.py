@@ -16,11 +16,14 @@ import pytest
 from cuebook.actors import shelf as shelf_module
 from cuebook.actors.agent import Agent
 from cuebook.actors.forwarder import Forwarder
-from cuebook.actors.orchestrator import dispatcher, liveness
+from cuebook.actors.orchestrator import dispatcher, liveness, registry
 from cuebook.actors.shelf import KeptTask, open_shelf
 from cuebook.embedded.nats_edge import NatsEdge
 from cuebook.events.connection import connect
 from cuebook.events.errors import ConfigurationError
+from cuebook.events.facts import AgentStopped
+from cuebook.events.generations import BEFORE
+from cuebook.events.jetstream import js_request
 from cuebook.events.lookup import matches
 from tests.actors.cast import lines
 from tests.actors.desk import Desk
@@ -174,6 +177,52 @@ async def test_a_task_that_others_have_done_meanwhile_is_refused_and_that_is_on_
         assert (reverted.output, reverted.error) == ({"n": 2}, None)
         assert await desk.events(run_ids[0], "reverted") == []
     assert [(what, key) for what, key, *_ in lines(ledger) if what == "take"] == [("take", f"{run_ids[1]}/0/reverted")]
+
+
+async def test_an_agent_that_was_lost_for_so_long_that_it_is_forgotten_serves_again(
+    servers: NatsEdge, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_REMEMBERED_GONE", 0)
+    monkeypatch.setattr(liveness, "UNKNOWN_S", 0.3)
+    monkeypatch.setattr(Till, "offline_for_s", 1.0)
+    Till.gate.set()
+    async with Desk(servers.hub.url, space) as desk, Site(servers, space, Till) as site:
+        [instance] = site.host.instances
+        await desk.sees(lambda: desk.health(instance.id) == "healthy")
+        servers.link.cut()
+        await desk.sees(lambda: desk.health(instance.id) == "")
+        servers.link.mend()
+        assert (await desk.client.run_task("till", {"n": 1}, timeout_s=30)).result == {"n": 2}
+        assert desk.health(instance.id) == "healthy"
+        facts = Counter(item.address.fact for item in await desk.log() if item.address.instance == instance.id)
+    assert (facts["registered"], facts["lost"], facts["assigned"]) == (2, 1, 1)
+
+
+async def test_an_agent_that_goes_on_registers_again_although_the_log_cannot_be_read_at_first(
+    servers: NatsEdge, space: str, caplog: pytest.LogCaptureFixture, expected_errors: list[str]
+) -> None:
+    expected_errors.append("the edge's JetStream was put back to an older copy: an instance had left since")
+    async with Desk(servers.hub.url, space) as desk:
+        async with Site(servers, space, Till) as site:
+            [first] = site.host.instances
+            servers.link.cut()
+            await eventually(lambda: site.edge.linked is False)
+        log = desk.client.log
+        await log.append(log.subjects.agent("till", first.id, "stopped"), AgentStopped(reason="test", handled=0))
+        await say_before(desk, "no list")
+        async with Site(servers, space, Till) as site:
+            servers.link.mend()
+            await eventually(lambda: "cannot register again yet" in caplog.text)
+            await say_before(desk, "[]")
+            await eventually(lambda: [one.id for one in site.host.instances] not in ([], [first.id]))
+
+
+async def say_before(desk: Desk, generations: str) -> None:
+    """What the hub's stream says came before it, as a person may set it by mistake."""
+    connection, stream = desk.client.log.connection, desk.client.log.subjects.stream
+    config = (await js_request(connection, f"STREAM.INFO.{stream}", {}))["config"]
+    config["metadata"] = {**(config.get("metadata") or {}), BEFORE: generations}
+    await js_request(connection, f"STREAM.UPDATE.{stream}", config)
 
 
 # --- a process of its own ---

@@ -37,6 +37,7 @@ from cuebook.events.facts import (
     AgentRegistered,
     AgentStopped,
     AgentSuspected,
+    AnswerDropped,
     DrainRequested,
     Event,
 )
@@ -289,6 +290,7 @@ class Notes:
     def __init__(self) -> None:
         self.posted: list[tuple[str, Event, int | None, Done]] = []
         self.opened: list[tuple[str, int, bool]] = []
+        self.signalled: list[dict[str, Any]] = []
 
     def post(self, subject: str, event: Event, *, expected: int | None = None, done: Done, **rest: Any) -> str:
         self.posted.append((subject, event, expected, done))
@@ -297,7 +299,10 @@ class Notes:
     def open_inbox(self, agent: str, instance: str, after: int, *, anew: bool = False) -> None:
         self.opened.append((instance, after, anew))
 
-    def signal(self, agent: str, instance: str, message: dict[str, Any]) -> None: ...
+    def signal(self, agent: str, instance: str, message: dict[str, Any]) -> None:
+        Subjects("ward").control(agent, instance)
+        self.signalled.append(message)
+
     def forget_inbox(self, agent: str, instance: str) -> None: ...
     def close_inbox(self, agent: str, instance: str) -> None: ...
     def first_sequence(self, scope: str, answer: Callable[[int], None]) -> None: ...
@@ -563,6 +568,28 @@ def test_no_inbox_is_opened_for_one_that_is_not_there(health: str) -> None:
     ward.liveness.heard("nurse", "i1", 7, 0.0, active=True)
     ward.liveness.heard("nurse", "i1", 7, 9.0, active=True)
     assert ward.notes.opened == []
+
+
+@pytest.mark.parametrize("is_named", [False, True], ids=["forgotten", "known only by an answer that came too late"])
+def test_one_that_is_heard_and_has_not_registered_is_asked_to_do_so_again(is_named: bool) -> None:
+    ward = Ward()
+    ward.world.registry.instances.clear()
+    if is_named:
+        ward.tell(AnswerDropped(run_id="r", n=0), "dropped")
+    for tenth in range(100):
+        ward.liveness.heard("nurse", "i1", 0, tenth / 10, active=True)
+    assert ward.notes.signalled == [{"register": True}] * 3
+    ward.tell(AgentRegistered(slots=1, handlers={}), "registered")
+    for tenth in range(100, 200):
+        ward.liveness.heard("nurse", "i1", 0, tenth / 10, active=True)
+    assert len(ward.notes.signalled) == 3
+
+
+def test_who_is_heard_under_a_name_that_no_instance_has_is_asked_nothing() -> None:
+    ward = Ward()
+    for second in range(10):
+        ward.liveness.heard("nurse", "No Name", 0, float(second), active=True)
+    assert ward.notes.signalled == []
 
 
 # --- what an instance says it has received ---
