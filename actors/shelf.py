@@ -167,25 +167,24 @@ class Shelf:
         for any more. What is sent to be stored is taken in order, so one more such message comes first.
         """
         await ended(self._cleaner)
-        try:
-            with contextlib.suppress(_RefusedError):  # such as no room, which is said in its turn, too
-                await self._store_name(self.received)
-            await self._purge(f"{self._scope}.>")
-        except CuebookError as error:
-            logger.warning("the shelf could not be emptied: %s", error)
-            return False
-        self.instance = ""
-        return True
+        async with self._writing:
+            try:
+                with contextlib.suppress(_RefusedError):  # such as no room, which is said in its turn, too
+                    await self._store_name(self.received)
+                await self._purge(f"{self._scope}.>")
+            except CuebookError as error:
+                logger.warning("the shelf could not be emptied: %s", error)
+                return False
+            self.instance, self.is_open = "", False  # nothing of it is written again
+            return True
 
     async def restore(self, epoch: str) -> None:
         """Write all of it again, if the disk of the edge was lost, or put back to an older copy, since we wrote it.
 
         `epoch`: see `make_stream`. Raises UnavailableError; then it is still to be done.
         """
-        if not self.is_open:
-            return
         async with self._writing:
-            if epoch == self._epoch and await self._is_there():
+            if not self.is_open or (epoch == self._epoch and await self._is_there()):
                 return
             self._epoch = ""
             logger.error(

@@ -120,6 +120,18 @@ async def test_a_shelf_is_not_emptied_while_nobody_knows_what_is_still_on_its_wa
     assert await found(keeper, space) == ("i1", 0, [7])
 
 
+async def test_a_shelf_that_was_emptied_is_not_written_again(keeper: Connection, space: str) -> None:
+    """As by who looks after all shelves of the edge every second."""
+    shelf = await claimed(keeper, space, 7)
+    epoch = await make_stream(keeper, space)
+    looking = [asyncio.create_task(shelf.restore(epoch)) for _ in range(3)]
+    assert await shelf.forget()
+    await asyncio.gather(*looking)
+    await shelf.restore(epoch)
+    assert await matches(keeper, f"{space.upper()}_EDGE", f"edge.{space}.>") == []
+    await shelf.close()
+
+
 # --- a disk that is lost ---
 
 
