@@ -10,13 +10,14 @@ import asyncio
 import json
 import logging
 import urllib.request
+from collections.abc import Mapping
 from typing import Any, Final
 
 import nats.errors
 
 from cuebook.events.connection import Connection
 
-__all__ = ["find_varz", "report_durability", "syncs_always"]
+__all__ = ["find_varz", "is_development", "report_durability", "syncs_always"]
 
 TIMEOUT_S: Final = 1.0
 MONITOR_PORT: Final = 8222
@@ -30,6 +31,8 @@ async def report_durability(connection: Connection, monitor_url: str = "") -> No
     match await syncs_always(connection, monitor_url):
         case True:
             logger.info("acknowledged means on disk: the server syncs always")
+        case False if is_development(connection.server_info):
+            logger.info("a server for development: an acknowledged event survives its crash, but not a power cut")
         case False:
             logger.warning(
                 "acknowledged does not mean on disk: the server syncs lazily, so a power cut can lose the last events; "
@@ -40,6 +43,18 @@ async def report_durability(connection: Connection, monitor_url: str = "") -> No
                 "cannot tell whether acknowledged means on disk: give --nats-monitor-url, or look for 'sync_always' "
                 "under jetstream.config of the server's /varz"
             )
+
+
+def is_development(info: Mapping[str, Any]) -> bool:
+    """Whether `cuebook dev`, or a test, has started a server: lazy about the disk, alone, and meant so.
+
+    `info`: what the server says of itself to whoever connects.
+    """
+    name, host = str(info.get("server_name", "")), str(info.get("host", ""))
+    prefix, _, rest = name.partition("-")
+    embedded = prefix == "cuebook" and len(rest) == 16
+    member = info.get("cluster") == "cuebook" and prefix == "node" and rest.isdigit()
+    return host.startswith("127.") and (embedded or member)
 
 
 async def syncs_always(connection: Connection, monitor_url: str = "") -> bool | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cuebook.cli.directory import Directory
+from cuebook.cli.durability import is_development
 from cuebook.ledger.seals import Seal
 from cuebook.projections.records import ProjectionRecord
 
@@ -71,12 +72,8 @@ class NatsFacts:
 
     @property
     def is_development(self) -> bool:
-        """Whether `cuebook dev`, or a test, has started it: lazy about the disk, alone, and meant so."""
-        name, host = str(self.info.get("server_name", "")), str(self.info.get("host", ""))
-        prefix, _, rest = name.partition("-")
-        embedded = prefix == "cuebook" and len(rest) == 16
-        member = self.info.get("cluster") == "cuebook" and prefix == "node" and rest.isdigit()
-        return host.startswith("127.") and (embedded or member)
+        """As the function of that name."""
+        return is_development(self.info)
 
 
 @dataclass(slots=True, kw_only=True)

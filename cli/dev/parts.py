@@ -13,7 +13,9 @@ from cuebook.actors.client import Client
 from cuebook.cli.interrupts import checkpoint
 from cuebook.cli.serving.children import Child, Program, Say, never, running
 from cuebook.cli.serving.metrics import following
-from cuebook.events.errors import UnavailableError
+from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.projections import queries
+from cuebook.projections.runner import ALL
 
 __all__ = ["Parts", "parts_of_a_space"]
 
@@ -24,11 +26,11 @@ _POLL_S: Final = 0.05
 class Parts:
     """The programs of a space, under way."""
 
-    def __init__(self, client: Client, agents: Sequence[Child]) -> None:
-        self._client, self._agents = client, agents
+    def __init__(self, client: Client, agents: Sequence[Child], database_url: str) -> None:
+        self._client, self._agents, self._database_url = client, agents, database_url
 
     async def ready(self) -> None:
-        """Wait until an orchestrator decides and counts an instance of every agent as healthy.
+        """Wait until an orchestrator decides and counts an instance of every agent as healthy, and tables are there.
 
         Raises UnavailableError when that takes too long.
         """
@@ -42,9 +44,21 @@ class Parts:
                         found = (await self._client.ask("agents"))["agents"]
                         healthy = {one["pid"] for one in found if one["health"] == "healthy" and one["host"] == here}
                         missing = ", ".join(agent.name for agent in self._agents if agent.pid not in healthy)
+                        if not missing and not await self._has_tables():
+                            missing = "the projections"
         except TimeoutError as error:
             raise UnavailableError(f"not ready within {_READY_DEADLINE_S:g} s: {missing}") from error
         checkpoint()
+
+    async def _has_tables(self) -> bool:
+        try:
+            async with queries.reading(self._database_url, self._client.log.subjects.space) as reading:
+                shown = {
+                    one.projection for one in await queries.list_projections(reading, last_sequence=0) if one.shown
+                }
+        except ConfigurationError:  # none of them yet
+            return False
+        return shown >= {one.name for one in ALL}
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +94,7 @@ async def parts_of_a_space(
     ]
     first, then = programs[: len(core)], programs[len(core) :]
     async with running(first, say, lost=lost), running(then, say, lost=lost) as children:
-        yield Parts(client, children)
+        yield Parts(client, children, env["CUEBOOK_DATABASE_URL"])
 
 
 def _serve(*arguments: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from cuebook.cli.durability import report_durability, syncs_always
 from cuebook.embedded.nats_server import nats_server
+from cuebook.embedded.process import free_port
 from cuebook.events.connection import connect
 from tests.events.server import plain_server
 
@@ -22,8 +23,21 @@ async def test_the_monitoring_tells(tmp_path: Path, caplog: pytest.LogCaptureFix
         await report_durability(connection, server.monitor_url)
         await connection.close()
     (record,) = [one for one in caplog.records if one.name == "cuebook.cli.durability"]
-    assert record.levelname == ("INFO" if always else "WARNING")
-    assert record.message.startswith("acknowledged means on disk" if always else "acknowledged does not mean on disk")
+    assert record.levelname == "INFO"
+    assert record.message.startswith("acknowledged means on disk" if always else "a server for development")
+
+
+async def test_a_lazy_server_is_warned_of_that_nobody_has_started_to_try_things(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = free_port()
+    async with plain_server(tmp_path, f'http: 127.0.0.1:{monitor}\njetstream {{ store_dir: "{tmp_path}" }}') as url:
+        connection = await connect(url, name="tests")
+        await report_durability(connection, f"http://127.0.0.1:{monitor}")
+        await connection.close()
+    (record,) = [one for one in caplog.records if one.name == "cuebook.cli.durability"]
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("acknowledged does not mean on disk")
 
 
 async def test_the_monitoring_of_another_server_does_not_count(

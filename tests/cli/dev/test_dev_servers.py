@@ -16,7 +16,7 @@ import pytest
 from cuebook.actors.client import Client
 from cuebook.embedded.process import LOOPBACK
 from cuebook.events.connection import connect
-from cuebook.events.errors import ConfigurationError, UnavailableError
+from cuebook.events.errors import UnavailableError
 from cuebook.projections import queries
 from tests.cli import desk
 from tests.commands import DEADLINE_S, Command, started
@@ -87,14 +87,21 @@ async def in_the_table(urls: Mapping[str, str], *run_ids: str) -> None:
     """Wait until the table of runs shows these as completed."""
 
     async def there() -> bool:
-        try:
-            async with queries.reading(urls["CUEBOOK_DATABASE_URL"], "cue") as connection:
-                found = await queries.list_runs(connection, status="completed")
-        except ConfigurationError:  # the projections could not make their tables yet: a server was killed so soon
-            return False
+        async with queries.reading(urls["CUEBOOK_DATABASE_URL"], "cue") as connection:
+            found = await queries.list_runs(connection, status="completed")
         return set(run_ids) <= {record.run_id for record in found}
 
     await eventually(there, within_s=60)
+
+
+async def test_who_is_told_that_all_is_ready_finds_the_tables(workplace: Path) -> None:
+    with started("dev", *ANY_PORTS, cwd=workplace) as dev:
+        dev.line("Ctrl-C stops everything")
+        async with queries.reading(dev.exported()["CUEBOOK_DATABASE_URL"], "cue") as connection:
+            found = await queries.list_projections(connection, last_sequence=0)
+        assert {one.projection for one in found if one.shown} == {"agents", "audit", "runs"}
+        dev.interrupt()
+        assert dev.end() == 0
 
 
 @pytest.mark.parametrize("name", ["nats-server", "postgres"])
