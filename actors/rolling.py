@@ -35,6 +35,7 @@ from cuebook.events.errors import CommandRejectedError, ConfigurationError, Cueb
 from cuebook.events.facts import SpaceRolled
 from cuebook.events.generations import (
     BEFORE,
+    FROZE,
     KEPT,
     NEXT,
     WHOLE,
@@ -192,7 +193,7 @@ class Roller:
                 remedy="complete it with 'cuebook space roll'",
             )
         await self._forget_attempt(into)
-        metadata = {key: value for key, value in config["metadata"].items() if key != NEXT}
+        metadata = {key: value for key, value in config["metadata"].items() if key not in (NEXT, FROZE)}
         await self._update({**config, "subjects": [self._names.all], "metadata": metadata})
         await self._chain.look()
         self._say(f"stream {config['name']} takes in everything again")
@@ -300,7 +301,7 @@ class Roller:
         info = await self._info(plan.stream)
         assert info is not None, "it was folded just now"
         config = info["config"]
-        metadata = {**(config.get("metadata") or {}), NEXT: plan.into}
+        metadata = {**(config.get("metadata") or {}), NEXT: plan.into, FROZE: str(info["state"]["last_seq"])}
         self._check()  # it may have waited for the server, and somebody else have rolled
         self._froze_at = time.monotonic()
         await self._update({**config, "subjects": [marker_of(self._names)], "metadata": metadata})
@@ -394,9 +395,9 @@ class Roller:
         while True:
             info = await self._info(ending.stream)
             assert info is not None, "nobody removes a stream that is being rolled"
-            last = int(info["state"]["last_seq"])
-            found = await message_at(self._connection, ending.stream, last) if last else None
-            if found is not None and found.subject == marker and last > ending.start:
+            last, froze = int(info["state"]["last_seq"]), int(info["config"]["metadata"].get(FROZE, ending.start))
+            found = await message_at(self._connection, ending.stream, last) if last > froze else None
+            if found is not None and found.subject == marker:
                 return last
             event = SpaceRolled(generation=ending.generation + 1, stream=ending.stream, into=into, by=self._by)
             await self._log.append(marker, event)

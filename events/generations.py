@@ -20,14 +20,17 @@ from cuebook.events.lookup import first_match
 from cuebook.events.past import Generation, Past, PastOpener, StreamPast, parse_generations
 
 __all__ = [
-    "BEFORE", "KEPT", "NEXT", "WHOLE", "Chain", "StreamNames", "chain_of", "frozen_subject", "is_current", "marker_of",
-    "stream_name", "use_past_opener",
+    "BEFORE", "FROZE", "KEPT", "NEXT", "WHOLE", "Chain", "StreamNames", "chain_of", "frozen_subject", "is_current",
+    "marker_of", "stream_name", "use_past_opener",
 ]  # fmt: skip
 
 BEFORE = "cuebook.before"
 """Key in the metadata of a stream: the generations before it, as JSON; see `pack_generations`."""
 NEXT = "cuebook.next"
 """Key in the metadata of a stream that is, or was, rolled: the stream that comes after it."""
+FROZE = "cuebook.froze"
+"""Key in the metadata of the same: its last sequence when it was about to be frozen. Of this roll is only a marker
+after it; an older one may be of a roll that was undone, or of nobody's."""
 KEPT = "cuebook.kept"
 """Key in the metadata of a stream: nothing older than this sequence is in it, so an author who has read that expects
 nothing in there. 0 where all that was open is in it from its first message on."""
