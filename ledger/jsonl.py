@@ -54,15 +54,10 @@ class JsonlWriter:
         """Write messages."""
         lines = []
         for record in records:
-            sequence, recorded_ns, subject, headers, body = record
-            name = _dumps(subject.decode("utf-8", "surrogateescape"))
-            text = (
-                f'{{"sequence":{sequence},"recorded_ns":"{recorded_ns}","subject":{name},'
-                f'"headers":"{b64encode(headers).decode()}","body":"{b64encode(body).decode()}"'
-            )
-            lines.append(_line(f'{text},"view":{view_of(body)}' if self._view else text))
+            text = _text(record)
+            lines.append(_line(f'{text},"view":{view_of(record.body)}' if self._view else text))
             self._tree.add(leaf_of(record))
-            self._first, self._last = self._first or sequence, sequence
+            self._first, self._last = self._first or record.sequence, record.sequence
         self._write(b"".join(lines))
 
     def close(self) -> End:
@@ -158,9 +153,21 @@ def _record(text: bytes, has_view: bool) -> Record | str:
         record = Record(int(sequence), int(recorded_ns), name, b64decode(headers), b64decode(body))
     except (ValueError, Base64Error) as error:
         return f"it cannot be decoded: {error}"
-    if has_view and view.decode() != view_of(record.body):
+    if has_view and view != view_of(record.body).encode():
         return "its view shows something else than its body says"
+    if not text.startswith(_text(record).encode()):  # another decoder may see something else in it
+        return "it is written in another way than exports are"
     return record
+
+
+def _text(record: Record) -> str:
+    """The one way in which a message is written, without view and sum."""
+    sequence, recorded_ns, subject, headers, body = record
+    name = _dumps(subject.decode("utf-8", "surrogateescape"))
+    return (
+        f'{{"sequence":{sequence},"recorded_ns":"{recorded_ns}","subject":{name},'
+        f'"headers":"{b64encode(headers).decode()}","body":"{b64encode(body).decode()}"'
+    )
 
 
 def _sequence_of(line: bytes, last: int, altered: int, header: Header) -> int:
@@ -183,7 +190,7 @@ def _checked(line: bytes, what: str) -> Any:
         raise TamperedError(f"{what} was altered or cut: its sum does not fit", remedy="get the file again")
     try:
         return json.loads(text + b"}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TamperedError(f"{what} cannot be read: {error}", remedy="get the file again") from error
 
 

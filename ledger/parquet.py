@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, BinaryIO, Final
 
 from cuebook.events.errors import ConfigurationError
@@ -162,6 +163,8 @@ class ParquetReader:
                 (int(size), int(first), int(last), str(sum_)) for size, first, last, sum_ in about["groups"]
             ]
             said = str(about["footer"]).encode()
+            _check_groups(self._groups, size)
+            self._check_table()
         except ExportError:
             raise
         except Exception as error:
@@ -173,6 +176,16 @@ class ParquetReader:
         blank = file.read().replace(b'"footer":"' + said + b'"', _NO_SUM, 1)
         if sha256(blank).hexdigest().encode() != said:
             self._altered = f"bytes {start} to {size - 1}, the footer"
+
+    def _check_table(self) -> None:
+        """Who opens the file as a table must see what is verified here, and no more. Raises ExportError."""
+        rows = self._parquet.metadata.num_row_groups
+        if rows != len(self._groups):
+            raise ExportError(
+                f"the Parquet file has {rows} row groups, and sums of {len(self._groups)}", remedy="get the file again"
+            )
+        if not self._parquet.schema_arrow.equals(_schema(self._pa, view=self.header.view)):
+            raise ExportError("the Parquet file has other columns than exports have", remedy="get the file again")
 
     def items(self) -> Iterator[Record | Damage]:
         """All messages in order, and in their places what was altered."""
@@ -264,6 +277,13 @@ def _check_end(file: BinaryIO, size: int) -> None:
             f"the Parquet file has no end: it is cut short, or its last 8 of {size} bytes were altered",
             remedy="get the file again",
         )
+
+
+def _check_groups(groups: list[tuple[int, int, int, str]], size: int) -> None:
+    """Raise ValueError unless each ends after the one before, and in the file."""
+    ends = [0, *(end for end, _, _, _ in groups), size]
+    if any(end <= before for before, end in pairwise(ends)):
+        raise ValueError(ends[-2])
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from base64 import b64encode
 from hashlib import sha256
@@ -10,13 +11,14 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-__all__ = ["DOMAIN", "Record", "leaf_data", "leaf_of", "parse_leaf_data", "view_of"]
+__all__ = ["DOMAIN", "Record", "is_of", "leaf_data", "leaf_of", "parse_leaf_data", "view_of"]
 
 DOMAIN = b"cuebook-leaf-v1\n"
 _FIXED = struct.Struct(">QQIII")
 _MAX_BRACKETS = 500
 _LEAF = b"\0" + DOMAIN
 _pack = _FIXED.pack
+_blank = re.compile(rb"[ \t\r\n]").search
 
 
 class Record(NamedTuple):
@@ -30,6 +32,11 @@ class Record(NamedTuple):
     subject: bytes
     headers: bytes
     body: bytes
+
+
+def is_of(record: Record, space: str) -> bool:
+    """Whether a log of a space can hold it: its subject is filed there, and is one word to the server."""
+    return record.subject.startswith(f"{space}.".encode()) and _blank(record.subject) is None
 
 
 def leaf_data(record: Record) -> bytes:

@@ -16,7 +16,7 @@ from cuebook.ledger.exports import Reader
 from cuebook.ledger.manifest import Damage, End, Header
 from cuebook.ledger.merkle import Frontier
 from cuebook.ledger.notes import Checkpoint, PublicKey, read_notes
-from cuebook.ledger.record import Record, leaf_of
+from cuebook.ledger.record import Record, is_of, leaf_of
 
 __all__ = ["Finding", "Report", "read_checkpoints", "verify"]
 
@@ -63,11 +63,16 @@ class Report:
         """Nothing is wrong with it."""
         return not self.findings
 
+    @property
+    def sealed(self) -> bool:
+        """A checkpoint that fits covers something of it, not just what came before."""
+        return self.sealed_to >= self.header.first
+
     def to_data(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "sound": self.sound,
-            "sealed": bool(self.agreed),
+            "sealed": self.sealed,
             "space": self.header.space,
             "stream": self.header.stream,
             "filters": list(self.header.filters),
@@ -136,7 +141,8 @@ class _Check:
     def __init__(self, report: Report, checkpoints: Sequence[Checkpoint]) -> None:
         header = report.header
         self.report, self.whole = report, header.whole
-        self.last = self.altered_to = header.first - 1
+        self.first, self.last = 0, header.first - 1
+        self.altered_to = self.last
         self.alone = Frontier()
         self.tree: Frontier | None = None
         start = header.first - header.log_first
@@ -152,8 +158,10 @@ class _Check:
         sequence = record.sequence
         if sequence != self.last + 1 or sequence > self.report.header.last:
             self._jump(record)
+        if not is_of(record, self.report.header.space):
+            self._find("altered", sequence, sequence, f"no log of space {self.report.header.space!r} can hold it", "")
         self.report.count += 1
-        self.last = sequence
+        self.first, self.last = self.first or sequence, sequence
         leaf = leaf_of(record)
         self.alone.add(leaf)
         if self.tree is not None:
@@ -197,8 +205,10 @@ class _Check:
     def finish(self) -> None:
         end, report = self.report.end, self.report
         if end is not None:
-            said = (end.count, end.root)
-            if said != (self.alone.size, self.alone.root()) or (self.whole and self.last != report.header.last):
+            said, found = (end.count, end.first, end.last, end.root), (0, 0, 0, self.alone.root())
+            if self.first:
+                found = (self.alone.size, self.first, self.last, self.alone.root())
+            if said != found or (self.whole and self.last != report.header.last):
                 if self.whole and self.last < report.header.last:
                     self._find("missing", self.last + 1, report.header.last, "the export ends before it should", "")
                 elif report.sound:

@@ -55,12 +55,13 @@ def verify_export(path: str, key: str, files: Sequence[Path], output: Output) ->
             f"{path} is not what was sealed: {one}" + (f"; and {more} more" if more else ""),
             remedy="get the export again, or compare the log itself with its backup",
         )
-    if checkpoints and not report.agreed:
+    if checkpoints and not report.sealed:
         sizes = f"{checkpoints[0].size} to {checkpoints[-1].size}" if len(checkpoints) > 1 else f"{checkpoints[0].size}"
         why = (
             "it leaves messages out, so its tree is another"
             if not report.header.whole
-            else f"it ends at sequence {report.header.last}, and there are checkpoints of {sizes} messages"
+            else f"it has sequences {report.header.first} to {report.header.last}, and there are checkpoints of "
+            f"{sizes} messages"
         )
         raise CuebookError(
             f"{path} is unaltered by its own sums, but could not be held against a checkpoint: {why}",

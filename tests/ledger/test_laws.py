@@ -29,7 +29,7 @@ records = st.lists(
         Record,
         st.just(0),
         st.integers(0, 2**63 - 1),
-        st.binary(max_size=20).map(lambda rest: b"cue.event." + rest),
+        st.binary(max_size=20).map(lambda rest: b"cue.event." + b"".join(rest.split())),
         st.just(b"") | st.binary(max_size=60),
         bodies,
     ),
@@ -129,7 +129,7 @@ def altered(found: list[Record], n: int, kind: str) -> list[Record]:
         "headers": [one._replace(headers=b"NATS/1.0\r\nX: y\r\n\r\n")],
         "subject": [one._replace(subject=one.subject + b"x")],
         "time": [one._replace(recorded_ns=one.recorded_ns + 1)],
-        "moved between fields": [one._replace(subject=one.subject + one.body[:1], body=one.body[1:])],
+        "moved between fields": [one._replace(subject=one.subject[:-1], body=one.subject[-1:] + one.body)],
     }[kind]
     return [*found[:n], *rest, *found[n + 1 :]]
 
