@@ -24,8 +24,9 @@ from cuebook.events.log import EventLog
 from cuebook.events.lookup import message_at
 from cuebook.events.stream import stream_config
 from cuebook.events.subjects import Subjects
+from cuebook.ledger.errors import ExportError
 from cuebook.ledger.exports import Reader, sound_records
-from cuebook.ledger.record import Record
+from cuebook.ledger.record import Record, is_of
 from cuebook.ledger.source import Imported
 
 __all__ = ["Importer"]
@@ -36,6 +37,7 @@ ANSWER_WITHIN_S: Final = 10.0
 _SEQUENCE: Final = b'"seq":'
 _OURS: Final = b"nats-"
 _NAME: Final = b"nats-msg-id"
+_REPEATED: Final = b'"duplicate"'
 
 
 class Importer:
@@ -63,6 +65,7 @@ class Importer:
                 remedy="export without filters, or import without --live-effects",
             )
         self._first = imported.end.first if imported.keeps_sequences else 1
+        self._before = self._name = b""
 
     async def prepare(self, *, replicas: int = 1) -> int:
         """Make the stream, or find one that this very import has begun. Returns how many messages it holds already.
@@ -78,11 +81,11 @@ class Importer:
         metadata, state = info["config"].get("metadata") or {}, info["state"]
         if not self._live and metadata.get(IMPORT) == self._imported.text:
             return int(state["messages"])
-        empty = state["messages"] == 0 and state["last_seq"] + 1 == self._first and IMPORT not in metadata
-        if self._live and empty:
+        ours = IMPORT not in metadata and state["last_seq"] + 1 == self._first + state["messages"]
+        if self._live and ours and state["messages"] <= self._imported.end.count:  # `fill` looks whether it is this one
             await self._check_undriven()
             await EventLog(self._connection, self._subjects.space, source="import").verify()
-            return 0
+            return int(state["messages"])
         if IMPORT in metadata:
             reason, remedy = "holds another import", "import into another --space, with --reroot"
         elif state["messages"]:
@@ -98,15 +101,21 @@ class Importer:
     async def fill(self, reader: Reader, *, stored: int, watch: Callable[[int], None] | None = None) -> int:
         """Store what is not there yet; `watch` is called with each number of messages done. Returns how many came.
 
-        Raises UnavailableError, after which the same import goes on where it was; TamperedError;
+        Raises UnavailableError, after which the same import goes on where it was; TamperedError; ConfigurationError,
         ConcurrencyConflictError when somebody else writes to the stream.
         """
+        if stored > (count := self._imported.end.count):
+            raise ConfigurationError(
+                f"stream {self._subjects.stream} holds {stored} messages, and the export {count}",
+                remedy="somebody else has written to it: import into another --space, with --reroot",
+            )
         records = sound_records(reader)
         last: Record | None = None
         for _ in range(stored):
             last = next(records)
         if last is not None:
             await self._compare(last, stored)
+            self._name = _live_headers(last.headers, b"")[1]
         came = await self._publish(records, stored, watch)
         await self._complete(stored + came)
         return came
@@ -185,6 +194,12 @@ class Importer:
             if payload.startswith(b'{"error"') or _SEQUENCE not in payload:
                 failure = json.loads(payload)["error"] if payload else {"description": "no stream listens", "code": 503}
                 raise self._refusal(failure)
+            if self._live and _REPEATED in payload:
+                raise UnavailableError(
+                    "the export holds two messages with the same Nats-Msg-Id, of which the server stores one in two "
+                    "minutes",
+                    remedy="run the same command again in two minutes: it goes on where it was",
+                )
 
     def _refusal(self, failure: dict[str, Any]) -> Exception:
         if failure.get("err_code") in CONFLICTS:
@@ -195,13 +210,21 @@ class Importer:
         )
 
     def _frame(self, record: Record, expected_last: int, inbox: str) -> bytes:
+        if not is_of(record, self._origin):  # who may write here may write elsewhere too, and ask JetStream for things
+            raise ExportError(
+                f"sequence {record.sequence} of the export is under {record.subject[:80]!r}, which is not of space "
+                f"{self._origin!r}",
+                remedy="get the file again",
+            )
         sequence, recorded_ns, subject, headers, body = record
         if self._rerooted:
             subject = self._subjects.space.encode() + subject[len(self._origin) :]
         name = b"%d" % sequence
         guard = copy_guard(self._before, expected_last, self._subjects.all)
         if self._live:
-            block, self._before = _live_headers(headers, guard)
+            block, name = _live_headers(headers, guard)
+            self._before = name if name != self._name else b""  # where it is repeated it tells nothing
+            self._name = name
         else:
             block, self._before = copy_headers(Original(sequence, recorded_ns, headers), name, guard), name
         return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (

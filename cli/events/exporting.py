@@ -112,8 +112,8 @@ async def import_(
     async with connection:
         importer = Importer(connection, target.space, imported, reroot=reroot, live_effects=live_effects)
         stored = await importer.prepare(replicas=replicas)
-        if not live_effects:
-            interruption.resume = f"cuebook events import {path}{' --reroot' if reroot else ''}{target.hint}"
+        flags = " --reroot" * reroot + " --live-effects" * live_effects
+        interruption.resume = f"cuebook events import {path}{flags}{target.hint}"
         count = imported.end.count
         with open_export(path) as reader, Meter(1, count, silent=output.for_programs, verb="stored") as meter:
             came = await importer.fill(reader, stored=stored, watch=lambda done: meter.reached(done, done))
