@@ -7,12 +7,13 @@ after the last. A segment's manifest is written last. Memory follows the size of
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from cuebook.events.errors import HistoryRegressedError
+from cuebook.events.errors import ConfigurationError, HistoryRegressedError
 from cuebook.ledger.errors import TamperedError
 from cuebook.ledger.merkle import Frontier, PathFinder, consistency_ranges, verify_consistency
 from cuebook.ledger.notes import Checkpoint, PrivateKey
@@ -97,7 +98,7 @@ class Archive:
         async with aclosing(records):
             while record is not None:
                 path = folder / f"{next(_part_numbers)}.{record.sequence}.part"
-                with path.open("wb") as file:
+                with _written(path) as file:
                     writer = SegmentWriter(file, tree)
                     while record is not None and not writer.full and writer.count < max_events:
                         writer.add(record)
@@ -139,13 +140,11 @@ class Archive:
             if segment.log_first != self._log_first:
                 raise self._other_log(segment)
             tree = segment.tree_before
-            found = 0
             async with aclosing(self._source.batches(after=segment.first - 1, until=segment.last)) as batches:
                 async for batch in batches:
                     for record in batch:
                         tree.add(leaf_of(record))
-                        found += 1
-            if found and tree.nodes != list(segment.after):
+            if tree.nodes != list(segment.after):
                 raise self._other_log(segment)
 
     def _other_log(self, segment: Segment) -> TamperedError:
@@ -194,3 +193,16 @@ class Archive:
                 remedy="find out where: cuebook events export, then cuebook audit verify",
             )
         return tuple(steps)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """A new file. Raises ConfigurationError when it cannot be written."""
+    try:
+        with path.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise ConfigurationError(
+            f"{str(path.parent)!r} cannot be written to: {error.strerror}",
+            remedy="make room there, and run the same command again: it goes on where it was",
+        ) from error

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from hashlib import sha256
+from itertools import pairwise
 from typing import BinaryIO, Final
 
 from cuebook.ledger.errors import TamperedError
@@ -115,7 +116,11 @@ def parse_block(packed: bytes, block: Block) -> list[Record]:
         raise TamperedError(
             f"sequences {block.first} to {block.last} cannot be read: {error}", remedy=_AGAIN
         ) from error
-    if [record.sequence for record in found] != list(range(block.first, block.last + 1)):
+    if (
+        found[0].sequence != block.first
+        or found[-1].sequence != block.last
+        or any(after.sequence != record.sequence + 1 for record, after in pairwise(found))
+    ):
         raise TamperedError(f"the block of {block.first} to {block.last} holds others", remedy=_AGAIN)
     return found
 

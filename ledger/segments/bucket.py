@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import tempfile
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ from cuebook.events.connection import Connection
 from cuebook.events.errors import ConfigurationError, UnavailableError
 from cuebook.events.jetstream import NO_MESSAGE, NO_STREAM, js_request
 from cuebook.events.lookup import StoredMessage, first_match, message_at
+from cuebook.events.reservation import Reservation, reserved
 from cuebook.ledger.segments.manifest import INDEX, MANIFEST, range_of
 from cuebook.ledger.segments.store import SegmentFileMissingError
 
@@ -39,6 +41,7 @@ _INDEX_CHUNK: Final = 16 * 1024
 """Of an index only small parts are read."""
 TORN_AFTER_S = 3600.0
 """Chunks whose object is not there after this never get one."""
+_SUFFIX: Final = "_segments"
 _AT_ONCE: Final = 64
 """Requests under way."""
 _AGAIN: Final = "write it again with 'cuebook space archive'"
@@ -63,6 +66,7 @@ class BucketStore:
         self._connection, self._bucket, self._replicas = connection, bucket, replicas
         self._stream = f"OBJ_{bucket}"
         self._objects: dict[str, _Object] = {}
+        self._reservation: Reservation | None = None
 
     @property
     def place(self) -> str:
@@ -101,6 +105,8 @@ class BucketStore:
 
     async def put(self, name: str, data: Path | bytes) -> None:
         """See SegmentStore."""
+        if self._reservation is not None and name.endswith(MANIFEST):
+            self._reservation.check()  # else somebody else may have written the same sequences
         chunk = _INDEX_CHUNK if name.endswith((INDEX, MANIFEST)) else _CHUNK
         meta = api.ObjectMeta(name=name, options=api.ObjectMetaOptions(max_chunk_size=chunk))
         try:
@@ -123,9 +129,16 @@ class BucketStore:
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[Path]:
         """See SegmentStore."""
-        await self._remove_torn()
-        with tempfile.TemporaryDirectory(prefix="cuebook-segments-") as folder:
-            yield Path(folder)
+        space, holder = self._bucket.removesuffix(_SUFFIX), f"a program on {socket.gethostname()}"
+        async with reserved(
+            self._connection, space, holder, replicas=self._replicas, what="segments"
+        ) as self._reservation:
+            try:
+                await self._remove_torn()
+                with tempfile.TemporaryDirectory(prefix="cuebook-segments-") as folder:
+                    yield Path(folder)
+            finally:
+                self._reservation = None
 
     async def _part(self, found: _Object, start: int, size: int) -> bytes | None:
         """A part of an object; None when a chunk is not where it should be."""

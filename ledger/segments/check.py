@@ -15,7 +15,7 @@ from cuebook.events.errors import ConfigurationError, NotFoundError
 from cuebook.ledger.errors import ExportError, TamperedError
 from cuebook.ledger.merkle import verify_consistency
 from cuebook.ledger.notes import Checkpoint, PublicKey
-from cuebook.ledger.record import Record, leaf_of
+from cuebook.ledger.record import Record, is_of, leaf_of
 from cuebook.ledger.segments.blocks import parse_block
 from cuebook.ledger.segments.index import Block, Head, Keys, parse_bucket
 from cuebook.ledger.segments.manifest import DATA, INDEX, Segment
@@ -164,6 +164,8 @@ async def _check_segment(
         report.count += len(records)
         keys.add([record.subject for record in records], number)
         for record in records:
+            if not is_of(record, segment.space):
+                raise TamperedError(f"no log of space {segment.space!r} can hold sequence {record.sequence}")
             tree.add(leaf_of(record))
             if (one := signed.get(tree.size)) is not None and sound and one.root != tree.root():
                 raise TamperedError(f"the tree of {one.size} messages is not the one that was signed")

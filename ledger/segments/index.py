@@ -26,6 +26,8 @@ MAGIC: Final = b"cuebook-index-v1\n"
 BUCKETS: Final = 64
 _HASH_BYTES: Final = 6
 _MAX_BYTES: Final = 64 * 1024 * 1024
+_TYPES: Final = [int, int, int, int, int, bytes]
+"""Of what a block is made."""
 
 
 class Block(NamedTuple):
@@ -67,6 +69,8 @@ class Head(NamedTuple):
             found = cls([Block(*one) for one in blocks], buckets)
             if len(buckets) != BUCKETS or not found.blocks:
                 raise ValueError(len(buckets))  # noqa: TRY301
+            if any([type(value) for value in one] != _TYPES for one in found.blocks):
+                raise TypeError(blocks)  # noqa: TRY301
         except (ValueError, TypeError, zlib.error) as error:
             raise TamperedError(f"{name} is no index of a segment", remedy="get the file again") from error
         return found

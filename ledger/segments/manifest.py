@@ -26,6 +26,8 @@ MANIFEST: Final = ".json"
 DATA: Final = ".gz"
 INDEX: Final = ".index"
 _SUM: Final = b',"sum":"'
+_MOST_NS: Final = 2**63
+"""As the server counts nanoseconds."""
 _match_name: Final = re.compile(r"([0-9]{12,19})-([0-9]{12,19})\.json").fullmatch
 _AGAIN: Final = "get the file again from another copy, or write it again with 'cuebook space archive'"
 
@@ -139,7 +141,7 @@ class Segment:
             raise TamperedError(f"{name} was altered or cut short: its sum does not fit", remedy=_AGAIN)
         try:
             found = cls._of(json.loads(data + b"}"), name)
-        except (KeyError, TypeError, ValueError, AttributeError, Base64Error) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, Base64Error) as error:
             raise ExportError(f"{name} makes no sense: {error!r:.80}", remedy=_AGAIN) from error
         return found
 
@@ -166,6 +168,8 @@ class Segment:
         )
         if not 1 <= found.log_first <= found.first <= found.last or found.count != data["count"]:
             raise ValueError(data["first"])
+        if not (0 <= found.first_ns < _MOST_NS and 0 <= found.last_ns < _MOST_NS):
+            raise ValueError(data["first_ns"], data["last_ns"])
         for tree in (found.tree_before, found.tree_after):
             tree.root()
         if range_of(name.rpartition("/")[2]) != (found.first, found.last):
