@@ -45,7 +45,9 @@ def archive(
     ] = None,
     unsigned: Annotated[bool, flag("--unsigned", help="Write segments that nothing proves yet.")] = False,
     events: Annotated[int, flag("--events", min=1, max=100_000, help="In a segment, at most.")] = 100_000,
-    replicas: Annotated[int, flag("--replicas", min=1, max=5, help="Of the bucket that is made.")] = 1,
+    replicas: Annotated[
+        int, flag("--replicas", min=0, max=5, help="Of the bucket that is made; 0: as many as the log has.")
+    ] = 0,
     segments: Segments = "",
     output: OutputOption = Output.TEXT,
     nats_url: NatsUrl = DEFAULT_NATS_URL,

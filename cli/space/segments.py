@@ -27,7 +27,7 @@ from cuebook.ledger.segments.blocks import MAX_EVENTS
 from cuebook.ledger.segments.bucket import BucketStore
 from cuebook.ledger.segments.check import Report, check_segments
 from cuebook.ledger.segments.dropping import Dropping
-from cuebook.ledger.segments.manifest import Segment
+from cuebook.ledger.segments.manifest import MANIFEST, Segment
 from cuebook.ledger.segments.opening import default_bucket, store_at
 from cuebook.ledger.segments.shelf import Gap, Shelf, read_shelf
 from cuebook.ledger.segments.store import DirectoryStore, SegmentStore
@@ -49,11 +49,11 @@ class Wanted:
     key: Path | None = None
     unsigned: bool = False
     events: int = MAX_EVENTS
-    replicas: int = 1
+    replicas: int = 0
 
 
 def _store(
-    connection: Connection, space: str, facts: StreamFacts, directory: str, *, replicas: int = 1
+    connection: Connection, space: str, facts: StreamFacts, directory: str, *, replicas: int = 0
 ) -> SegmentStore:
     """Where a person says, else where the newest history is that was dropped, else the bucket."""
     if directory:
@@ -61,7 +61,7 @@ def _store(
     written = [one.segments for one in facts.earlier if one.segments]
     if written:
         return store_at(connection, written[-1])
-    return BucketStore(connection, default_bucket(space), replicas=replicas)
+    return BucketStore(connection, default_bucket(space), replicas=replicas or facts.replicas)
 
 
 async def archive(target: Target, wanted: Wanted, output: Output, interruption: Interruption) -> None:
@@ -238,7 +238,11 @@ async def _verified(
     shelf = await read_shelf(store, space, damaged=damaged)
     if not shelf.segments and not damaged:
         raise NotFoundError(f"there are no segments in {store.place}", remedy="write some: cuebook space archive")
-    segments = _chosen(shelf, which) if which else list(shelf.segments)
+    segments = list(shelf.segments)
+    if which:
+        named = [error for error in damaged if f"{which}{MANIFEST}" in str(error)]
+        segments = _chosen(shelf, which, missing_ok=bool(damaged))
+        damaged = named if segments or named else damaged  # it may be what cannot be read
     gaps: list[Gap] = []
     if not which and segments:
         first = should[0] or min(segments[0].log_first, segments[0].first)
@@ -254,15 +258,14 @@ async def _verified(
             watch=lambda _, count: meter.reached(count, count),
         )
     for error in damaged:
-        if not which or which in str(error):
-            report.find("unreadable", 0, 0, store.place, str(error))
+        report.find("unreadable", 0, 0, store.place, str(error))
     return report
 
 
-def _chosen(shelf: Shelf, which: str) -> list[Segment]:
-    number = int(which) if which.isdigit() and len(which) < 19 else 0
+def _chosen(shelf: Shelf, which: str, *, missing_ok: bool) -> list[Segment]:
+    number = int(which) if which.isascii() and which.isdigit() and len(which) < 19 else 0
     found = [one for one in shelf.segments if one.name == which or one.first <= number <= one.last]
-    if not found:
+    if not found and not missing_ok:
         raise NotFoundError(
             f"no segment in {shelf.store.place} is called {which!r} or holds that sequence",
             remedy="see 'cuebook space segments list'",
