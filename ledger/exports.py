@@ -109,7 +109,7 @@ def _refuse(start: bytes) -> None:
 def new_export(path: str, header: Header, name: str) -> Iterator[Writer]:
     """A new export file, which gets its name when the block ends well; `-` is stdout, for JSONL.
 
-    Raises ConfigurationError when it cannot be written.
+    Raises ConfigurationError when it cannot be written, or somebody else is at it.
     """
     if path == "-":
         if name != "jsonl":
@@ -118,19 +118,41 @@ def new_export(path: str, header: Header, name: str) -> Iterator[Writer]:
         return
     part = Path(f"{path}.part")
     try:
-        with part.open("w+b") as file:
-            if name == "jsonl":
-                yield JsonlWriter(file, header)
-            else:
-                from cuebook.ledger.parquet import ParquetWriter
+        with _alone(part) as file:
+            try:
+                if name == "jsonl":
+                    yield JsonlWriter(file, header)
+                else:
+                    from cuebook.ledger.parquet import ParquetWriter
 
-                yield ParquetWriter(file, header)
-            os.fsync(file.fileno())
-        part.replace(path)
+                    yield ParquetWriter(file, header)
+                file.flush()
+                os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise ConfigurationError(f"{path!r} cannot be written: {error}", remedy="choose another file") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[BinaryIO]:
+    """A file to be written, empty, which nobody else writes now. Raises ConfigurationError, OSError."""
+    import fcntl
+
+    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(file.fileno()), part.stat())  # else theirs has got its name meanwhile
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise ConfigurationError(
+                f"somebody else is writing to {str(part)!r}", remedy="wait until they are done, or choose another file"
+            )
+        file.truncate(0)
+        yield file
 
 
 def sound_records(reader: Reader) -> Iterator[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import sys
@@ -77,6 +78,12 @@ class FileDestination:
             self._file = file = self._path.open("a+b")
         except OSError as error:
             raise ConfigurationError(f"{self._path} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"somebody else is writing to {self._path}", remedy="wait until they are done, or choose another file"
+            ) from error
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read()
