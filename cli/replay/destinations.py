@@ -23,7 +23,7 @@ from cuebook.events.errors import (
     HistoryRegressedError,
     StreamMissingError,
 )
-from cuebook.events.log import EventLog, Stored
+from cuebook.events.log import EventLog
 from cuebook.events.stream import StreamFacts
 
 __all__ = ["Destination", "LiveSpace", "Recording"]
@@ -191,9 +191,10 @@ class Recording(_Space):
 class LiveSpace(_Space):
     """A space that an orchestrator drives: what is sent there has effects."""
 
-    def __init__(self, part: Slice, log: EventLog, *, silent: bool) -> None:
+    def __init__(self, part: Slice, log: EventLog, *, itself: bool = False, silent: bool) -> None:
+        """`itself`: the slice is of this very space, and so comes to hold what is sent."""
         super().__init__(part, log)
-        self._silent = silent
+        self._itself, self._silent = itself, silent
 
     async def open(self) -> int:
         """See Destination."""
@@ -226,17 +227,19 @@ class LiveSpace(_Space):
                 async with aclosing(self.log.batches(after=after, until=until, filters=filters)) as batches:
                     async for batch in batches:
                         oldest_ns = min(oldest_ns, batch[0].recorded_ns)
-                        found = max(found, *map(self._place_of, batch))
+                        found = max(found, *(self._place_in(message.headers) for message in batch))
                         meter.at(facts.last_sequence - batch[0].sequence + 1)
                 until, size = after, size * 4
         return found
 
-    def _place_of(self, message: Stored) -> int:
-        sent = _SENT.search(message.headers or b"")
+    def _place_in(self, headers: bytes | None) -> int:
+        sent = _SENT.search(headers or b"")
         return int(sent[2]) if sent is not None and sent[1].decode() == self.part.key else 0
 
     async def put(self, message: Message) -> None:
         """See Destination."""
+        if self._itself and self._place_in(message.headers):
+            return  # it was sent before, and here it stands
         self._answered.clear()
         token = self._token(message.sequence)
         self._appender.post(

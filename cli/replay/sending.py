@@ -133,19 +133,19 @@ async def _open_destination(
         connection = reading_segments(await connect(theirs.nats_url, name="cuebook replay", **theirs.client_options))
         stack.push_async_callback(connection.close)
     log = EventLog(connection, where.space, source=login_name())
-    await _refuse_itself(part, log, live_effects=order.live_effects)
-    return LiveSpace(part, log, silent=silent) if order.live_effects else Recording(part, log)
+    itself = await _is_itself(part, log, live_effects=order.live_effects)
+    return LiveSpace(part, log, itself=itself, silent=silent) if order.live_effects else Recording(part, log)
 
 
-async def _refuse_itself(part: Slice, log: EventLog, *, live_effects: bool) -> None:
+async def _is_itself(part: Slice, log: EventLog, *, live_effects: bool) -> bool:
     """A log is not copied into itself; only outside events may be said again where they were said."""
     try:
         theirs, ours = await log.verify(), await part.log.verify()
     except StreamMissingError:
-        return
+        return False
     here, there = part.log.subjects.stream, log.subjects.stream
     if (there, theirs.created) != (here, ours.created):
-        return
+        return False
     outside = f"{part.log.subjects.space}.event."
     if not live_effects or not all(one.startswith(outside) for one in part.filters):
         raise InputError(
@@ -153,6 +153,7 @@ async def _refuse_itself(part: Slice, log: EventLog, *, live_effects: bool) -> N
             remedy="send them to another space; into their own, only outside events (--filter 'event.>') can be sent "
             "again, with --live-effects",
         )
+    return True
 
 
 class Sending:
