@@ -25,6 +25,9 @@ __all__ = ["ParquetReader", "ParquetWriter"]
 
 GROUP: Final = 1_000
 """Rows in a group: what is lost at most where bytes can no longer be read."""
+MAX_ROWS: Final = 100 * GROUP
+MAX_GROUP_BYTES: Final = 2 * 1024**3
+"""Of a group that is read at once, unpacked: what takes little in a file can take more than there is in memory."""
 MAGIC: Final = b"PAR1"
 _NO_SUM: Final = b'"footer":"' + b"0" * 64 + b'"'
 _CHUNK: Final = 1 << 20
@@ -179,11 +182,19 @@ class ParquetReader:
 
     def _check_table(self) -> None:
         """Who opens the file as a table must see what is verified here, and no more. Raises ExportError."""
-        rows = self._parquet.metadata.num_row_groups
-        if rows != len(self._groups):
+        count = self._parquet.metadata.num_row_groups
+        if count != len(self._groups):
             raise ExportError(
-                f"the Parquet file has {rows} row groups, and sums of {len(self._groups)}", remedy="get the file again"
+                f"the Parquet file has {count} row groups, and sums of {len(self._groups)}", remedy="get the file again"
             )
+        for number in range(count):
+            group = self._parquet.metadata.row_group(number)
+            if group.num_rows > MAX_ROWS or group.total_byte_size > MAX_GROUP_BYTES:
+                raise ExportError(
+                    f"row group {number + 1} has {group.num_rows} rows and {group.total_byte_size} bytes, more than "
+                    "exports have",
+                    remedy="get the file again",
+                )
         if not self._parquet.schema_arrow.equals(_schema(self._pa, view=self.header.view)):
             raise ExportError("the Parquet file has other columns than exports have", remedy="get the file again")
 

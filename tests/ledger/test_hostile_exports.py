@@ -9,9 +9,11 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cuebook.events.errors import CuebookError
+from cuebook.ledger import parquet
 from cuebook.ledger.errors import ExportError
 from cuebook.ledger.exports import sound_records
 from cuebook.ledger.manifest import End, Header
@@ -123,6 +125,23 @@ def test_rows_that_no_sum_covers_are_found(key: PrivateKey) -> None:
     writer.close()
     with pytest.raises(ExportError, match="row groups"):
         read("parquet", file.getvalue(), checkpoints_of(records, key, 10))
+
+
+def test_a_small_file_of_more_rows_than_memory_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    writer = ParquetWriter(file, HEADER)
+    writer.add(history(10))
+    writer._write_group()
+    monkeypatch.setattr(parquet, "GROUP", 10**9)
+    count = 2_000_000
+    columns = [pa.nulls(count, field.type) for field in writer._schema]
+    writer._writer.write_table(pa.Table.from_arrays(columns, schema=writer._schema), row_group_size=count)
+    writer._groups.append([writer._sink.cut(), 11, 10 + count, writer._sink.part.hexdigest()])
+    writer.close()
+    monkeypatch.undo()
+    assert len(file.getvalue()) < 100_000
+    with pytest.raises(ExportError, match="rows"):
+        read("parquet", file.getvalue())
 
 
 @pytest.mark.parametrize(
