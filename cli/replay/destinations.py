@@ -32,6 +32,8 @@ FIRST_WINDOW: Final = 10_000
 SKEW_NS: Final = 24 * 3600 * 10**9
 """So far may the clocks of two servers be apart."""
 _OTHER: Final = "send it to another one"
+_NOTHING: Final = 2**63
+"""Beyond all sequences."""
 _SENT: Final = re.compile(rb"\r\nCuebook-Replayed: ([0-9a-f]{12}) ([0-9]{1,19})\r\n")
 
 
@@ -216,20 +218,33 @@ class LiveSpace(_Space):
         return max(newest, self.part.after)  # never more than was asked for
 
     async def _newest(self, facts: StreamFacts) -> int:
-        """What was sent before, looked for from the end backwards until before the slice was recorded."""
+        """What was sent before, looked for from the end backwards until before the slice was recorded.
+
+        Raises ConfigurationError where the slice begins before that: it would be left out.
+        """
         filters = [self._subject(one) for one in self.part.filters]
-        first = await self.part.log.at(await self.part.first())
+        begins = await self.part.first()
+        first = await self.part.log.at(begins)
         horizon_ns = (first.recorded_at if first is not None else 0) * 1000 - SKEW_NS
         until, size, found, oldest_ns = facts.last_sequence, FIRST_WINDOW, 0, 2**63
+        lowest = _NOTHING
+        if self.part.types:  # nobody knows which is its first one
+            begins = _NOTHING - 1
         with Meter(1, max(until, 1), silent=self._silent) as meter:
-            while until > 0 and not found and oldest_ns > horizon_ns:
+            while until > 0 and lowest > begins and oldest_ns > horizon_ns:
                 after = max(0, until - size)
                 async with aclosing(self.log.batches(after=after, until=until, filters=filters)) as batches:
                     async for batch in batches:
                         oldest_ns = min(oldest_ns, batch[0].recorded_ns)
-                        found = max(found, *(self._place_in(message.headers) for message in batch))
+                        places = [place for message in batch if (place := self._place_in(message.headers))]
+                        found, lowest = max(found, *places, 0), min(lowest, *places, _NOTHING)
                         meter.at(facts.last_sequence - batch[0].sequence + 1)
                 until, size = after, size * 4
+        if begins < lowest < _NOTHING:
+            raise ConfigurationError(
+                f"{self.name} has it from sequence {lowest} on; nothing can be put before that",
+                remedy=f"go on from there (--from {lowest}), or {_OTHER}",
+            )
         return found
 
     def _place_in(self, headers: bytes | None) -> int:

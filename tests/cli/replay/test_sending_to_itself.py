@@ -19,3 +19,15 @@ async def test_gone_on_with_it_says_nothing_twice(
     assert (await cli.json(*words))["sent"] == 0
     notes = await cli.json("events", "tail", "--topic", "note", "--from", "1")
     assert [one["data"]["n"] for one in notes] == [1, 2, 3, 1, 2, 3]
+
+
+async def test_what_comes_before_what_was_sent_is_not_left_out_in_silence(
+    cli: Cli, client: Client, orchestrator: OrchestratorService, space: str
+) -> None:
+    said = [int(await cli.ok("events", "publish", "note", f'{{"n": {n}}}')) for n in (1, 2, 3)]
+    words = ("replay", "send", "--filter", "event.note", "--into", space, "--live-effects")
+    assert (await cli.json(*words, "--from", str(said[1])))["sent"] == 2
+    refused = await cli.fails(1, *words, "--to", str(said[0]))
+    assert f"has it from sequence {said[1]} on; nothing can be put before that" in refused
+    assert "fix: " in refused
+    assert (await cli.json(*words, "--from", str(said[1])))["sent"] == 0
