@@ -143,8 +143,8 @@ def later(microseconds: int, seconds: float) -> str:
 
 
 def array(tokens: Iterable[str]) -> str:
-    """An array of tokens or numbers, which need no quoting, as a parameter to be cast."""
-    return f"{{{','.join(tokens)}}}"
+    """An array of tokens or numbers as a parameter to be cast. Quoted, since `null` is a token too."""
+    return "{" + ",".join([f'"{token}"' for token in tokens]) + "}"
 
 
 async def copy(tx: Transaction, statement: bytes, lines: Sequence[str]) -> None:
