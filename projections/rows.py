@@ -39,6 +39,8 @@ NULL: Final = r"\N"
 FALSE, TRUE = "f", "t"
 ROWS_PER_WRITE: Final = 1_000
 """PostgreSQL takes in the first rows of a batch while the later ones are still being written."""
+_FIRST_MOMENT, _LAST_MOMENT = -62_135_596_800_000_000, 253_402_300_799_999_999
+_FOR_EVER_S: Final = 1e12
 
 Row: TypeAlias = dict[str, str]
 """Columns in COPY text. In a change, a missing column keeps its value: columns are overwritten, never cleared."""
@@ -138,8 +140,14 @@ def _second(seconds: int) -> str:
 
 
 def later(microseconds: int, seconds: float) -> str:
-    """The moment some seconds after another; NULL where that is not a moment."""
-    return moment(microseconds + int(seconds * 1_000_000)) if math.isfinite(seconds) else NULL
+    """The moment some seconds after another, or the one in the years 1 to 9999 that comes nearest; NULL after infinity.
+
+    Not NULL, since a change that holds NULL is none: whether an earlier moment stayed would depend on the batches.
+    """
+    if not math.isfinite(seconds):
+        return NULL
+    then = microseconds + int(max(-_FOR_EVER_S, min(seconds, _FOR_EVER_S)) * 1_000_000)
+    return moment(max(_FIRST_MOMENT, min(then, _LAST_MOMENT)))
 
 
 def array(tokens: Iterable[str]) -> str:
