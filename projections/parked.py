@@ -39,7 +39,7 @@ _SQL = load_statements("parked.sql")
 
 async def skip_parked(connection: Transaction, projection: str, sequence: int, *, by: str) -> None:
     """Leave an event out of the tables for good; it stays in the log. Raises NotFoundError."""
-    cursor = await connection.execute(_SQL["skip"], [by, projection, sequence])
+    cursor = await connection.execute(_SQL["skip"], [storable(by), projection, sequence])
     if cursor.rowcount != 1:
         raise _not_parked(projection, sequence)
 

@@ -1,6 +1,7 @@
 """What can be asked of the tables. Each function takes a connection from `reading` and returns typed rows.
 
-Filters left out mean: any. Lists come newest first where nothing else is said, at most `limit` rows after `offset`.
+Filters left out mean: any. What PostgreSQL cannot hold finds what is stored in its place; see `rows`. Lists come newest
+first where nothing else is said, at most `limit` rows after `offset`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cuebook.projections.records import (
     TableRecord,
     TaskRecord,
 )
+from cuebook.projections.rows import storable
 from cuebook.projections.statements import load_statements
 from cuebook.projections.timeseries import Timeseries
 
@@ -49,6 +51,7 @@ __all__ = [
 _SQL: Final = load_statements("queries.sql")
 _OLDEST_FIRST: Final = _SQL["audit"].replace(b"sequence DESC", b"sequence")
 _LIMIT: Final = 50
+_MOST: Final = 2**63 - 1
 _R = TypeVar("_R")
 
 
@@ -226,7 +229,7 @@ async def search_audit(
         "since": since,
         "until": until,
         "after": after,
-        "contains": None if contains is None else Jsonb(contains),
+        "contains": None if contains is None else Jsonb(storable(contains)),
         "text": None if text is None else _substring(text),
         "unreadable_only": unreadable_only,
     }
@@ -276,7 +279,8 @@ async def _fetch(
     connection: Transaction, record: type[_R], statement: bytes, values: dict[str, Any], limit: int, offset: int
 ) -> list[_R]:
     async with connection.cursor(row_factory=class_row(record)) as cursor:
-        await cursor.execute(statement, {**values, "limit": limit, "offset": offset})
+        values = {name: storable(value) for name, value in values.items()}
+        await cursor.execute(statement, {**values, "limit": min(limit, _MOST), "offset": offset})
         return await cursor.fetchall()
 
 

@@ -16,6 +16,7 @@ from psycopg import errors, sql
 
 from cuebook.projections.database import Transaction
 from cuebook.projections.generations import Generation, generations_of
+from cuebook.projections.rows import storable
 from cuebook.projections.statements import load_statements
 from cuebook.projections.timescale import drop_chunks
 from cuebook.projections.timeseries import Timeseries
@@ -37,7 +38,7 @@ async def keep_months(connection: Transaction, projection: str, months: int | No
     if months is None:
         await connection.execute(_SQL["unset"], [projection])
     else:
-        await connection.execute(_SQL["set"], [projection, months, by])
+        await connection.execute(_SQL["set"], [projection, months, storable(by)])
 
 
 async def retire(connection: Transaction, projection: str) -> list[str]:

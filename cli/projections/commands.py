@@ -29,6 +29,9 @@ __all__ = ["app"]
 
 app = typer.Typer(cls=Noun, add_completion=False, help="See, rebuild and mend the tables in PostgreSQL.")
 
+MOST_MONTHS = 12_000
+"""The month that many before this one has to be one that a datetime holds."""
+
 _NAMES = ("audit", "runs", "agents")
 
 
@@ -228,7 +231,8 @@ def retention(
         str, typer.Argument(metavar="NAME", help="A projection; default: show all.", autocompletion=_complete)
     ] = "",
     months: Annotated[
-        int | None, flag("--keep-months", min=1, metavar="N", help="Whole months before the present one.")
+        int | None,
+        flag("--keep-months", min=1, max=MOST_MONTHS, metavar="N", help="Whole months before the present one."),
     ] = None,
     keep_all: Annotated[bool, flag("--keep-all", help="Drop no more; what is gone is gone until a rebuild.")] = False,
     by: By = "",

@@ -1,0 +1,32 @@
+"""What `cuebook projection` says to who asks too much of it, and whether what it advises works."""
+
+from __future__ import annotations
+
+import pytest
+
+from cuebook.events.log import EventLog
+from cuebook.projections.runner import Runner
+from tests.cli.conftest import Cli
+from tests.projections.tables import Tables
+from tests.projections.test_runner import append_tasks
+
+
+@pytest.fixture
+async def tables(cli: Cli, log: EventLog, database_url: str) -> Tables:
+    """Two runs in log and tables."""
+    cli.env["CUEBOOK_DATABASE_URL"] = database_url
+    await Runner(log, database_url).run(until=await append_tasks(log, 2))
+    return Tables(database_url, cli.env["CUEBOOK_SPACE"])
+
+
+@pytest.mark.parametrize("months", ["12001", "30000", "100000000", "99999999999"])
+async def test_no_more_months_are_kept_than_a_calendar_has(cli: Cli, tables: Tables, months: str) -> None:
+    await cli.fails(2, "projection", "retention", "audit", "--keep-months", months)
+    assert await tables.rows("SELECT 1 FROM retention") == []
+    (row,) = await cli.json("projection", "retention", "audit", "--keep-months", "12000")
+    assert (row["keep_months"], row["dropped"]) == (12_000, [])
+
+
+async def test_any_number_may_be_listed(cli: Cli, tables: Tables) -> None:
+    assert len(await cli.json("run", "list", "--limit", str(2**64))) == 2
+    assert await cli.json("projection", "parked", "--limit", str(2**64)) == []
