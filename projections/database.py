@@ -38,6 +38,12 @@ _CONNECTION: Final[dict[str, Any]] = {
     "tcp_user_timeout": 20_000,
 }
 
+_SET_PRIVILEGE_SINCE: Final = 160_000
+_ACT_AS_OWNER: Final = b"""
+    SELECT set_config('role', r.rolname, false) FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
+    WHERE n.nspname = %s AND r.rolname <> current_user AND pg_has_role(r.oid, %s)
+"""
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,7 +58,11 @@ def schema_name(space: str, projection: str = "", version: int = 0, generation: 
 
 
 async def connect(url: str, schemas: Sequence[str], **settings: str) -> Transaction:
-    """One attempt to connect; unqualified names are then looked up in `schemas`. Raises psycopg.OperationalError."""
+    """One attempt to connect; unqualified names are then looked up in `schemas`. Raises psycopg.OperationalError.
+
+    A role that may acts as the owner of the last schema, that of the space, so that all in it has one owner, whoever
+    ran which command.
+    """
     try:
         parameters = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
@@ -63,6 +73,8 @@ async def connect(url: str, schemas: Sequence[str], **settings: str) -> Transact
     try:
         for name, value in {"search_path": path_of(schemas), **settings}.items():
             await connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        privilege = "SET" if connection.info.server_version >= _SET_PRIVILEGE_SINCE else "MEMBER"
+        await connection.execute(_ACT_AS_OWNER, [schemas[-1], privilege])
     except BaseException:
         await connection.close()
         raise

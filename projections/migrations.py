@@ -62,14 +62,23 @@ async def prepare_database(
                 await _make_tables(connection, space, projection, timeseries)
             await connection.execute(_SQL["let_readers_in"])
     except (errors.InsufficientPrivilege, errors.InvalidSchemaName) as error:
+        owner = await _other_owner(connection, schema)
         raise ConfigurationError(
             f"the role may not set up schema {schema}: {error.diag.message_primary}",
-            remedy="GRANT CREATE ON DATABASE to the role of the projections; all others need only cuebook_reader",
+            remedy=f"it belongs to {owner}: use that role, or GRANT {owner} to this one"
+            if owner
+            else "GRANT CREATE ON DATABASE to the role of the projections; all others need only cuebook_reader",
         ) from error
     except (errors.DuplicateTable, errors.WrongObjectType, errors.UndefinedColumn, errors.DuplicateFunction) as error:
         raise ConfigurationError(
             f"schema {schema} holds something that is not cuebook's: {error.diag.message_primary}", remedy=_ELSEWHERE
         ) from error
+
+
+async def _other_owner(connection: Transaction, schema: str) -> str | None:
+    cursor = await connection.execute(_SQL["other_owner"], [schema])
+    found = await cursor.fetchone()
+    return None if found is None else str(found[0])
 
 
 async def _require_utf8(connection: Transaction) -> None:

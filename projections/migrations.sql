@@ -4,6 +4,10 @@ SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))
 -- name: encoding
 SELECT current_setting('server_encoding')
 
+-- name: other_owner
+SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace
+WHERE nspname = %s AND pg_get_userbyid(nspowner) <> current_user
+
 -- name: table
 CREATE TABLE IF NOT EXISTS migrations (
     name   text        PRIMARY KEY,

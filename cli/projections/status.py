@@ -247,7 +247,7 @@ async def retry(target: Target, database_url: str, name: str, sequence: int, out
     """Apply a parked event. Raises NotFoundError, CommandRejectedError when it still cannot be applied."""
     (projection,) = find([name])
     require_url(database_url)
-    async with session(target) as client, _reading(target.space, database_url):
+    async with session(target) as client, _writing(target.space, database_url):
         count = await retry_parked(client.log, database_url, projection, sequence)
     value = {"projection": name, "sequence": sequence, "applied": count}
     with_it = f" again with all {count} events of its history" if count > 1 else ""

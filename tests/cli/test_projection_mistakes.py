@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from cuebook.events.log import EventLog
 from cuebook.projections.runner import Runner
@@ -30,3 +32,17 @@ async def test_no_more_months_are_kept_than_a_calendar_has(cli: Cli, tables: Tab
 async def test_any_number_may_be_listed(cli: Cli, tables: Tables) -> None:
     assert len(await cli.json("run", "list", "--limit", str(2**64))) == 2
     assert await cli.json("projection", "parked", "--limit", str(2**64)) == []
+
+
+async def test_who_may_only_read_is_told_so(cli: Cli, tables: Tables) -> None:
+    role = sql.Identifier(tables.space)
+    async with await psycopg.AsyncConnection.connect(tables.url, autocommit=True) as admin:
+        await admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE cuebook_reader").format(role))
+        cli.env["CUEBOOK_DATABASE_URL"] = tables.url.replace("postgres@", f"{tables.space}@")
+        try:
+            for command in ("retry", "skip"):
+                text = await cli.fails(1, "projection", command, "runs", "1")
+                assert "the role may not change the projections" in text
+                assert "fix: use the role that the projections run as" in text
+        finally:
+            await admin.execute(sql.SQL("DROP ROLE {}").format(role))
