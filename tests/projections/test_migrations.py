@@ -30,7 +30,7 @@ async def test_any_number_may_set_a_database_up_at_once(tables: Tables) -> None:
     assert await tables.rows("SELECT projection, version, shown FROM checkpoints ORDER BY 1") == [
         ("agents", 1, True), ("audit", 1, True), ("runs", Runs.version, True),
     ]  # fmt: skip
-    files = [(f"bookkeeping_{number:04d}.sql",) for number in (1, 2, 3)]
+    files = [(f"bookkeeping_{number:04d}.sql",) for number in (1, 2, 3, 4)]
     assert await tables.rows("SELECT name FROM migrations ORDER BY 1") == files
 
 

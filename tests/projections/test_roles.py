@@ -64,3 +64,24 @@ async def test_who_does_not_own_the_schema_is_told_who_does(tables: Tables, serv
     with pytest.raises(ConfigurationError, match="may not set up schema") as refusal:
         await service.prepare()
     assert refusal.value.remedy == "it belongs to postgres: use that role, or GRANT postgres to this one"
+
+
+async def test_a_view_that_somebody_else_put_there_hinders_nothing(
+    log: EventLog, tables: Tables, service: Tables
+) -> None:
+    last = await append_tasks(log, 3)
+    await Tables(tables.url, f"{tables.space}x").prepare()  # so that there is a cuebook_reader
+    await Runner(log, service.url).run(until=last)
+    async with await psycopg.AsyncConnection.connect(tables.url, autocommit=True) as admin:
+        schema = schema_name(tables.space)
+        view = sql.SQL("CREATE VIEW {} AS SELECT count(*) FROM {}")
+        await admin.execute(view.format(sql.Identifier(schema, "report"), sql.Identifier(schema, "runs")))
+        await Runner(log, service.url).run(until=last)
+        (report,) = await rebuild(log, service.url, [Runs()])
+        assert report.switched
+        cursor = await admin.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind IN ('r', 'v') "
+            "AND NOT has_table_privilege('cuebook_reader', oid, 'SELECT')",
+            [schema],
+        )
+        assert await cursor.fetchall() == [("report",)]
