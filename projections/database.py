@@ -38,11 +38,16 @@ _CONNECTION: Final[dict[str, Any]] = {
     "tcp_user_timeout": 20_000,
 }
 
+_SESSION: Final = {"datestyle": "ISO", "timezone": "UTC"}
+"""Other ones of a database or role would change what moments mean in text, and psycopg reads no other style."""
+
 _SET_PRIVILEGE_SINCE: Final = 160_000
 _ACT_AS_OWNER: Final = b"""
     SELECT set_config('role', r.rolname, false) FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
     WHERE n.nspname = %s AND r.rolname <> current_user AND pg_has_role(r.oid, %s)
 """
+
+_OF_CLASS_25: Final = errors.ReadOnlySqlTransaction | errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +76,7 @@ async def connect(url: str, schemas: Sequence[str], **settings: str) -> Transact
         ) from error
     connection = await psycopg.AsyncConnection.connect(**{**_CONNECTION, **parameters}, autocommit=True)
     try:
-        for name, value in {"search_path": path_of(schemas), **settings}.items():
+        for name, value in {"search_path": path_of(schemas), **_SESSION, **settings}.items():
             await connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         privilege = "SET" if connection.info.server_version >= _SET_PRIVILEGE_SINCE else "MEMBER"
         await connection.execute(_ACT_AS_OWNER, [schemas[-1], privilege])
@@ -89,11 +94,12 @@ def path_of(schemas: Sequence[str]) -> str:
 def is_outage(error: BaseException) -> bool:
     """Whether the same batch may succeed later: the server is gone, starting, stopping, full or read-only.
 
-    Source: SQLSTATE classes 08, 40, 53, 55, 57, 58; no code at all means that the connection broke.
+    Source: SQLSTATE classes 08, 40, 53, 55, 57, 58; no code at all means that the connection broke. Of class 25 what
+    ends a session that stood still for too long: a process that was paused finds that when it wakes.
     """
     if isinstance(error, errors.ProgramLimitExceeded):
         return False
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | errors.ReadOnlySqlTransaction)
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | _OF_CLASS_25)
 
 
 def is_about_the_event(error: Exception) -> bool:

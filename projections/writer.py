@@ -46,6 +46,8 @@ SETTINGS: Final = {
     "synchronous_commit": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    # What a database sets for people would cancel the same batch for ever.
+    "statement_timeout": "0",
     # Rows in compressed chunks are rare to change, and then all that have to be; elsewhere it means nothing.
     "timescaledb.max_tuples_decompressed_per_dml_transaction": "0",
     # A process that vanished without a word gives up its claim soon.
