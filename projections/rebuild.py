@@ -321,7 +321,7 @@ class _Rebuild:
             self.tell("switching", build)
             live = await switch(self._log, writer, batch_size=self._batch_size, follow=not build.regressed)
             await writer.__aexit__()  # the service waits for it
-            dropped = await drop_obsolete(self._control, name)
+            dropped = await self._drop_obsolete(name)
         self.tell("done", build)
         return RebuildReport(
             projection=name,
@@ -341,6 +341,14 @@ class _Rebuild:
             timeseries_why=writer.generation.timeseries_why,
             dropped=tuple(dropped),
         )
+
+    async def _drop_obsolete(self, name: str) -> list[int]:
+        try:
+            return await drop_obsolete(self._control, name)
+        except psycopg.Error as error:  # people read the new one: that is what was asked for
+            facts = {"projection": name, "reason": str(error).strip()}
+            logger.warning("what is of no more use was not dropped; the next rebuild does it", extra=facts)
+            return []
 
     def tell(self, stage: str, build: _Build, last: int = 0) -> None:
         """Say where it is."""
@@ -431,5 +439,5 @@ async def _outages() -> AsyncIterator[None]:
             raise
         raise UnavailableError(
             f"PostgreSQL is unavailable: {str(error).strip()}",
-            remedy="nothing has changed for readers; the same command goes on from where this one was",
+            remedy="'cuebook projection list' says what readers see; the same command goes on from where this one was",
         ) from error

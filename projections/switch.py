@@ -13,10 +13,12 @@ import asyncio
 import logging
 from typing import Final
 
+import psycopg
 from psycopg import errors
 
 from cuebook.events.errors import UnavailableError
 from cuebook.events.log import EventLog
+from cuebook.projections.database import is_outage
 from cuebook.projections.generations import Generation, generations_of, show_generation, shown_of
 from cuebook.projections.reader import LogReader
 from cuebook.projections.statements import load_statements
@@ -50,12 +52,19 @@ async def catch_up(log: EventLog, writer: Writer, until: int, *, batch_size: int
 async def switch(log: EventLog, writer: Writer, *, batch_size: int, follow: bool = True) -> Generation:
     """Show the writer's generation, at the event of the shown one or later; gives the one that was shown before.
 
-    Without `follow` it is shown as it stands. Raises UnavailableError when somebody reads the views for so long that
-    they cannot be changed, ConfigurationError when something is built on one that changes its columns.
+    Without `follow` it is shown as it stands. Where the answer of the COMMIT is lost, it is looked up what was done.
+    Raises UnavailableError when somebody reads the views for so long that they cannot be changed, ConfigurationError
+    when something is built on one that changes its columns.
     """
+    before, reached = None, writer.position
     for attempt in range(ATTEMPTS):
         if attempt:
             await asyncio.sleep(PAUSE_S)
+            shown = await writer.shown()
+            if before is not None and shown.number == writer.generation.number:
+                break  # it took too long, but it was done
+            if follow:  # outside of the transaction, so that each attempt has less to do than the one before
+                await catch_up(log, writer, shown.sequence, batch_size=batch_size)
         try:
             async with asyncio.timeout(SWITCH_WITHIN_S), writer.transaction() as tx:
                 await tx.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_WAIT])
@@ -67,11 +76,21 @@ async def switch(log: EventLog, writer: Writer, *, batch_size: int, follow: bool
                 if follow:
                     await catch_up(log, writer, found[0], batch_size=batch_size)
                 await show_generation(tx, before, writer.generation)
+                reached = writer.position
         except (errors.LockNotAvailable, errors.DeadlockDetected, TimeoutError) as error:
             logger.info("the views are in use; trying again", extra={"reason": str(error).strip()})
+        except psycopg.Error as error:
+            if before is None or not is_outage(error):
+                raise
+            if (await writer.shown()).number != writer.generation.number:
+                raise
+            break  # only the answer was lost
         else:
             return before
-    raise UnavailableError(
-        f"the views of {writer.projection.name} were in use all the time",
-        remedy="look in pg_stat_activity for whoever reads them for so long, then run the same command again",
-    )
+    else:
+        raise UnavailableError(
+            f"the views of {writer.projection.name} were in use all the time",
+            remedy="look in pg_stat_activity for whoever reads them for so long, then run the same command again",
+        )
+    writer.position = reached
+    return before

@@ -33,7 +33,7 @@ from cuebook.projections.database import (
     path_of,
     schema_name,
 )
-from cuebook.projections.generations import Generation, generations_of, written_by
+from cuebook.projections.generations import Generation, generations_of, shown_of, written_by
 from cuebook.projections.projection import Batch, Item, Projection
 
 __all__ = ["Writer"]
@@ -125,6 +125,22 @@ class Writer:
             self._within = False
             if not connection.closed:
                 await connection.set_isolation_level(None)
+
+    async def shown(self) -> Generation:
+        """The generation that people read now. Looks on a connection of its own, and waits while PostgreSQL is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                async with await connect(self._url, [schema_name(self._space)]) as connection:
+                    found = shown_of(await generations_of(connection, self.projection.name))
+            except psycopg.Error as error:
+                if not is_outage(error):
+                    raise
+                self._outage.began(error)
+                await backoff.pause()
+            else:
+                assert found is not None  # prepare_database shows one
+                return found
 
     async def apply(self, batch: Batch) -> None:
         """Commit what the batch holds after `position`. Returns when that is done, however long PostgreSQL is away.

@@ -1,0 +1,89 @@
+"""The moment in which another generation is shown: answers that are lost, readers that stay, and what is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from cuebook.events.log import EventLog
+from cuebook.projections import queries
+from cuebook.projections.database import Transaction
+from cuebook.projections.projection import Batch
+from cuebook.projections.rebuild import Progress, rebuild, rollback
+from cuebook.projections.runner import Runner
+from cuebook.projections.runs import Runs
+from tests.projections.proxy import Proxy
+from tests.projections.tables import Tables
+from tests.projections.test_rebuild import generations, one
+from tests.projections.test_runner import append_tasks, running
+from tests.waiting import eventually
+
+
+def cutting(proxy: Proxy, needle: bytes, *, forward: bool = True) -> Callable[[Progress], None]:
+    def at(progress: Progress) -> None:
+        if progress.stage == "switching":
+            proxy.cut_at(needle, forward=forward)
+
+    return at
+
+
+async def test_a_switch_whose_answer_is_lost_is_reported_as_done(log: EventLog, tables: Tables) -> None:
+    last = await append_tasks(log, 3)
+    await Runner(log, tables.url).run(until=last)
+    async with Proxy(tables.url) as proxy:
+        (report,) = await rebuild(log, proxy.url, [Runs()], on_progress=cutting(proxy, b"COMMIT"))
+        assert (proxy.cuts, report.switched, report.before, report.sequence) == (1, True, 1, last)
+        last = await append_tasks(log, 1, prefix="later")
+        await Runner(log, tables.url).run(until=last)
+        # Whoever was told that nothing was done would roll back again, and that is forward.
+        back = await rollback(log, proxy.url, Runs(), on_progress=cutting(proxy, b"COMMIT"))
+    assert (proxy.cuts, back.generation, back.before, back.events, back.sequence) == (2, 1, 2, 3, last)
+    assert [(number, shown) for number, _, _, shown in await generations(tables, "runs")] == [(1, True), (2, False)]
+    assert await tables.row("SELECT count(*) FROM runs") == (4,)
+
+
+async def test_what_is_shown_counts_although_the_old_tables_could_not_be_dropped(log: EventLog, tables: Tables) -> None:
+    last = await append_tasks(log, 3)
+    await Runner(log, tables.url).run(until=last)
+    await one(log, tables, Runs())
+    async with Proxy(tables.url) as proxy:
+        cut = cutting(proxy, b"DELETE FROM checkpoints", forward=False)
+        (report,) = await rebuild(log, proxy.url, [Runs()], on_progress=cut)
+        assert (proxy.cuts, report.switched, report.generation, report.dropped) == (1, True, 3, ())
+    assert (await one(log, tables, Runs())).dropped == (1, 2)
+
+
+async def test_while_the_views_are_in_use_less_is_left_to_do_each_time(
+    log: EventLog, tables: Tables, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cuebook.projections.switch")
+    applied: Counter[int] = Counter()
+
+    class Counting(Runs):
+        async def apply(self, batch: Batch, tx: Transaction) -> None:
+            await super().apply(batch, tx)
+            applied.update(item.sequence for item in batch)
+
+    def attempts() -> int:
+        return caplog.messages.count("the views are in use; trying again")
+
+    await append_tasks(log, 3)
+    service = Runner(log, tables.url, projections=[Runs()])
+    async with running(service):
+        await eventually(lambda: service.status().positions["runs"].sequence == 9)
+        async with queries.reading(tables.url, tables.space) as reader, reader.transaction():
+            await reader.execute("SELECT 1 FROM runs")
+            async with asyncio.TaskGroup() as group:
+                rebuilding = group.create_task(one(log, tables, Counting()))
+                await eventually(attempts)
+                last = await append_tasks(log, 3, prefix="meanwhile")
+                await eventually(lambda: service.status().positions["runs"].sequence == last)
+                seen = attempts()
+                await eventually(lambda: attempts() > seen + 2)
+                await reader.execute("COMMIT")
+    assert rebuilding.result().switched
+    assert max(applied[sequence] for sequence in range(10, last + 1)) <= 2  # the first time it was rolled back
