@@ -195,15 +195,19 @@ async def drop_generation(connection: Transaction, generation: Generation) -> bo
 async def drop_obsolete(connection: Transaction, projection: str, *, keep_previous: bool = True) -> list[int]:
     """Drop what is neither shown nor written nor the way back; gives the numbers. What is in use stays until next time.
 
-    A generation that a rebuild has left half-way stays too: the next one goes on with it. So does one that a service
-    with another version has begun, and that nobody has seen yet.
+    A generation that a rebuild has left half-way stays with the way back: the next rebuild goes on with it. One that a
+    service with another version has begun, and that nobody has seen yet, stays in any case.
     """
     found = await generations_of(connection, projection)
     previous = previous_of(found) if keep_previous else None
     obsolete = [
         one
         for one in found
-        if (one.state == "previous" or (one.state == "live" and one.hidden_at is not None))
+        if (
+            one.state == "previous"
+            or (one.state == "live" and one.hidden_at is not None)
+            or (one.state == "building" and not keep_previous and not one.claimed)
+        )
         and not one.shown
         and (previous is None or one.number != previous.number)
     ]

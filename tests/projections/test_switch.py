@@ -12,13 +12,14 @@ import pytest
 from cuebook.events.log import EventLog
 from cuebook.projections import queries
 from cuebook.projections.database import Transaction
+from cuebook.projections.generations import drop_obsolete
 from cuebook.projections.projection import Batch
 from cuebook.projections.rebuild import Progress, rebuild, rollback
 from cuebook.projections.runner import Runner
 from cuebook.projections.runs import Runs
 from tests.projections.proxy import Proxy
 from tests.projections.tables import Tables
-from tests.projections.test_rebuild import generations, one
+from tests.projections.test_rebuild import Killed, generations, one
 from tests.projections.test_runner import append_tasks, running
 from tests.waiting import eventually
 
@@ -87,3 +88,35 @@ async def test_while_the_views_are_in_use_less_is_left_to_do_each_time(
                 await reader.execute("COMMIT")
     assert rebuilding.result().switched
     assert max(applied[sequence] for sequence in range(10, last + 1)) <= 2  # the first time it was rolled back
+
+
+async def test_a_rebuild_that_was_broken_off_is_dropped_when_that_is_said(log: EventLog, tables: Tables) -> None:
+    last = await append_tasks(log, 3)
+    await Runner(log, tables.url).run(until=last)
+
+    def die(progress: Progress) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        await one(log, tables, Runs(), on_progress=die)
+    async with queries.writing(tables.url, tables.space) as connection:
+        assert await drop_obsolete(connection, "runs") == []
+        assert await drop_obsolete(connection, "runs", keep_previous=False) == [2]
+    assert (
+        await tables.rows("SELECT 1 FROM pg_namespace WHERE nspname LIKE %s", f"cuebook_{tables.space}@runs%g2") == []
+    )
+
+
+async def test_a_rebuild_under_way_is_not_dropped(log: EventLog, tables: Tables) -> None:
+    last = await append_tasks(log, 3)
+    await Runner(log, tables.url).run(until=last)
+    dropped: list[list[int]] = []
+
+    class Pruned(Runs):
+        async def apply(self, batch: Batch, tx: Transaction) -> None:
+            async with queries.writing(tables.url, tables.space) as connection:
+                dropped.append(await drop_obsolete(connection, "runs", keep_previous=False))
+            await super().apply(batch, tx)
+
+    assert (await one(log, tables, Pruned())).switched
+    assert dropped == [[]]
