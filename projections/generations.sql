@@ -32,11 +32,12 @@ SELECT show_generation(%s, %s)
 SELECT sequence, event_id FROM checkpoints WHERE projection = %s AND shown FOR UPDATE
 
 -- name: carry_decisions
--- What somebody decided to leave out stays left out.
+-- What somebody decided to leave out stays left out; another log may have another event in its place.
 UPDATE parked_events AS p SET skipped_at = before.skipped_at, skipped_by = before.skipped_by
 FROM parked_events AS before
 WHERE before.projection = %(projection)s AND before.generation = %(before)s AND before.skipped_at IS NOT NULL
   AND p.projection = before.projection AND p.generation = %(after)s AND p.sequence = before.sequence
+  AND p.event_id = before.event_id AND p.recorded_at IS NOT DISTINCT FROM before.recorded_at
 
 -- name: count_parked
 SELECT count(*) FROM parked_events WHERE projection = %s AND generation = %s

@@ -6,19 +6,24 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from cuebook.embedded.nats_server import nats_server
+from cuebook.events.connection import connect as connect_nats
 from cuebook.events.log import EventLog
 from cuebook.projections import queries
 from cuebook.projections.database import Transaction
 from cuebook.projections.generations import drop_obsolete
+from cuebook.projections.parked import skip_parked
 from cuebook.projections.projection import Batch
 from cuebook.projections.rebuild import Progress, rebuild, rollback
 from cuebook.projections.runner import Runner
 from cuebook.projections.runs import Runs
 from tests.projections.proxy import Proxy
 from tests.projections.tables import Tables
+from tests.projections.test_parked import parked, refusing
 from tests.projections.test_rebuild import Killed, generations, one
 from tests.projections.test_runner import append_tasks, running
 from tests.waiting import eventually
@@ -120,3 +125,23 @@ async def test_a_rebuild_under_way_is_not_dropped(log: EventLog, tables: Tables)
 
     assert (await one(log, tables, Pruned())).switched
     assert dropped == [[]]
+
+
+async def test_a_decision_is_about_the_event_and_not_about_its_place(
+    space: str, database_url: str, tmp_path: Path
+) -> None:
+    tables = Tables(database_url, space, [refusing(Runs, 2)])
+    for directory in ("first", "second"):
+        async with nats_server(tmp_path / directory) as server:
+            connection = await connect_nats(server.url, name="tests")
+            async with EventLog(connection, space, source="tests") as log:
+                await log.ensure()
+                last = await append_tasks(log, 2, prefix=directory)
+                if directory == "first":
+                    await Runner(log, database_url, projections=tables.projections).run(until=last)
+                    async with queries.writing(database_url, space) as writing:
+                        await skip_parked(writing, "runs", 2, by="ann")
+                else:
+                    await rebuild(log, database_url, tables.projections, trust_log=True)
+            await connection.close()
+    assert [(sequence, skipped) for _, sequence, _, skipped in await parked(tables)] == [(2, False)]
