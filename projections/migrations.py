@@ -25,7 +25,7 @@ from cuebook.projections.statements import load_statements, migration_files
 from cuebook.projections.timescale import add_missing_views, require_preloaded
 from cuebook.projections.timeseries import Timeseries
 
-__all__ = ["prepare_database"]
+__all__ = ["lock_space", "prepare_database"]
 
 _ELSEWHERE = "use another database or space, or move those away"
 _SQL = load_statements("migrations.sql")
@@ -51,7 +51,7 @@ async def prepare_database(
     schema = schema_name(space)
     try:
         async with connection.transaction():
-            await connection.execute(_SQL["lock"], [schema])
+            await lock_space(connection, space)
             await _require_utf8(connection)
             await require_preloaded(connection)
             await _require_ours(connection, schema)
@@ -73,6 +73,11 @@ async def prepare_database(
         raise ConfigurationError(
             f"schema {schema} holds something that is not cuebook's: {error.diag.message_primary}", remedy=_ELSEWHERE
         ) from error
+
+
+async def lock_space(connection: Transaction, space: str) -> None:
+    """Let nobody else make tables in a space until the transaction ends."""
+    await connection.execute(_SQL["lock"], [schema_name(space)])
 
 
 async def _other_owner(connection: Transaction, schema: str) -> str | None:

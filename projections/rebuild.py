@@ -34,7 +34,7 @@ from cuebook.projections.generations import (
     previous_of,
     shown_of,
 )
-from cuebook.projections.migrations import prepare_database
+from cuebook.projections.migrations import lock_space, prepare_database
 from cuebook.projections.projection import Projection
 from cuebook.projections.reader import LogReader
 from cuebook.projections.switch import catch_up, switch
@@ -249,10 +249,7 @@ class _Rebuild:
         kept_from = None if everything else live.kept_from
         found = await self._unfinished(projection.name)
         if found is not None and found.claimed:
-            raise ConfigurationError(
-                f"a rebuild of projection {projection.name} is under way",
-                remedy="wait for it to end: 'cuebook projection list' shows how far it is",
-            )
+            raise _under_way(projection.name)
         if found is not None and not (
             found.version == projection.version
             and found.kept_from == kept_from
@@ -264,6 +261,9 @@ class _Rebuild:
             found = None
         if found is None:
             async with self._control.transaction():
+                await lock_space(self._control, self._space)
+                if any(one.state == "building" for one in await generations_of(self._control, projection.name)):
+                    raise _under_way(projection.name)  # another one began at the same moment
                 number = await make_generation(
                     self._control,
                     self._space,
@@ -428,6 +428,13 @@ class _Rebuild:
         except HistoryRegressedError as error:
             return error
         return None
+
+
+def _under_way(projection: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"a rebuild of projection {projection} is under way",
+        remedy="wait for it to end: 'cuebook projection list' shows how far it is",
+    )
 
 
 @asynccontextmanager

@@ -12,13 +12,15 @@ import pytest
 
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import connect as connect_nats
+from cuebook.events.envelope import Position
+from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.projections import queries
 from cuebook.projections.database import Transaction
 from cuebook.projections.generations import drop_obsolete
 from cuebook.projections.parked import skip_parked
 from cuebook.projections.projection import Batch
-from cuebook.projections.rebuild import Progress, rebuild, rollback
+from cuebook.projections.rebuild import Progress, RebuildReport, rebuild, rollback
 from cuebook.projections.runner import Runner
 from cuebook.projections.runs import Runs
 from tests.projections.proxy import Proxy
@@ -145,3 +147,27 @@ async def test_a_decision_is_about_the_event_and_not_about_its_place(
                     await rebuild(log, database_url, tables.projections, trust_log=True)
             await connection.close()
     assert [(sequence, skipped) for _, sequence, _, skipped in await parked(tables)] == [(2, False)]
+
+
+async def test_of_two_rebuilds_that_begin_at_once_one_is_refused(log: EventLog, tables: Tables) -> None:
+    last = await append_tasks(log, 3)
+    await Runner(log, tables.url).run(until=last)
+    both = asyncio.Barrier(2)
+
+    class Together(EventLog):
+        async def verify_position(self, position: Position) -> None:
+            await super().verify_position(position)
+            await both.wait()
+
+    async def begin() -> RebuildReport | ConfigurationError:
+        async with Together(log.connection, log.subjects.space, source="tests") as own:
+            try:
+                return await one(own, tables, Runs())
+            except ConfigurationError as error:
+                return error
+
+    found = await asyncio.gather(begin(), begin())
+    (report,) = (one for one in found if isinstance(one, RebuildReport))
+    (refusal,) = (one for one in found if isinstance(one, ConfigurationError))
+    assert report.switched
+    assert str(refusal) == "a rebuild of projection runs is under way"
