@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from psycopg import errors
 
@@ -28,6 +29,7 @@ from cuebook.projections.timeseries import Timeseries
 __all__ = ["lock_space", "prepare_database"]
 
 _ELSEWHERE = "use another database or space, or move those away"
+LOCK_WAIT: Final = "500ms"
 _SQL = load_statements("migrations.sql")
 
 logger = logging.getLogger(__name__)
@@ -126,6 +128,8 @@ async def _make_tables(connection: Transaction, space: str, projection: Projecti
         await make_generation(connection, space, projection, "live", timeseries=timeseries, kept_from=kept_from)
         found = await generations_of(connection, name)
     for number in await add_missing_views(connection, projection):
+        # Who reads a view for long is not waited for: all who want to read it then would wait for us.
+        await connection.execute(_SQL["wait_for_views"], [LOCK_WAIT])
         await show_generation(connection, None, next(one for one in found if one.number == number))
     mine = written_by(found, version)
     assert mine is not None

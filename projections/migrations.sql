@@ -30,5 +30,8 @@ HAVING count(*) FILTER (
     WHERE c.relname = 'migrations' AND obj_description(c.oid, 'pg_class') LIKE 'Which migrations%%'
 ) = 0
 
+-- name: wait_for_views
+SELECT set_config('lock_timeout', %s, true)
+
 -- name: let_readers_in
 SELECT let_readers_in()

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from cuebook.embedded.nats_server import nats_server
 from cuebook.events.connection import connect as connect_nats
@@ -16,7 +18,7 @@ from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
 from cuebook.projections import queries
-from cuebook.projections.database import Transaction
+from cuebook.projections.database import Transaction, connect, schema_name
 from cuebook.projections.generations import drop_obsolete
 from cuebook.projections.parked import skip_parked
 from cuebook.projections.projection import Batch
@@ -171,3 +173,21 @@ async def test_of_two_rebuilds_that_begin_at_once_one_is_refused(log: EventLog, 
     (refusal,) = (one for one in found if isinstance(one, ConfigurationError))
     assert report.switched
     assert str(refusal) == "a rebuild of projection runs is under way"
+
+
+@pytest.mark.native
+async def test_a_view_that_a_release_adds_does_not_make_readers_wait_for_a_reader(
+    log: EventLog, tables: Tables
+) -> None:
+    await Runner(log, tables.url).run(until=await append_tasks(log, 1))
+    (schema,) = await tables.row("SELECT tables_in FROM checkpoints WHERE projection = 'audit'")
+    async with await connect(tables.url, [schema_name(tables.space)]) as connection:
+        for place in (schema_name(tables.space), schema):
+            await connection.execute(sql.SQL("DROP VIEW {}").format(sql.Identifier(place, "agent_actions")))
+    async with queries.reading(tables.url, tables.space) as reader, reader.transaction():
+        await reader.execute("SELECT 1 FROM audit")
+        async with asyncio.timeout(30):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await tables.prepare()
+    await tables.prepare()
+    assert await tables.row("SELECT sum(actions) FROM agent_actions") == (3,)
