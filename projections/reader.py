@@ -15,6 +15,8 @@ from cuebook.projections.projection import Item
 __all__ = ["BATCH_SIZE", "LogReader"]
 
 BATCH_SIZE: Final = 2_000
+BATCH_BYTES: Final = 32 * 1024 * 1024
+"""Of bodies, about; what is made of them takes several times as much memory, here and in PostgreSQL."""
 LINGER_S: Final = 0.01
 """An event waits this long for others: a busy log then costs 100 commits a second at most, not one for each event."""
 
@@ -31,7 +33,8 @@ class LogReader:
         self._interruption: Exception | None = None
         self._waiting: deque[Item] = deque()
         self._arrived = asyncio.Event()
-        self._feed = log.feed(self._receive, after=after.sequence, held=lambda: len(self._waiting) > 2 * batch_size)
+        self._bytes = 0
+        self._feed = log.feed(self._receive, after=after.sequence, held=lambda: self._holds_over(2))
         self._feed.failure.add_done_callback(lambda _: self._arrived.set())
 
     async def __aenter__(self) -> Self:
@@ -73,8 +76,12 @@ class LogReader:
         if len(self._waiting) < self._batch_size:
             await asyncio.sleep(LINGER_S)
         waiting = self._waiting
-        batch = [waiting.popleft() for _ in range(min(len(waiting), self._batch_size))]
-        if len(waiting) <= self._batch_size:
+        count = min(len(waiting), self._batch_size)
+        if self._bytes > BATCH_BYTES:  # as many as if all were of one size: to know that of each costs more
+            count = min(count, max(1, len(waiting) * BATCH_BYTES // self._bytes))
+        self._bytes -= self._bytes * count // len(waiting)
+        batch = [waiting.popleft() for _ in range(count)]
+        if not self._holds_over(1):
             self._feed.resume()
         self._check_gaps(batch)
         self._taken = position_of(batch[-1])
@@ -84,6 +91,9 @@ class LogReader:
         """Let `next_batch` raise this as soon as it would wait."""
         self._interruption = reason
         self._arrived.set()
+
+    def _holds_over(self, batches: int) -> bool:
+        return len(self._waiting) > batches * self._batch_size or self._bytes > batches * BATCH_BYTES
 
     def _receive(self, subject: str, body: bytes, sequence: int, recorded_at: int, headers: bytes | None) -> None:
         try:
@@ -97,6 +107,7 @@ class LogReader:
                 reason=f"{type(error).__name__}: {error}",
             )
         self._waiting.append(item)
+        self._bytes += len(body)
         self._arrived.set()
 
     def _check_gaps(self, batch: list[Item]) -> None:
