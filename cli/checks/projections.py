@@ -62,7 +62,7 @@ REGRESSED = Kind(
     "projections.regressed",
     Level.CRITICAL,
     "The tables have read what the log no longer holds: one of the two was restored or truncated.",
-    "compare the log with its backup; if the log is right, cuebook projection rebuild {projection}",
+    "compare the log with its backup; if the log is right, cuebook projection rebuild {projection} --trust-log",
 )
 ABANDONED = Kind(
     "projections.abandoned",

@@ -6,6 +6,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from cuebook.cli.checks.projections import REGRESSED
+from cuebook.events.jetstream import js_request
 from cuebook.events.log import EventLog
 from cuebook.projections.runner import Runner
 from tests.cli.conftest import Cli
@@ -46,3 +48,12 @@ async def test_who_may_only_read_is_told_so(cli: Cli, tables: Tables) -> None:
                 assert "fix: use the role that the projections run as" in text
         finally:
             await admin.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+async def test_what_is_advised_about_another_log_helps(cli: Cli, log: EventLog, tables: Tables) -> None:
+    await js_request(log.connection, f"STREAM.DELETE.{log.subjects.stream}", {})
+    await log.ensure()
+    await append_tasks(log, 1, prefix="other")
+    advice = REGRESSED.found("", projection="runs").remedy.partition("cuebook ")[2]
+    await cli.ok(*advice.split())
+    assert await tables.rows("SELECT run_id FROM runs") == [("other0",)]
