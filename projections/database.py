@@ -18,7 +18,17 @@ from psycopg import errors, sql
 
 from cuebook.events.errors import ConfigurationError
 
-__all__ = ["Backoff", "Outage", "Transaction", "connect", "is_about_the_event", "is_outage", "path_of", "schema_name"]
+__all__ = [
+    "UNHURRIED",
+    "Backoff",
+    "Outage",
+    "Transaction",
+    "connect",
+    "is_about_the_event",
+    "is_outage",
+    "path_of",
+    "schema_name",
+]
 
 Transaction: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 """A connection inside a transaction."""
@@ -40,6 +50,9 @@ _CONNECTION: Final[dict[str, Any]] = {
 
 _SESSION: Final = {"datestyle": "ISO", "timezone": "UTC"}
 """Other ones of a database or role would change what moments mean in text, and psycopg reads no other style."""
+
+UNHURRIED: Final = {"statement_timeout": "0"}
+"""For what has to be done however long it takes: with a time that a database sets for people it would never be."""
 
 _SET_PRIVILEGE_SINCE: Final = 160_000
 _ACT_AS_OWNER: Final = b"""

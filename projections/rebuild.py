@@ -23,7 +23,7 @@ from cuebook.events.errors import ConfigurationError, HistoryRegressedError, Not
 from cuebook.events.log import EventLog
 from cuebook.projections.checkpoint import ReadAgainError
 from cuebook.projections.compare import TableComparison, compare
-from cuebook.projections.database import Outage, Transaction, connect, is_outage, schema_name
+from cuebook.projections.database import UNHURRIED, Outage, Transaction, connect, is_outage, schema_name
 from cuebook.projections.generations import (
     Generation,
     count_parked,
@@ -146,7 +146,7 @@ async def rebuild(
     Raises HistoryRegressedError, ConfigurationError when another rebuild is under way or the database is not ours, and
     UnavailableError; run again, it goes on.
     """
-    async with _outages(), await connect(database_url, [schema_name(log.subjects.space)]) as control:
+    async with _outages(), await connect(database_url, [schema_name(log.subjects.space)], **UNHURRIED) as control:
         await prepare_database(control, log.subjects.space, projections, timeseries=timeseries)
         one = _Rebuild(log, database_url, control, batch_size, on_progress, timeseries)
         async with AsyncExitStack() as stack:
@@ -174,7 +174,7 @@ async def rollback(
     version of the projection than wrote it, HistoryRegressedError, UnavailableError.
     """
     space = log.subjects.space
-    async with _outages(), await connect(database_url, [schema_name(space)]) as control:
+    async with _outages(), await connect(database_url, [schema_name(space)], **UNHURRIED) as control:
         await prepare_database(control, space, [projection])
         found = await generations_of(control, projection.name)
         target = previous_of(found)

@@ -22,7 +22,7 @@ from cuebook.events.log import EventLog
 from cuebook.projections.agents import Agents
 from cuebook.projections.audit import Audit
 from cuebook.projections.checkpoint import ReadAgainError
-from cuebook.projections.database import Backoff, Outage, Transaction, connect, is_outage, schema_name
+from cuebook.projections.database import UNHURRIED, Backoff, Outage, Transaction, connect, is_outage, schema_name
 from cuebook.projections.generations import generations_of, written_by
 from cuebook.projections.migrations import prepare_database
 from cuebook.projections.projection import Batch, Projection
@@ -184,7 +184,7 @@ class Runner:
         backoff = Backoff()
         while True:
             try:
-                async with await connect(self._url, [schema_name(self._space)]) as connection:
+                async with await connect(self._url, [schema_name(self._space)], **UNHURRIED) as connection:
                     await prepare_database(connection, self._space, self._projections, timeseries=self._timeseries)
                     await require_extension(connection, self._projections)
                     await self._tell_histories(connection)

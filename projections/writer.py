@@ -24,6 +24,7 @@ from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError, CuebookError
 from cuebook.projections.checkpoint import Checkpoint, ReadAgainError, position_of
 from cuebook.projections.database import (
+    UNHURRIED,
     Backoff,
     Outage,
     Transaction,
@@ -46,8 +47,7 @@ SETTINGS: Final = {
     "synchronous_commit": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    # What a database sets for people would cancel the same batch for ever.
-    "statement_timeout": "0",
+    **UNHURRIED,
     # Rows in compressed chunks are rare to change, and then all that have to be; elsewhere it means nothing.
     "timescaledb.max_tuples_decompressed_per_dml_transaction": "0",
     # A process that vanished without a word gives up its claim soon.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC
+from typing import ClassVar
 
 import psycopg
 import pytest
@@ -62,6 +63,18 @@ async def test_a_statement_may_take_longer_than_people_s(tables: Tables) -> None
     async with asyncio.timeout(60), tables.writer(Slow()) as writer:
         await writer.apply(story.items)
     assert await tables.rows("SELECT run_id FROM runs") == [("a",)]
+
+
+async def test_making_tables_may_take_longer_too(log: EventLog, tables: Tables) -> None:
+    class Large(Runs):
+        tables: ClassVar[bytes] = Runs.tables + b"; SELECT pg_sleep(0.6)"
+
+    last = await append_tasks(log, 1)
+    await set_for_all(tables, statement_timeout="500ms")
+    async with asyncio.timeout(60):
+        await Runner(log, tables.url, projections=[Large()]).run(until=last)
+        (report,) = await rebuild(log, tables.url, [Large()])
+    assert (report.generation, report.switched, report.differences) == (2, True, 0)
 
 
 @pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
