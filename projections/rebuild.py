@@ -183,6 +183,11 @@ async def rollback(
                 f"projection {projection.name} has no generation that was shown before",
                 remedy="'cuebook projection list' shows which there are; a rebuild makes one",
             )
+        if target.state == "live" and target.claimed and not now:
+            raise ConfigurationError(
+                f"a service writes generation {target.number} of {projection.name}",
+                remedy="roll back with --now: that service keeps it up to date",
+            )
         if target.version != projection.version and not now:
             raise ConfigurationError(
                 f"generation {target.number} of {projection.name} was written by version {target.version} of the "
@@ -192,7 +197,9 @@ async def rollback(
         if not now:
             await log.verify_position(target.position)
         one = _Rebuild(log, database_url, control, batch_size, on_progress, Timeseries.AUTO)
-        writer = Writer(projection, database_url, space, Outage(), generation=target, state=target.state)
+        writer = Writer(
+            projection, database_url, space, Outage(), generation=target, state=target.state, applies=not now
+        )
         async with writer:
             build = _Build(writer=writer, resumed_at=target.sequence, regressed=False, began=time.monotonic())
             if not now:

@@ -64,7 +64,8 @@ class Writer:
     """Writes one projection. Use `async with`; `position` is how far it has committed.
 
     Without a `generation` it is the one that a service with this version of the projection writes, looked up anew after
-    every `reload`; `state` is the one in which a given generation has to be.
+    every `reload`; `state` is the one in which a given generation has to be. `applies`: False where it is only shown,
+    as it stands; then somebody else may write it, and it may be of another version.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Writer:
         *,
         generation: Generation | None = None,
         state: str = "live",
+        applies: bool = True,
     ) -> None:
+        self._applies = applies
         self.projection = projection
         self.position = Position()
         self.parked = 0
@@ -254,9 +257,10 @@ class Writer:
             schemas = [generation.tables_in, schema_name(self._space)]
             await connection.execute("SELECT set_config('search_path', %s, false)", [path_of(schemas)])
             self._checkpoint = Checkpoint(generation, self._state)
-            await self._checkpoint.claim(connection)
-            if self.projection.session:
-                await connection.execute(self.projection.session)
+            if self._applies:
+                await self._checkpoint.claim(connection)
+                if self.projection.session:
+                    await connection.execute(self.projection.session)
         except BaseException:
             await connection.close()
             raise

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from cuebook.events.connection import connect as connect_nats
 from cuebook.events.envelope import Position
 from cuebook.events.errors import ConfigurationError
 from cuebook.events.log import EventLog
-from cuebook.projections import queries
+from cuebook.projections import checkpoint, queries
 from cuebook.projections.database import Transaction, connect, schema_name
 from cuebook.projections.generations import drop_obsolete
 from cuebook.projections.parked import skip_parked
@@ -173,6 +174,34 @@ async def test_of_two_rebuilds_that_begin_at_once_one_is_refused(log: EventLog, 
     (refusal,) = (one for one in found if isinstance(one, ConfigurationError))
     assert report.switched
     assert str(refusal) == "a rebuild of projection runs is under way"
+
+
+class RunsAndMore(Runs):
+    """A version with another table."""
+
+    version = Runs.version + 1
+    tables: ClassVar[bytes] = Runs.tables + b"; CREATE TABLE more (run_id text PRIMARY KEY)"
+    session: ClassVar[bytes] = Runs.session + b"; CREATE TEMPORARY TABLE changed_more AS TABLE more WITH NO DATA"
+
+
+async def test_the_way_back_is_open_while_the_service_of_the_release_before_goes_on(
+    log: EventLog, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CLAIM_WAIT", "1ms")
+    last = await append_tasks(log, 3)
+    service = Runner(log, tables.url, projections=[Runs()])
+    async with running(service):
+        await eventually(lambda: service.status().positions["runs"].sequence == last)
+        (report,) = await rebuild(log, tables.url, [RunsAndMore()])
+        with pytest.raises(ConfigurationError, match="a service writes generation 1 of runs") as refusal:
+            await rollback(log, tables.url, RunsAndMore())
+        assert refusal.value.remedy == "roll back with --now: that service keeps it up to date"
+        back = await rollback(log, tables.url, RunsAndMore(), now=True)
+        assert (back.generation, back.before, back.sequence) == (1, report.generation, last)
+        last = await append_tasks(log, 3, prefix="later")
+        await eventually(lambda: service.status().positions["runs"].sequence == last)
+    assert await tables.row("SELECT count(*) FROM runs") == (6,)
+    assert await tables.row("SELECT to_regclass('more') IS NULL") == (True,)
 
 
 @pytest.mark.native
