@@ -152,8 +152,9 @@ class Shelf:
         """Leave everything where it is, for the next process."""
         self.is_open = False
         await ended(self._cleaner)
-        if self._listener is not None:
-            await self._listener.close()
+        async with self._writing:  # what was lost is written again before anybody else has it
+            if self._listener is not None:
+                await self._listener.close()
 
     async def claim(self, instance: str) -> None:
         """From now on it is served under this name."""

@@ -17,8 +17,8 @@ from cuebook.projections.statements import load_statements
 
 __all__ = ["Checkpoint", "ReadAgainError", "position_of"]
 
-CLAIM_WAIT: Final = "10s"
-"""Our own last connection may have broken without the server knowing yet."""
+CLAIM_WAIT: Final = "30s"
+"""Our own last connection may have broken without the server knowing yet: by keepalives it finds out after 20 s."""
 
 _SQL = load_statements("checkpoint.sql")
 

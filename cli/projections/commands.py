@@ -146,7 +146,7 @@ def rollback(
         from cuebook.cli.session import run_command
 
         target = Target(nats_url=nats_url, creds=creds, space=space)
-        interruption.resume = f"cuebook projection rollback {name}{target.hint}"
+        interruption.resume = f"cuebook projection rollback {name}{' --now' if now else ''}{target.hint}"
         run_command(rebuilding.rollback(target, database_url, name, output, now=now))
 
 
