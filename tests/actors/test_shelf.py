@@ -186,6 +186,31 @@ async def test_what_the_log_has_decided_is_not_written_again(
     assert await found(keeper, space) == ("i1", 0, [7])
 
 
+async def test_a_shelf_is_closed_once_what_was_lost_is_written_again(
+    keeper: Connection, space: str, monkeypatch: pytest.MonkeyPatch, expected_errors: list[str]
+) -> None:
+    expected_errors.append(LOST)
+    shelf = await claimed(keeper, space, 3, 5)
+    store, may_store, order = shelf._store, asyncio.Event(), []
+
+    async def stored(*args: Any, **options: Any) -> None:
+        await may_store.wait()
+        await store(*args, **options)
+
+    monkeypatch.setattr(shelf, "_store", stored)
+    writing = asyncio.create_task(shelf.restore(await lost(keeper, space)))
+    writing.add_done_callback(lambda _: order.append("written"))
+    await eventually(shelf._writing.locked)
+    closing = asyncio.create_task(shelf.close())
+    closing.add_done_callback(lambda _: order.append("closed"))
+    for _ in range(3):  # whoever does not wait has closed it meanwhile
+        await keeper.flush()
+    may_store.set()
+    await asyncio.gather(writing, closing)
+    assert order == ["written", "closed"]
+    assert await found(keeper, space) == ("i1", 0, [3, 5])
+
+
 # --- a disk that is put back ---
 
 
