@@ -35,7 +35,7 @@ from cuebook.events.errors import (
 )
 from cuebook.events.facts import OutsideEvent
 from cuebook.events.feed import Feed
-from cuebook.events.jetstream import NAME_IN_USE, NO_STREAM, js_request
+from cuebook.events.jetstream import NAME_IN_USE, NO_ROOM, NO_STREAM, js_request
 from cuebook.events.log import EventLog, Unreadable
 from cuebook.events.lookup import first_match, last_match, message_at, sequence_before
 from cuebook.events.stream import MAX_MESSAGE_BYTES
@@ -123,7 +123,7 @@ class Forwarder:
         """The last one read of the edge's stream, and when the newest that was read was stored there."""
         self._unreadable = 0
         """How often what older marks say could not be read, one after the other."""
-        self._said_two = self._said_unreadable = False
+        self._said_two = self._said_unreadable = self._said_full = False
 
     @property
     def waiting(self) -> int:
@@ -384,6 +384,10 @@ class Forwarder:
                 await asyncio.sleep(BACK_OFF_S)  # until it can be seen
         except (UnavailableError, ConfigurationError) as error:  # such as an old stream that one cannot read from here
             logger.debug("events wait at the edge: %s", error)
+            if error.remedy == NO_ROOM and not self._said_full:
+                self._said_full = True
+                said = "the log has no room, events wait at the edge: %s"
+                logger.error(said, NO_ROOM, extra={"edge": self._edge})  # noqa: TRY400 - what happened at the hub
             await asyncio.sleep(RETRY_S)
             await self._read_mark()
         except CommandRejectedError as error:
@@ -428,6 +432,7 @@ class Forwarder:
             give_up_s=GIVE_UP_S,
         )
         self._marked, self._newest, self._told = last - len(events), mark_after, mark_after
+        self._said_full = False
         self.forwarded += len(events)
 
     def _member(self, event: _Event) -> Member:
